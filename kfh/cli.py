@@ -1,0 +1,131 @@
+"""The command `kfh`: thin commands over `probing` and `rl`, which they import when called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Key-Focus Heads: find the attention heads that look back at the reasoning steps that "
+    "mattered, show them, and train with them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SkipBad = Annotated[bool, typer.Option(help="Leave bad lines out (counted) instead of stopping.")]
+ThinkEnd = Annotated[str, typer.Option(help="The text that ends the reasoning.")]
+MinChars = Annotated[int, typer.Option(help="Steps shorter than this are merged (attnpo).")]
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+) -> None:
+    """Options of the command itself."""
+    if version:
+        from kfh import __version__
+
+        typer.echo(f"kfh {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def segment(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Trace file (JSONL, .gz too).")],
+    out: Annotated[Path, typer.Option(help="Trace file to write.")],
+    segmenter: Annotated[
+        str, typer.Option(help="attnpo, line, sentence, paragraph, or a phrase file (*.json).")
+    ] = "attnpo",
+    min_chars: MinChars = 80,
+    skip_bad: SkipBad = False,
+    think_end: ThinkEnd = "</think>",
+) -> None:
+    """Cut the reasoning of each trace into steps that tile it."""
+    from kfh.commands import run_segment
+
+    run_segment(source, out, segmenter, min_chars, skip_bad, think_end)
+
+
+@app.command()
+def probe(
+    model: Annotated[str, typer.Option(help="Hub id, folder or .gguf file.")],
+    traces: Annotated[Path, typer.Option(help="Labelled trace file (JSONL, .gz too).")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    segmenter: Annotated[
+        str,
+        typer.Option(help="given: the file's steps; or attnpo, line, sentence, paragraph, *.json."),
+    ] = "given",
+    min_chars: MinChars = 80,
+    labels: Annotated[str, typer.Option(help="steps: the file's own; or a label file.")] = "steps",
+    keep: Annotated[
+        str, typer.Option(help="correct: leave wrong answers out; or all.")
+    ] = "correct",
+    skip_bad: SkipBad = False,
+    think_end: ThinkEnd = "</think>",
+    answer: Annotated[str, typer.Option(help="Answer tokens: all, values or boxed.")] = "all",
+    select: Annotated[str, typer.Option(help="top or greedy.")] = "top",
+    top: Annotated[int, typer.Option(help="Number of heads in the set.")] = 3,
+    by: Annotated[str, typer.Option(help="sra, balanced or gating.")] = "sra",
+    null: Annotated[str, typer.Option(help="Labels of the null: shuffle or rotate.")] = "shuffle",
+    permutations: Annotated[int, typer.Option(help="Labellings of the null.")] = 1000,
+    backend: Annotated[
+        str, typer.Option(help="transformers or transformer-lens.")
+    ] = "transformers",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    batch_tokens: Annotated[int, typer.Option(help="Tokens in a forward pass.")] = 8192,
+    resume: Annotated[bool, typer.Option(help="Go on from the traces scored in --out.")] = True,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the model's.")] = False,
+    seed: Annotated[int, typer.Option(help="Of bootstrap and permutations.")] = 0,
+) -> None:
+    """Rank the attention heads of a model on labelled traces and save the head set."""
+    settings = dict(locals())  # the arguments, by the names that ProbeConfig gives them
+    from kfh.commands import run_probe
+
+    run_probe(**settings)
+
+
+@app.command()
+def plot(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that kfh probe wrote.")],
+    metric: Annotated[str, typer.Option(help="sra, balanced or gating.")] = "sra",
+    formats: Annotated[str, typer.Option(help="Of png, svg, pdf; comma between.")] = "png,svg,pdf",
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures; default DIR.")] = None,
+) -> None:
+    """Draw the heatmaps, the per-layer profile and the ensemble curves of a probe."""
+    from kfh.commands import run_plot
+
+    run_plot(folder, metric, formats, out)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/demo"),
+    count: Annotated[int, typer.Option(help="Traces to make.")] = 24,
+) -> None:
+    """Make labelled traces and probe SmolLM2-135M-Instruct on them: the whole way on a laptop."""
+    from kfh.commands import run_demo
+
+    run_demo(out, count)
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend are printed without a traceback."""
+    from probing.errors import KfhError
+
+    try:
+        app()
+    except KfhError as error:
+        typer.secho(f"kfh: {error}", fg="red", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.secho("kfh: interrupted; the same command goes on from here.", fg="yellow", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What the commands do, once their arguments are parsed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from kfh.console import console, print_result, progress_bar, talk
+from probing.traces import ReadReport
+
+
+def _report_bad_lines(report: ReadReport) -> None:
+    for kind, count in report.bad.items():
+        talk.print(f"[yellow]left out {count} × {kind}[/yellow], first {report.first_bad[kind]}")
+
+
+def run_segment(
+    source: Path, out: Path, segmenter: str, min_chars: int, skip_bad: bool, think_end: str
+) -> None:
+    """`kfh segment`: see `probing.segmenters`."""
+    from probing.files import file_hash
+    from probing.segmenters import Segmenter, segment_trace
+    from probing.traces import read_traces, write_traces
+
+    cutter = Segmenter.parse(segmenter, min_chars)
+    report = ReadReport()
+    steps: Counter[str] = Counter()
+
+    def segmented() -> Any:
+        for trace in read_traces(source, skip_bad=skip_bad, think_end=think_end, report=report):
+            ready = segment_trace(trace, cutter)
+            steps.update(step.label or "unlabelled" for step in ready.steps)
+            yield ready
+
+    with progress_bar("segmenting", 0) as advance:
+
+        def counted() -> Any:
+            for trace in segmented():
+                advance(1, 0)
+                yield trace
+
+        count = write_traces(
+            out, counted(), segmenter=cutter.to_json(), source=str(source), hash=file_hash(source)
+        )
+    _report_bad_lines(report)
+    labels = ", ".join(f"{number} {label}" for label, number in sorted(steps.items()))
+    console.print(f"{count} traces, {sum(steps.values())} steps ({labels}) → {out}")
+
+
+def run_probe(**settings: Any) -> None:
+    """`kfh probe`: see `probing.run`; the heatmap is drawn beside the tables."""
+    from transformers.utils import logging
+
+    from probing.config import ProbeConfig
+    from probing.run import probe
+
+    logging.disable_progress_bar()  # ours are enough
+    result = probe(ProbeConfig(**settings), progress=progress_bar)
+    if result is None:  # another process prints
+        return
+    from probing.figures import RunFigures, save_figure
+
+    out = Path(settings["out"])
+    _report_left_out(result.counts)
+    print_result(result)
+    save_figure(RunFigures.of(result).heatmap(result.config.by), out / "heatmap.png")
+    if result.speed["traces"]:
+        rate = result.speed["tokens"] / result.speed["seconds"]
+        console.print(
+            f"scored {result.speed['traces']:.0f} traces, {result.speed['tokens']:,.0f} tokens in "
+            f"{result.speed['seconds']:.1f} s ({rate:,.0f} tokens/s); "
+            f"{result.speed['resumed']:.0f} were there already"
+        )
+    console.print(f"→ {out}: heads.json, sra.parquet, scores.parquet, run.json, heatmap.png")
+
+
+def _report_left_out(counts: dict[str, Any]) -> None:
+    for kind, number in counts["bad_lines"].items():
+        first = counts["first_bad_lines"][kind]
+        talk.print(f"[yellow]left out {number} × {kind}[/yellow], first {first}")
+    for reason, number in counts["left_out"].items():
+        talk.print(f"[yellow]left out {number} traces:[/yellow] {reason}")
+    if counts["steps"].get("without a token"):
+        number = counts["steps"]["without a token"]
+        talk.print(f"[yellow]left out {number} steps[/yellow] without a token of their own")
+
+
+def run_plot(folder: Path, metric: str, formats: str, out: Path | None) -> None:
+    """`kfh plot`: see `probing.figures`."""
+    from probing.errors import ConfigError
+    from probing.figures import FORMATS, RunFigures, save_figure
+    from probing.selection import check_metric
+
+    check_metric(metric)
+    kinds = [kind.strip() for kind in formats.split(",") if kind.strip()]
+    if not kinds or set(kinds) - set(FORMATS):
+        raise ConfigError(f"unknown formats {formats!r}; choose of {', '.join(FORMATS)}")
+    run = RunFigures.load(folder)
+    for name, figure in run.all(metric).items():
+        for kind in kinds:
+            path = (out or folder) / f"{name}.{kind}"
+            save_figure(figure, path)
+            console.print(f"→ {path}")
+
+
+def run_demo(out: Path, count: int) -> None:
+    """`kfh demo`: see `kfh.demo`."""
+    from kfh.demo import make_traces, smollm2_path
+
+    model = smollm2_path()
+    traces = out / "traces.jsonl"
+    made = make_traces(traces, count)
+    console.print(f"made {made} labelled traces → {traces}")
+    run_probe(model=str(model), traces=traces, out=out)

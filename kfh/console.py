@@ -1,0 +1,167 @@
+"""What the commands print: progress bars and tables. Data goes to files, talk to stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from probing.results import ProbeResult
+
+console = Console()
+talk = Console(stderr=True)
+
+
+@contextmanager
+def progress_bar(name: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar over traces; `advance(traces, tokens)` moves it and shows tokens per second."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=talk,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(name, total=total, speed="")
+        started, tokens = time.perf_counter(), 0
+
+        def advance(traces: int, number: int) -> None:
+            nonlocal tokens
+            tokens += number
+            rate = tokens / max(time.perf_counter() - started, 1e-9)
+            bar.update(task, advance=traces, speed=f"{rate:,.0f} tokens/s" if tokens else "")
+
+        yield advance
+
+
+def _figure(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None or value != value:  # the figure does not exist for this row
+        return "–"
+    return f"{value:.3f} [dim]{low:.2f}–{high:.2f}[/dim]"
+
+
+def _cell(row: pd.Series, metric: str) -> str:
+    return _figure(row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def heads_table(result: ProbeResult, count: int = 10) -> Table:
+    """The best heads by the chosen metric, with intervals, p-values and held-out figures."""
+    by = result.config.by
+    p = "balanced_p" if by == "balanced" else "sra_p"
+    best = result.table.sort_values(by, ascending=False, kind="stable").head(count)
+    table = _table(
+        f"Best heads by {by} on {result.counts['ranked']} traces (95 % intervals; * in the set)",
+        "head",
+        "SRA",
+        "balanced",
+        "gating",
+        p.replace("_p", " p"),
+        "S/base e | r",
+        "half → held out",
+    )
+    chosen = set(result.head_set.pairs)
+    for _, row in best.iterrows():
+        pair = (int(row["layer"]), int(row["head"]))
+        table.add_row(
+            f"{pair[0]}.{pair[1]}{' *' if pair in chosen else ''}",
+            _cell(row, "sra"),
+            _cell(row, "balanced"),
+            f"{row['gating']:.3f}",
+            f"{row[p]:.3f}",
+            f"{row['contrast_essential']:.2f} | {row['contrast_redundant']:.2f}",
+            f"{row[by + '_select']:.3f} → {row[by + '_held_out']:.3f}",
+        )
+    return table
+
+
+def controls_table(result: ProbeResult) -> Table:
+    """Trivial scorers, and what the best of all heads reaches by chance."""
+    table = _table("Controls", "scorer", "SRA", "balanced", "gating")
+    for _, row in result.controls.iterrows():
+        name = "mean of all heads" if row["control"] == "all heads" else row["control"]
+        table.add_row(name, *(_cell(row, metric) for metric in ("sra", "balanced", "gating")))
+    null = result.null
+    chance = [f"{null[m]['mean']:.3f} [dim]95 % < {null[m]['q95']:.2f}[/dim]" for m in null]
+    table.add_row(f"best head, labels {result.config.null}d", *chance, "–")
+    return table
+
+
+def ensemble_table(result: ProbeResult) -> Table:
+    """Ensembles of 1 … 10 heads on the held-out half, by both ways of selection."""
+    by = result.config.by
+    chosen_on, held = (len(result.counts[f"{k}_traces"]) for k in ("select", "held_out"))
+    columns = [name for how in result.curves for name in (how, "added")]
+    title = f"Ensembles: chosen by {by} on {chosen_on} traces, {by} on the other {held}"
+    table = _table(title, "heads", *columns)
+    names = [f"{r.layer}.{r.head}" for r in result.table.itertuples()]
+    for points in zip(*result.curves.values(), strict=True):
+        cells = []
+        for point in points:
+            value = _figure(*(point[by + end] for end in ("", "_low", "_high")))
+            cells += [value, names[point["added"]]]
+        table.add_row(str(points[0]["heads"]), *cells)
+    return table
+
+
+def caveats(result: ProbeResult) -> list[str]:
+    """In words, where a control is not beaten."""
+    by = result.config.by
+    best = result.table.loc[result.table[by].idxmax()]
+    name = f"head {int(best['layer'])}.{int(best['head'])}"
+    found = []
+    trivial = result.controls[result.controls["control"] != "all heads"]
+    top = trivial.loc[trivial["sra"].idxmax()]
+    if top["sra"] >= best["sra_low"]:
+        found.append(
+            f"{top['control']} alone reaches SRA {top['sra']:.3f}, within the interval of {name} "
+            f"({best['sra']:.3f}, from {best['sra_low']:.3f}): look at balanced SRA."
+        )
+    if not best["balanced_p"] <= 0.05:
+        found.append(
+            f"The balanced SRA of {name} ({best['balanced']:.3f}) is what the best of "
+            f"{len(result.table)} heads reaches by chance (p = {best['balanced_p']:.2f})."
+        )
+    if result.counts["ranked"] < 20:
+        found.append(f"{result.counts['ranked']} traces are few: the intervals are rough.")
+    return found
+
+
+def print_result(result: ProbeResult) -> None:
+    """The tables of a probe, and its caveats."""
+    for table in (heads_table(result), controls_table(result), ensemble_table(result)):
+        console.print(table)
+    heads = ", ".join(f"{layer}.{head}" for layer, head in result.head_set.pairs)
+    console.print(
+        f"[bold]Head set[/bold] (*): {heads}, by {result.config.select} {result.config.by}"
+    )
+    for text in caveats(result):
+        console.print(f"[yellow]Caveat:[/yellow] {text}")

@@ -1,0 +1,320 @@
+"""Attention capture: how much the answer looks at each token, for every head, exactly.
+
+The numbered steps of `AttentionCapture.__call__`, with the same numbers in the code:
+1. The model runs its own attention function, mask and kernel (sdpa, flash, eager): our function
+   stands in front of it in the transformers attention registry and calls it for the output.
+2. For the answer tokens alone, in chunks, the softmax rows are computed from the same queries,
+   keys and mask, in float32.
+3. Each row is added to its trace's mass: mass[h, n] = Σ_{m ∈ F} a_{m→n}, the inner sum of the
+   step score (AttnPO, arXiv 2602.09953, section 3; docs/PAPER.md, eq. 1).
+4. After the deepest layer needed the forward pass stops.
+
+No T × T matrix is made: beyond the plain forward there is one chunk of rows and the masses.
+
+A capture proves itself before it is used: the rows times the values must equal the output of the
+model's own kernel in every layer, and the model's output must stay what it was. A family whose
+attention does not go through the registry, or does more than a softmax over keys, is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probing.errors import ModelError
+from probing.passes import CapturePass, Head, relative
+from probing.rows import Rows, eager_in_chunks, eager_of
+
+PROOF_TOKENS = 40
+# Largest relative difference that the proof accepts; half precision rounds values and output.
+PROOF_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+
+
+class _Enough(Exception):
+    """Leaves the forward pass after the deepest layer needed (4)."""
+
+
+def trunk_of(model: torch.nn.Module) -> torch.nn.Module:
+    """The transformer without its language-model head; through a PEFT wrapper as well."""
+    unwrap: Any = getattr(model, "get_base_model", lambda: model)
+    trunk: torch.nn.Module = getattr(unwrap(), "base_model", model)
+    return trunk
+
+
+class AttentionCapture:
+    """Captures the attention mass of the answer, for all heads or for chosen ones.
+
+    Args:
+        model: a loaded transformers model. It is put into eval mode while the capture runs.
+        heads: `(layer, head)` pairs in the order of the result; None takes every head.
+        chunk_bytes: memory of a chunk of rows; default 8 MiB on CPU, 256 MiB elsewhere.
+        prove: check at once that the capture is real (see `prove`).
+        early_exit: stop the forward after the deepest layer needed. Turn it off where modules
+            are sharded (FSDP, DeepSpeed ZeRO-3), whose hooks must see the whole forward.
+
+    Raises:
+        ModelError: the model's attention cannot be captured, or a head does not exist.
+
+    Example:
+        >>> with AttentionCapture(model, heads=[(16, 2)]) as capture:  # doctest: +SKIP
+        ...     mass = capture(input_ids, answer)  # (batch, 1, token)
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        heads: Sequence[Head] | None = None,
+        *,
+        chunk_bytes: int | None = None,
+        prove: bool = True,
+        early_exit: bool = True,
+    ) -> None:
+        self.model = model
+        self.trunk = trunk_of(model)
+        self.early_exit = early_exit
+        self.chunk_bytes = chunk_bytes
+        self._modules = {id(module) for module in self.trunk.modules()}
+        self._implementations = _implementations(self.trunk)
+        self._previous: dict[str, Callable[..., Any] | None] = {}
+        self._pass: CapturePass | None = None
+        self.layers: dict[int, int] = {}  # attention layer → its number of heads
+        self._discover()
+        self.heads: list[Head] = self._check_heads(heads)
+        if prove:
+            self.prove()
+
+    def __enter__(self) -> AttentionCapture:
+        """Stand in front of the model's attention function in the registry (1)."""
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
+
+        if self._previous:
+            raise RuntimeError("this capture is already active")
+        for name in self._implementations:
+            # A local entry of the registry overrides the stock one until it is deleted. The
+            # name stays the model's own, and with it the mask that transformers makes for it.
+            self._previous[name] = registry._local_mapping.get(name)
+            registry[name] = self._function(name, registry.get(name))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the registry back as it was."""
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
+
+        for name, previous in self._previous.items():
+            if previous is None:
+                del registry[name]
+            else:
+                registry[name] = previous
+        self._previous = {}
+
+    def __call__(
+        self,
+        input_ids: Int[Tensor, "batch token"],
+        answer: Bool[Tensor, "batch token"],
+        attention_mask: Int[Tensor, "batch token"] | None = None,
+        *,
+        forward: Callable[..., Any] | None = None,
+    ) -> Float[Tensor, "batch head token"]:
+        """One forward pass without gradient.
+
+        Args:
+            input_ids: token ids, padded to one length on either side.
+            answer: the answer tokens F of each trace (any subset of its tokens).
+            attention_mask: 1 for real tokens. May be left out where padding is on the right
+                only: no real token can look at it, and the kernel is faster without a mask.
+            forward: called instead of the trunk, for example a DDP- or FSDP-wrapped model.
+
+        Returns:
+            mass[b, i, n] = Σ_{m ∈ F_b} a_{m→n} for the i-th of `self.heads`, in float32. A row
+            of softmax sums to one, hence mass sums to |F_b| over n.
+
+        Raises:
+            ModelError: the model made no use of the registry in this pass.
+        """
+        if not self._previous:
+            raise RuntimeError("use the capture within a `with` block")
+        run = CapturePass(
+            answer, self.heads, chunk_bytes=self.chunk_bytes, early_exit=self.early_exit
+        )
+        self._run(run, input_ids, attention_mask, forward or self.trunk)
+        return run.mass()
+
+    def prove(
+        self,
+        input_ids: Int[Tensor, "batch token"] | None = None,
+        answer: Bool[Tensor, "batch token"] | None = None,
+        attention_mask: Int[Tensor, "batch token"] | None = None,
+    ) -> float:
+        """Check that the captured attention is the one that the model used.
+
+        In every layer, Σ_n a_{m→n} v_n from the captured rows must equal the output of the
+        model's own kernel for those rows; and the model's last hidden state must be the same
+        with and without the capture. Without arguments two random sequences are used, one of
+        them padded on the left. Give real ones to check long windows too.
+
+        Returns:
+            The largest relative difference over the layers.
+
+        Raises:
+            ModelError: with the layer and the difference, where they are not the same.
+        """
+        device = self._device()
+        if input_ids is None or answer is None:
+            input_ids, answer, attention_mask = _proof_input(self._vocabulary(), device)
+        run = CapturePass(answer, self.heads, chunk_bytes=self.chunk_bytes, verify=True)
+        before = self._hidden(input_ids, attention_mask)
+        with nullcontext() if self._previous else self:
+            after = self._run(run, input_ids, attention_mask, self.trunk)
+        name = type(self.model).__name__
+        layer, worst = max(run.differences.items(), key=lambda item: item[1])
+        tolerance = PROOF_TOLERANCE.get(before.dtype, 1e-4)
+        if worst > tolerance:
+            raise ModelError(
+                f"{name}: the attention captured in layer {layer} is not the one that the model "
+                f"used (relative difference {worst:.2g}, {tolerance:.0e} allowed). Its attention "
+                "does more than a masked softmax over keys; kfh cannot probe it."
+            )
+        real = slice(None) if attention_mask is None else attention_mask.bool()
+        change = relative(after[real], before[real])
+        if change > tolerance:
+            raise ModelError(f"{name}: its output changes by {change:.2g} under the capture.")
+        return worst
+
+    def _device(self) -> torch.device:
+        return next(self.trunk.parameters()).device
+
+    def _vocabulary(self) -> int:
+        embeddings = self.trunk.get_input_embeddings()  # type: ignore[operator]
+        return int(embeddings.num_embeddings)
+
+    def _discover(self) -> None:
+        """Learn which layers call the registry, with how many heads each."""
+        ids = torch.zeros((1, 4), dtype=torch.long, device=self._device())
+        run = CapturePass(torch.zeros_like(ids, dtype=torch.bool), [])
+        with self:
+            self._run(run, ids, None, self.trunk)
+        self.layers = dict(sorted(run.found.items()))
+
+    def _check_heads(self, heads: Sequence[Head] | None) -> list[Head]:
+        if heads is None:
+            return [(layer, head) for layer, n in self.layers.items() for head in range(n)]
+        if not heads or len(set(heads)) != len(heads):
+            raise ModelError(f"choose at least one head and none twice, got {list(heads)}")
+        for layer, head in heads:
+            if not 0 <= head < self.layers.get(layer, 0):
+                raise ModelError(
+                    f"{type(self.model).__name__} has no head {layer}.{head}: it has "
+                    f"{len(self.layers)} attention layers of {max(self.layers.values())} heads"
+                )
+        return [(int(layer), int(head)) for layer, head in heads]
+
+    @torch.no_grad()
+    def _run(
+        self,
+        run: CapturePass,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        forward: Callable[..., Any],
+    ) -> Tensor:
+        """One forward pass under `run`; the last hidden state, or empty after an early exit."""
+        training = self.model.training
+        self.model.eval()
+        self._pass = run
+        hidden = torch.empty(0)
+        try:
+            output = forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            hidden = output[0]
+        except _Enough:
+            pass
+        finally:
+            self._pass = None
+            self.model.train(training)
+        if not run.found:
+            raise ModelError(
+                f"{type(self.model).__name__} does not call the attention registry of "
+                "transformers, so its attention cannot be captured. Use a model class of "
+                "transformers itself (no remote code), loaded with sdpa, flash or eager attention."
+            )
+        return hidden
+
+    @torch.no_grad()
+    def _hidden(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        training = self.model.training
+        self.model.eval()
+        try:
+            output = self.trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        finally:
+            self.model.train(training)
+        hidden: Tensor = output[0]
+        return hidden
+
+    def _function(self, name: str, stock: Callable[..., Any] | None) -> Callable[..., Any]:
+        """The attention function that goes into the registry under `name`."""
+
+        def attend(
+            module: torch.nn.Module,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attention_mask: Tensor | None,
+            **options: Any,
+        ) -> tuple[Tensor, Tensor | None]:
+            kernel = stock or eager_of(module)
+            run = self._pass
+            if run is None or id(module) not in self._modules:  # another model, or not our pass
+                result: tuple[Tensor, Tensor | None] = kernel(
+                    module, query, key, value, attention_mask, **options
+                )
+                return result
+            layer = getattr(module, "layer_idx", None)
+            layer = len(run.found) if layer is None else int(layer)
+            run.enter_layer(layer, query, key)
+            rows = Rows(name, query, key, attention_mask, options, module)
+            run.add(layer, rows)  # (2, 3)
+            if run.finished(layer):
+                raise _Enough  # (4)
+            if stock is None:
+                output = eager_in_chunks(
+                    kernel, module, query, key, value, attention_mask, options, run.budget(query)
+                )
+            else:
+                output = kernel(module, query, key, value, attention_mask, **options)[0]  # (1)
+            run.verify(layer, rows, value, output)
+            return output, None
+
+        return attend
+
+
+def _implementations(trunk: torch.nn.Module) -> set[str]:
+    """Names of the attention functions that the model and its parts are set to use."""
+    configs = [getattr(module, "config", None) for module in trunk.modules()]
+    names = {getattr(config, "_attn_implementation", None) for config in configs if config}
+    names.discard(None)
+    if "flex_attention" in names:
+        raise ModelError(
+            "flex_attention keeps its mask in a form that has no rows; load the model with "
+            'attn_implementation="sdpa" (or "eager")'
+        )
+    return {str(name) for name in names}
+
+
+def _proof_input(vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Two random sequences, the second padded on the left; the second half of each answers."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (2, PROOF_TOKENS), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, : PROOF_TOKENS // 4] = 0
+    answer = torch.zeros_like(ids, dtype=torch.bool)
+    answer[:, PROOF_TOKENS // 2 :] = True
+    return ids.to(device), answer.to(device), mask.to(device)

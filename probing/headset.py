@@ -1,0 +1,118 @@
+"""Head sets: the heads chosen on a model, with what they were chosen by, as a JSON file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from probing.errors import DataError, ModelError
+from probing.files import HEADER, SCHEMA, data_path, file_header, write_json
+from probing.models import ModelCard
+
+
+@dataclass(frozen=True)
+class HeadFigures:
+    """One head of a set; a figure is None where the source does not give it."""
+
+    layer: int
+    head: int
+    sra: float | None = None
+    sra_interval: tuple[float, float] | None = None
+    balanced: float | None = None
+    balanced_interval: tuple[float, float] | None = None
+    gating: float | None = None
+    p: float | None = None  # of the metric chosen by, corrected for the choice among all heads
+    held_out: dict[str, float] | None = None  # metrics on the traces not used to choose
+
+
+@dataclass(frozen=True)
+class HeadSet:
+    """Heads to train with, and everything needed to score steps with them in the same way."""
+
+    heads: tuple[HeadFigures, ...]
+    model: ModelCard
+    segmenter: dict[str, Any] | None = None
+    rule: str = "start"  # how steps take tokens: start or overlap
+    answer: str = "all"  # which answer tokens are F: all, values or boxed
+    traces: dict[str, Any] | None = None  # file, hash, number used
+    labels: dict[str, Any] | None = None
+    selection: dict[str, Any] | None = None  # by, how, split, controls, ensemble
+    source: str | None = None
+    header: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The heads as `(layer, head)`."""
+        return [(head.layer, head.head) for head in self.heads]
+
+    def save(self, path: str | Path) -> None:
+        """Write the set, whole or not at all."""
+        content: dict[str, Any] = {HEADER: self.header or file_header("head set")}
+        for item in fields(self):
+            if item.name not in ("header", "heads", "model"):
+                content[item.name] = getattr(self, item.name)
+        content["model"] = asdict(self.model)
+        content["heads"] = [asdict(head) for head in self.heads]
+        write_json(Path(path), content)
+
+    @classmethod
+    def load(cls, path: str | Path, config: Any = None) -> HeadSet:
+        """Read and check a head set.
+
+        Args:
+            path: a head file, or the name of a shipped one (see `shipped_head_sets`).
+            config: the config of the model to use it with; its shape is then checked.
+
+        Raises:
+            DataError: not a head set, or one of a newer schema.
+            ModelError: the set is of a model with another shape.
+        """
+        path = Path(path)
+        if not path.exists() and str(path) in shipped_head_sets():
+            path = data_path("heads", f"{path}.json")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read as a head set ({error})") from error
+        found = cls._from_json(path, content)
+        if config is not None:
+            found.check(config)
+        return found
+
+    @classmethod
+    def _from_json(cls, path: Path, content: Any) -> HeadSet:
+        try:
+            header = content[HEADER]
+            if header["schema"] > SCHEMA:
+                raise DataError(
+                    f"{path}: written by kfh {header.get('version')} in schema {header['schema']}; "
+                    f"this kfh reads up to {SCHEMA}. Update kfh."
+                )
+            known = {item.name for item in fields(cls)} - {"header", "heads", "model"}
+            rest = {name: content[name] for name in known if name in content}
+            heads = tuple(HeadFigures(**head) for head in content["heads"])
+            found = cls(heads, ModelCard(**content["model"]), header=header, **rest)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: not a head set, or a damaged one ({error!r})") from error
+        if not heads or len(set(found.pairs)) != len(heads):
+            raise DataError(f"{path}: a head set needs heads, and none of them twice")
+        for layer, head in found.pairs:
+            if not (0 <= layer < found.model.layers and 0 <= head < found.model.heads):
+                raise DataError(f"{path}: {found.model.describe()} has no head {layer}.{head}")
+        return found
+
+    def check(self, config: Any) -> None:
+        """Raise ModelError unless the model of this config has the set's shape."""
+        other = ModelCard.of(str(getattr(config, "_name_or_path", "") or "the model"), config)
+        if (other.layers, other.heads) != (self.model.layers, self.model.heads):
+            raise ModelError(
+                f"this head set is of {self.model.describe()}; it does not fit "
+                f"{other.describe()}. Probe that model to get its own heads."
+            )
+
+
+def shipped_head_sets() -> list[str]:
+    """Names of the head sets that come with kfh (published ones)."""
+    return sorted(path.stem for path in data_path("heads").glob("*.json"))

@@ -1,0 +1,140 @@
+"""From a trace file to traces ready to be scored: filtered, cut, labelled, every loss counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from probing.errors import ConfigError, DataError
+from probing.files import file_hash
+from probing.labels import LabelFile, read_labels
+from probing.segmenters import MIN_CHARS, Segmenter, segment_trace
+from probing.traces import THINK_END, ReadReport, Trace, read_traces
+
+GIVEN = "given"  # the steps that the trace file holds
+KEEP = ("correct", "all")
+
+
+@dataclass(frozen=True)
+class TraceSource:
+    """Which traces of a file to use, with which steps and which labels.
+
+    Args:
+        path: the trace file.
+        segmenter: `given`: the steps of the file, as they are; or the name of a segmenter or a
+            phrase file: cut anew, with the file's labels carried over by their characters.
+        min_chars: the segmenter's minimum length.
+        labels: `steps`: the labels of the file's steps; or the path of a label file.
+        keep: `correct` leaves out traces whose answer is known to be wrong (the paper probes
+            correct ones); `all` keeps them.
+        skip_bad: leave out bad lines, counted, instead of stopping at the first.
+        think_end: the text that ends the reasoning.
+    """
+
+    path: Path
+    segmenter: str = GIVEN
+    min_chars: int = MIN_CHARS
+    labels: str = "steps"
+    keep: str = "correct"
+    skip_bad: bool = False
+    think_end: str = THINK_END
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.keep not in KEEP:
+            raise ConfigError(f"unknown keep {self.keep!r}; choose {' or '.join(KEEP)}")
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such trace file")
+
+    @property
+    def rule(self) -> str:
+        """How steps take tokens: given spans by overlap, tiles by where they start."""
+        return "overlap" if self.segmenter == GIVEN else "start"
+
+    def segmenter_json(self) -> dict[str, Any]:
+        """The segmenter as it stands in headers and head sets."""
+        if self.segmenter == GIVEN:
+            return {"name": GIVEN}
+        return Segmenter.parse(self.segmenter, self.min_chars).to_json()
+
+    def label_file(self) -> LabelFile | None:
+        """The label file, checked to be of the same segmenter; None for the file's own labels."""
+        if self.labels == "steps":
+            return None
+        found = read_labels(Path(self.labels))
+        name = (found.segmenter or {}).get("name")
+        if name is not None and name != self.segmenter_json()["name"]:
+            raise ConfigError(
+                f"{self.labels} labels the steps of the segmenter {name!r}, but --segmenter is "
+                f"{self.segmenter!r}"
+            )
+        return found
+
+    def label_json(self) -> dict[str, Any]:
+        """Where the labels come from, for headers and head sets."""
+        if self.labels == "steps":
+            return {"source": "steps"}
+        return {"source": self.labels, "hash": file_hash(Path(self.labels))}
+
+
+@dataclass
+class SourceReport:
+    """What became of the lines of a trace file; nothing is dropped in silence."""
+
+    reading: ReadReport = field(default_factory=ReadReport)
+    used: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    steps: Counter[str] = field(default_factory=Counter)
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts for the run file."""
+        return {
+            "read": self.reading.read,
+            "used": self.used,
+            "bad_lines": dict(self.reading.bad),
+            "first_bad_lines": self.reading.first_bad,
+            "left_out": dict(self.left_out),
+            "steps": dict(self.steps),
+        }
+
+
+def prepare_traces(source: TraceSource, report: SourceReport | None = None) -> Iterator[Trace]:
+    """Stream the traces of a source with their final steps and labels.
+
+    Left out and counted: wrong answers (`keep="correct"`), traces without a step, and traces
+    that have not both an essential and a redundant step.
+
+    Raises:
+        DataError: a bad line (without `skip_bad`), or no trace that can be ranked.
+    """
+    report = report if report is not None else SourceReport()
+    labels = source.label_file()
+    segmenter = None
+    if source.segmenter != GIVEN:
+        segmenter = Segmenter.parse(source.segmenter, source.min_chars)
+    for trace in read_traces(
+        source.path, skip_bad=source.skip_bad, think_end=source.think_end, report=report.reading
+    ):
+        if source.keep == "correct" and trace.correct is False:
+            report.left_out["wrong answer"] += 1
+            continue
+        ready = segment_trace(trace, segmenter) if segmenter else trace
+        if labels:
+            ready = labels.apply(ready)
+        found = {step.label for step in ready.steps}
+        if not {"essential", "redundant"} <= found:
+            reason = "no steps" if not ready.steps else "labels of one kind only, or none"
+            report.left_out[reason] += 1
+            continue
+        report.used += 1
+        report.steps.update(step.label or "unlabelled" for step in ready.steps)
+        yield ready
+    if not report.used:
+        reasons = ", ".join(f"{n} {why}" for why, n in report.left_out.items()) or "none read"
+        raise DataError(
+            f"{source.path}: no trace can be ranked ({reasons}). Ranking needs correct traces "
+            "whose steps are labelled essential and redundant; see --keep and --labels."
+        )

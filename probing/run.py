@@ -1,0 +1,188 @@
+"""The probe: from a trace file and a model to the ranking of its heads.
+
+1. Read and check the traces; nothing is loaded before the file is known to be good.
+2. Load the model and prove the capture on it.
+3. Score: each trace's steps for every head, stored one by one (`probing.store`).
+4. Rank: SRA, balanced SRA and the gate, with intervals, controls and the null of the maximum.
+5. Select heads on one half of the traces and report them on the other.
+6. Write `scores.parquet`, `sra.parquet`, `heads.json` and `run.json`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probing.config import ProbeConfig, Progress, no_progress
+from probing.files import file_hash
+from probing.models import ModelCard, load_model, load_tokenizer, weights_fingerprint
+from probing.passes import Head
+from probing.prepare import SourceReport, prepare_traces
+from probing.ranking import RankedTrace
+from probing.results import ProbeResult, rank_heads, write_result
+from probing.scoring import ScoredTrace, open_capture, score_traces
+from probing.store import ScoreStore
+from probing.tokens import EncodedTrace, encode_trace
+from probing.traces import Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class _Processes:
+    """This process among those that `accelerate launch` or `torchrun` started, if any."""
+
+    def __init__(self) -> None:
+        self.rank, self.count = 0, 1
+        self._state: Any = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from datetime import timedelta
+
+            from accelerate import PartialState
+
+            # A process that is done waits for the slowest, however long that takes.
+            self._state = PartialState(timeout=timedelta(days=7))
+            self.rank, self.count = self._state.process_index, self._state.num_processes
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+
+
+def probe(
+    config: ProbeConfig,
+    *,
+    model: PreTrainedModel | None = None,
+    tokenizer: Any = None,
+    progress: Progress = no_progress,
+) -> ProbeResult | None:
+    """Rank the heads of a model on a trace file and save what was found in `config.out`.
+
+    Args:
+        config: the settings.
+        model, tokenizer: loaded ones, instead of loading `config.model` (which still names them).
+        progress: makes progress bars, see `kfh.console`.
+
+    Returns:
+        The result; None in processes other than the first.
+
+    Raises:
+        KfhError: a bad setting, trace, label or model; the message says where and what to do.
+    """
+    processes = _Processes()
+    report = SourceReport()
+    ids = [trace.id for trace in prepare_traces(config.source, report)]  # 1
+    tokenizer = tokenizer or load_tokenizer(
+        config.model, trust_remote_code=config.trust_remote_code
+    )
+    model = model or load_model(  # 2
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+    )
+    card = ModelCard.of(config.model, model.config)
+    store = ScoreStore(Path(config.out), _score_settings(config, card, model))
+    if processes.rank == 0:
+        store.open(config.resume)
+    processes.wait()
+    speed, heads = _score_all(config, model, tokenizer, store, ids, processes, progress)  # 3
+    processes.wait()
+    if processes.rank != 0:
+        return None
+    scored = store.load()
+    traces = list(prepare_traces(config.source))
+    with progress("writing scores", len(traces)) as advance:
+        store.finish(traces, scored, heads, lambda: advance(1, 0))
+    ranked = [r for t in traces if (r := ranked_trace(t, scored[t.id], report)) is not None]
+    result = rank_heads(config, card, heads, ranked, report, progress)  # 4, 5
+    result = replace(result, speed=speed)
+    write_result(result)  # 6
+    return result
+
+
+def _score_settings(config: ProbeConfig, card: ModelCard, model: Any) -> dict[str, Any]:
+    """All that decides the scores of a trace, for resuming."""
+    return {
+        "model": asdict(card),
+        "weights": weights_fingerprint(model),
+        "dtype": str(next(model.parameters()).dtype),
+        "backend": config.backend,
+        "traces": file_hash(Path(config.traces)),
+        "keep": config.keep,
+        "segmenter": config.source.segmenter_json(),
+        "rule": config.source.rule,
+        "answer": config.answer,
+        "think_end": config.think_end,
+    }
+
+
+def _score_all(
+    config: ProbeConfig,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    store: ScoreStore,
+    ids: list[str],
+    processes: _Processes,
+    progress: Progress,
+) -> tuple[dict[str, float], list[Head]]:
+    """Score this process's share of the traces that are not scored yet; its speed and the heads."""
+    done = store.done()
+    mine = set(ids[processes.rank :: processes.count]) - done
+    capture = open_capture(model, config.backend)
+    started, tokens = time.perf_counter(), 0
+
+    def encoded() -> Iterator[EncodedTrace]:
+        for trace in prepare_traces(config.source):
+            if trace.id in mine:
+                yield encode_trace(tokenizer, trace, rule=config.source.rule, answer=config.answer)
+
+    with progress("scoring", len(mine)) as advance:
+
+        def count(traces: int, number: int) -> None:
+            nonlocal tokens
+            tokens += number
+            advance(traces, number)
+
+        for trace in score_traces(
+            capture,
+            encoded() if mine else (),
+            device=next(model.parameters()).device,
+            batch_tokens=config.batch_tokens,
+            advance=count,
+        ):
+            store.add(trace)
+    seconds = time.perf_counter() - started
+    speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds, "resumed": len(done)}
+    return speed, capture.heads
+
+
+def ranked_trace(trace: Trace, scored: ScoredTrace, report: SourceReport) -> RankedTrace | None:
+    """The labelled steps of a trace with their scores; None where no pair is left.
+
+    Steps without a token of their own (shorter than one) have no score and are counted.
+    """
+    labels = np.array([step.label or "" for step in trace.steps])
+    empty = scored.tokens == 0
+    report.steps["without a token"] += int((empty & (labels != "")).sum())
+    chosen = (labels != "") & ~empty
+    essential = labels[chosen] == "essential"
+    if scored.answer_tokens == 0 or essential.all() or not essential.any():
+        report.used -= 1
+        report.left_out["no answer token or no pair of steps with tokens"] += 1
+        return None
+    return RankedTrace(
+        trace.id,
+        trace.problem or trace.prompt,
+        scored.scores[:, chosen],
+        essential,
+        scored.tokens[chosen],
+        scored.base,
+    )

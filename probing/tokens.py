@@ -1,0 +1,167 @@
+"""From characters to tokens: the token spans of steps, and the answer tokens.
+
+A trace is tokenised once, as prompt + response, and every span is found by the tokenizer's
+offsets on that one sequence; no text is searched for or tokenised again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from probing.errors import ConfigError
+from probing.traces import Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RULES = ("overlap", "start")
+ANSWERS = ("all", "values", "boxed")
+
+# Numbers (with sign, decimals, fraction) and what follows an equals sign up to a space.
+_VALUE = re.compile(r"(?<==)[ \t]*[^\s=]+|(?<![\w.])-?\d[\d,./]*")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedTrace:
+    """A trace as token ids, with the token spans of its steps and its answer tokens."""
+
+    id: str
+    ids: Int[np.ndarray, "token"]
+    prompt_tokens: int  # |q|: tokens that start in the prompt
+    spans: Int[np.ndarray, "step 2"]  # half open, in tokens; first = last: a step without token
+    answer: Bool[np.ndarray, "token"]  # F
+
+    def __len__(self) -> int:
+        """Number of tokens, |q ⊕ o|."""
+        return len(self.ids)
+
+
+def token_offsets(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[Int[np.ndarray, "token"], Int[np.ndarray, "token 2"]]:
+    """Token ids of a text with character offsets that never decrease.
+
+    The tokenizer's special tokens are added as it does by default (a BOS for many models),
+    unless the text brings its own BOS. A special token at the end lies behind the text.
+    """
+    bos = getattr(tokenizer, "bos_token", None)
+    encoded = tokenizer(
+        text,
+        add_special_tokens=not (bos and text.startswith(bos)),
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+    offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    behind = np.flatnonzero(offsets[:, 1] > offsets[:, 0])
+    if len(behind):
+        offsets[behind[-1] + 1 :] = len(text)
+    return ids, np.maximum.accumulate(offsets, axis=0)
+
+
+def token_spans(
+    offsets: Int[np.ndarray, "token 2"],
+    spans: Sequence[tuple[int, int]],
+    rule: str = "start",
+) -> Int[np.ndarray, "step 2"]:
+    """Half-open token spans of character spans.
+
+    Args:
+        offsets: of each token, never decreasing.
+        spans: character spans in ascending order.
+        rule: `overlap`: a token belongs to every span that it overlaps (labelled spans of any
+            origin); `start`: the token in which a span starts belongs to it, and no longer to
+            the span before (steps that tile the text; docs/PAPER.md, section 1).
+
+    Example:
+        >>> offsets = np.array([[0, 2], [2, 6], [6, 8]])
+        >>> token_spans(offsets, [(0, 4), (4, 8)], "overlap").tolist()
+        [[0, 2], [1, 3]]
+        >>> token_spans(offsets, [(0, 4), (4, 8)], "start").tolist()
+        [[0, 1], [1, 3]]
+    """
+    if rule not in RULES:
+        raise ConfigError(f"unknown rule {rule!r}; choose {' or '.join(RULES)}")
+    limits = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    first = np.searchsorted(ends, limits[:, 0], side="right")
+    if rule == "overlap":
+        last = np.searchsorted(starts, limits[:, 1], side="left")
+    else:
+        last = np.searchsorted(ends, limits[:, 1], side="right")
+    return np.stack([first, np.maximum(first, last)], axis=1)
+
+
+def encode_trace(
+    tokenizer: PreTrainedTokenizerBase,
+    trace: Trace,
+    *,
+    rule: str = "start",
+    answer: str = "all",
+) -> EncodedTrace:
+    """Tokenise prompt + response and place steps and answer on the tokens.
+
+    Args:
+        tokenizer: a fast one.
+        trace: with its steps.
+        rule: how steps take tokens, see `token_spans`.
+        answer: which tokens after `</think>` are F: `all` (the paper: those that start at or
+            after its end), `values` (of these, numbers and what follows an equals sign), or
+            `boxed` (of these, what stands in the last \\boxed{…}).
+    """
+    ids, offsets = token_offsets(tokenizer, trace.prompt + trace.response)
+    shift = len(trace.prompt)
+    spans = token_spans(offsets, [(s.start + shift, s.end + shift) for s in trace.steps], rule)
+    return EncodedTrace(
+        trace.id,
+        ids,
+        int((offsets[:, 0] < shift).sum()),
+        spans,
+        answer_tokens(offsets, trace.prompt + trace.response, shift + trace.answer_start, answer),
+    )
+
+
+def answer_tokens(
+    offsets: Int[np.ndarray, "token 2"], text: str, start: int, which: str = "all"
+) -> Bool[np.ndarray, "token"]:
+    """The answer tokens F: `all`, `values` or `boxed` of those that start at or after `start`."""
+    after = offsets[:, 0] >= start
+    if which == "all":
+        return after
+    if which == "values":
+        spans = [match.span() for match in _VALUE.finditer(text, start)]
+    elif which == "boxed":
+        spans = boxed_spans(text, start)[-1:]
+    else:
+        raise ConfigError(f"unknown answer tokens {which!r}; choose {', '.join(ANSWERS)}")
+    chosen = np.zeros(len(offsets), dtype=bool)
+    for first, last in token_spans(offsets, spans, "overlap"):
+        chosen[first:last] = True
+    return chosen & after
+
+
+def boxed_spans(text: str, start: int = 0) -> list[tuple[int, int]]:
+    """Character spans of what stands in each `\\boxed{…}`, braces balanced.
+
+    Example:
+        >>> boxed_spans(r"so \\boxed{\\frac{1}{2}}")
+        [(10, 21)]
+    """
+    spans = []
+    opening = r"\boxed{"
+    at = text.find(opening, start)
+    while at >= 0:
+        depth, end = 1, at + len(opening)
+        while end < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        if depth == 0:
+            spans.append((at + len(opening), end - 1))
+        at = text.find(opening, at + len(opening))
+    return spans

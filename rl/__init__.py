@@ -1,0 +1,1 @@
+"""Training and evaluation with a saved head set. May import `probing`, never `kfh`."""

@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from probing.ranking import METRICS
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -67,7 +69,7 @@ def _cell(row: pd.Series, metric: str) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0)
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table
@@ -77,15 +79,16 @@ def heads_table(result: ProbeResult, count: int = 10) -> Table:
     """The best heads by the chosen metric, with intervals, p-values and held-out figures."""
     by = result.config.by
     p = "balanced_p" if by == "balanced" else "sra_p"
+    others = [metric for metric in METRICS if metric != by]
     best = result.table.sort_values(by, ascending=False, kind="stable").head(count)
     table = _table(
-        f"Best heads by {by} on {result.counts['ranked']} traces (95 % intervals; * in the set)",
+        f"Best heads by {by} on {result.counts['ranked']} traces; * in the set; "
+        "p: against the best head by chance",
         "head",
-        "SRA",
-        "balanced",
-        "gating",
-        p.replace("_p", " p"),
-        "S/base e | r",
+        f"{by} [dim]95 %[/dim]",
+        *others,
+        "p",
+        "S/base e|r",
         "half → held out",
     )
     chosen = set(result.head_set.pairs)
@@ -93,11 +96,10 @@ def heads_table(result: ProbeResult, count: int = 10) -> Table:
         pair = (int(row["layer"]), int(row["head"]))
         table.add_row(
             f"{pair[0]}.{pair[1]}{' *' if pair in chosen else ''}",
-            _cell(row, "sra"),
-            _cell(row, "balanced"),
-            f"{row['gating']:.3f}",
+            _cell(row, by),
+            *(f"{row[metric]:.3f}" for metric in others),
             f"{row[p]:.3f}",
-            f"{row['contrast_essential']:.2f} | {row['contrast_redundant']:.2f}",
+            f"{row['contrast_essential']:.2f}|{row['contrast_redundant']:.2f}",
             f"{row[by + '_select']:.3f} → {row[by + '_held_out']:.3f}",
         )
     return table
@@ -105,13 +107,16 @@ def heads_table(result: ProbeResult, count: int = 10) -> Table:
 
 def controls_table(result: ProbeResult) -> Table:
     """Trivial scorers, and what the best of all heads reaches by chance."""
-    table = _table("Controls", "scorer", "SRA", "balanced", "gating")
+    table = _table(
+        "Controls", "scorer", "SRA [dim]95 %[/dim]", "balanced [dim]95 %[/dim]", "gating"
+    )
     for _, row in result.controls.iterrows():
         name = "mean of all heads" if row["control"] == "all heads" else row["control"]
-        table.add_row(name, *(_cell(row, metric) for metric in ("sra", "balanced", "gating")))
+        gating = f"{row['gating']:.3f}" if row["gating"] == row["gating"] else "–"
+        table.add_row(name, _cell(row, "sra"), _cell(row, "balanced"), gating)
     null = result.null
-    chance = [f"{null[m]['mean']:.3f} [dim]95 % < {null[m]['q95']:.2f}[/dim]" for m in null]
-    table.add_row(f"best head, labels {result.config.null}d", *chance, "–")
+    chance = [f"{null[m]['mean']:.3f} [dim]95 % {null[m]['q95']:.2f}[/dim]" for m in null]
+    table.add_row(f"best head by chance ({result.config.null})", *chance, "–")
     return table
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from probing.errors import ModelError
 from probing.passes import CapturePass, Head, relative
-from probing.rows import Rows, eager_in_chunks, eager_of
+from probing.rows import AttentionCall, Workspace, eager_in_chunks, eager_of
 
 PROOF_TOKENS = 40
 # Largest relative difference that the proof accepts; half precision rounds values and output.
@@ -78,7 +78,7 @@ class AttentionCapture:
         self.model = model
         self.trunk = trunk_of(model)
         self.early_exit = early_exit
-        self.chunk_bytes = chunk_bytes
+        self._workspace = Workspace(chunk_bytes)
         self._modules = {id(module) for module in self.trunk.modules()}
         self._implementations = _implementations(self.trunk)
         self._previous: dict[str, Callable[..., Any] | None] = {}
@@ -141,12 +141,13 @@ class AttentionCapture:
 
         Raises:
             ModelError: the model made no use of the registry in this pass.
+            ValueError: an answer token lies in the padding.
         """
         if not self._previous:
             raise RuntimeError("use the capture within a `with` block")
-        run = CapturePass(
-            answer, self.heads, chunk_bytes=self.chunk_bytes, early_exit=self.early_exit
-        )
+        if attention_mask is not None and bool((answer & (attention_mask == 0)).any()):
+            raise ValueError("an answer token lies in the padding")
+        run = CapturePass(answer, self.heads, self._workspace, early_exit=self.early_exit)
         self._run(run, input_ids, attention_mask, forward or self.trunk)
         return run.mass()
 
@@ -172,7 +173,7 @@ class AttentionCapture:
         device = self._device()
         if input_ids is None or answer is None:
             input_ids, answer, attention_mask = _proof_input(self._vocabulary(), device)
-        run = CapturePass(answer, self.heads, chunk_bytes=self.chunk_bytes, verify=True)
+        run = CapturePass(answer, self.heads, self._workspace, verify=True)
         before = self._hidden(input_ids, attention_mask)
         with nullcontext() if self._previous else self:
             after = self._run(run, input_ids, attention_mask, self.trunk)
@@ -280,17 +281,18 @@ class AttentionCapture:
             layer = getattr(module, "layer_idx", None)
             layer = len(run.found) if layer is None else int(layer)
             run.enter_layer(layer, query, key)
-            rows = Rows(name, query, key, attention_mask, options, module)
-            run.add(layer, rows)  # (2, 3)
+            call = AttentionCall(name, module, query, key, attention_mask, options)
+            run.add(layer, call)  # (2, 3)
             if run.finished(layer):
                 raise _Enough  # (4)
             if stock is None:
+                budget = self._workspace.budget(query.device)
                 output = eager_in_chunks(
-                    kernel, module, query, key, value, attention_mask, options, run.budget(query)
+                    kernel, module, query, key, value, attention_mask, options, budget
                 )
             else:
                 output = kernel(module, query, key, value, attention_mask, **options)[0]  # (1)
-            run.verify(layer, rows, value, output)
+            run.verify(layer, call, value, output)
             return output, None
 
         return attend

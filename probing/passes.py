@@ -2,50 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.errors import ModelError
-from probing.rows import Rows, answer_positions, chunk_rows
+from probing.rows import AttentionCall, Rows, Workspace
 
 Head = tuple[int, int]  # (layer, head), both from 0
 
-# Bytes of one chunk of rows: on CPU it should stay within the last-level cache.
-CPU_CHUNK = 8 << 20
-GPU_CHUNK = 256 << 20
-
 
 class CapturePass:
-    """What one forward pass collects: positions of the answer, masses, proofs."""
+    """What one forward pass collects: positions of the answer, masses, proofs.
+
+    Args:
+        answer: the answer tokens of each trace.
+        heads: `(layer, head)` in the order of the result; none: only learn the layers.
+        workspace: where chunks are computed.
+        early_exit: stop after the deepest layer needed.
+        verify: hold each layer's rows against the kernel's output.
+    """
 
     def __init__(
         self,
         answer: Bool[Tensor, "batch token"],
         heads: Sequence[Head],
+        workspace: Workspace | None = None,
         *,
-        chunk_bytes: int | None = None,
         early_exit: bool = False,
         verify: bool = False,
     ) -> None:
         self.heads = heads
-        self.chunk_bytes = chunk_bytes
+        self.workspace = workspace or Workspace()
         self.early_exit = early_exit and bool(heads)
         self.verifying = verify
-        self.found: dict[int, int] = {}
+        self.found: dict[int, int] = {}  # layer → number of its heads
         self.differences: dict[int, float] = {}
-        self.rows, self.valid = answer_positions(answer)
+        self.shape = answer.shape
+        # Positions of the answer of each trace; planned on the CPU, whatever the device.
+        self.rows: list[Int[Tensor, "row"]] = [row.nonzero()[:, 0] for row in answer.cpu()]
         self.chosen: dict[int, list[int]] = {}  # layer → places in `heads`
         for place, (layer, _) in enumerate(heads):
             self.chosen.setdefault(layer, []).append(place)
         self.masses: dict[int, Tensor] = {}
-        self.shape = answer.shape
-
-    def budget(self, like: Tensor) -> int:
-        """Bytes that a chunk of rows may take."""
-        return self.chunk_bytes or (CPU_CHUNK if like.device.type == "cpu" else GPU_CHUNK)
 
     def enter_layer(self, layer: int, query: Tensor, key: Tensor) -> None:
         """Note a layer; a second call within one pass has no place in the layer × head table."""
@@ -62,36 +63,50 @@ class CapturePass:
         """Whether no later layer is needed."""
         return self.early_exit and layer >= max(self.chosen)
 
-    def add(self, layer: int, rows: Rows) -> None:
-        """Sum the answer's softmax rows of the chosen heads of this layer (2, 3)."""
+    def add(self, layer: int, call: AttentionCall) -> None:
+        """Sum the answer's softmax rows of the chosen heads of this layer."""
         places = self.chosen.get(layer)
         if not places:
             return
-        heads = self._heads(layer, places, rows.query.device)
-        mass = rows.query.new_zeros(
-            (self.shape[0], len(places), self.shape[1]), dtype=torch.float32
-        )
-        for probs, _, valid, last in self._chunks(rows, heads, len(places)):
-            if not bool(valid.all()):
-                probs = probs.masked_fill(~valid[:, None, :, None], 0.0)
-            mass[..., : last + 1] += probs.sum(dim=2)
-        self.masses[layer] = mass
+        heads = [self.heads[place][1] for place in places]
+        # All heads in order need no copy of queries and keys.
+        everything = heads == list(range(self.found[layer]))
+        rows = Rows(call, None if everything else heads, self.workspace)
+        device, (batch, tokens) = rows.query.device, self.shape
+        mass = torch.zeros((batch, rows.key.shape[1], rows.group, tokens), device=device)
+        for trace, at in enumerate(self.rows):
+            if not len(at):
+                continue
+            for chunk in rows.chunks(trace, at.to(device), int(at[-1])):
+                mass[trace, chunk.kv, :, : chunk.probs.shape[-1]] += chunk.probs.sum(dim=1)
+        self.masses[layer] = mass.flatten(1, 2)
 
-    def verify(self, layer: int, rows: Rows, value: Tensor, output: Tensor) -> None:
-        """Hold rows × values against the kernel's output for the same rows."""
+    def verify(self, layer: int, call: AttentionCall, value: Tensor, output: Tensor) -> None:
+        """Hold rows × values of all heads against the kernel's output for the same rows.
+
+        Args:
+            layer: its number.
+            call: its arguments.
+            value: (batch, kv, token, dim).
+            output: (batch, token, head, dim), the kernel's.
+        """
         if not self.verifying:
             return
-        groups = rows.query.shape[1] // value.shape[1]
-        value = value.repeat_interleave(groups, dim=1).float()
-        batch = torch.arange(self.shape[0], device=output.device)[:, None]
+        rows = Rows(call, None, self.workspace)
         ours, theirs = [], []
-        for probs, at, valid, last in self._chunks(rows, None, rows.query.shape[1]):
-            mixed = (probs @ value[:, :, : last + 1]).transpose(1, 2)
-            ours.append(mixed[valid])
-            theirs.append(output[batch, at][valid].reshape(mixed[valid].shape).float())
+        for trace, at in enumerate(self.rows):
+            if not len(at):
+                continue
+            there = at.to(output.device)
+            kernel = output[trace, there].unflatten(1, (-1, rows.group)).transpose(0, 1)
+            for chunk in rows.chunks(trace, there, int(at[-1])):
+                probs = chunk.probs.flatten(1, 2)
+                values = value[trace, chunk.kv, : probs.shape[-1]].float()
+                ours.append((probs @ values).flatten())
+                theirs.append(kernel[chunk.kv, chunk.rows].float().flatten())
         self.differences[layer] = relative(torch.cat(ours), torch.cat(theirs))
 
-    def mass(self) -> Tensor:
+    def mass(self) -> Float[Tensor, "batch head token"]:
         """The masses of all layers in the order of `heads`."""
         missing = sorted(set(self.chosen) - set(self.masses))
         if missing:
@@ -101,26 +116,6 @@ class CapturePass:
         for layer, places in self.chosen.items():
             out[:, places] = self.masses[layer].to(out.device)
         return out
-
-    def _heads(self, layer: int, places: list[int], device: torch.device) -> Tensor | None:
-        heads = [self.heads[place][1] for place in places]
-        if heads == list(range(self.found[layer])):
-            return None  # all, in order: no copy of queries and keys
-        return torch.tensor(heads, device=device)
-
-    def _chunks(
-        self, rows: Rows, heads: Tensor | None, n_heads: int
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-        """Softmax rows with their positions, validity and last key, a chunk at a time."""
-        if not self.rows.shape[1]:
-            return
-        budget = self.budget(rows.query)
-        device = rows.query.device
-        size = chunk_rows(budget, self.shape[0] * n_heads * self.shape[1])
-        for at, valid in zip(self.rows.split(size, 1), self.valid.split(size, 1), strict=True):
-            last = int(at.max())
-            at = at.to(device)
-            yield rows.chunk(heads, at, last), at, valid.to(device), last
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -75,8 +75,7 @@ def step_ranking_accuracy(
     if essential.all() or not essential.any():
         raise DataError("SRA needs both essential and redundant steps in the trace")
     difference = scores[..., essential][..., :, None] - scores[..., ~essential][..., None, :]
-    accuracy: np.ndarray = ((difference > 0) + 0.5 * (difference == 0)).mean(axis=(-2, -1))
-    return accuracy
+    return np.asarray(((difference > 0) + 0.5 * (difference == 0)).mean(axis=(-2, -1)))
 
 
 def balanced_ranking_accuracy(
@@ -101,8 +100,7 @@ def balanced_ranking_accuracy(
     first = early < late
     if first.all() or not first.any():
         return np.full(scores.shape[:-1], np.nan)
-    accuracy: np.ndarray = (right[..., first].mean(-1) + right[..., ~first].mean(-1)) / 2
-    return accuracy
+    return np.asarray((right[..., first].mean(-1) + right[..., ~first].mean(-1)) / 2)
 
 
 def gating_accuracy(
@@ -125,9 +123,8 @@ def gating_accuracy(
     """
     above = (scores > base) + 0.5 * (scores == base)
     kept = above[..., essential].mean(-1)
-    gated: np.ndarray = 1.0 - above[..., ~essential].mean(-1)
-    accuracy: np.ndarray = (kept + gated) / 2
-    return accuracy
+    gated = 1.0 - above[..., ~essential].mean(-1)
+    return np.asarray((kept + gated) / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +226,7 @@ def ranking_counts(
 
 
 def metric_table(
-    traces: Sequence[RankedTrace], scores: Sequence[Scores] | None = None
+    traces: Sequence[RankedTrace], scores: Sequence[Float[np.ndarray, "head _"]] | None = None
 ) -> dict[str, Float[np.ndarray, "head trace"]]:
     """Every metric for every head (rows) and trace (columns); its mean over traces is the figure.
 

@@ -1,20 +1,24 @@
 """Softmax rows of one attention layer, from the arguments that its attention function got.
 
 The rows are exact: same queries, keys, mask, scaling, window and soft-cap as the model's kernel,
-in float32 whatever the model's precision. `probing.attention` decides which rows are wanted.
+in float32 whatever the model's precision. `probing.passes` decides which rows are wanted.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from probing.errors import ModelError
+
+# Bytes of one chunk of rows: on CPU it should stay within the last-level cache.
+CPU_CHUNK = 8 << 20
+GPU_CHUNK = 256 << 20
 
 
 def chunk_rows(budget: int, row: int) -> int:
@@ -22,88 +26,145 @@ def chunk_rows(budget: int, row: int) -> int:
     return max(8, budget // (4 * row))
 
 
-class Rows:
-    """Softmax rows of one layer in one pass, from the arguments of its attention function."""
+class Workspace:
+    """Two buffers that all chunks of a pass share: fresh memory would cost a page fault a page."""
 
-    def __init__(
-        self,
-        name: str,
-        query: Float[Tensor, "batch head token dim"],
-        key: Float[Tensor, "batch kv token dim"],
-        mask: Tensor | None,
-        options: dict[str, Any],
-        module: torch.nn.Module,
-    ) -> None:
-        self.query, self.key, self.mask = query, key, mask
+    def __init__(self, chunk_bytes: int | None = None) -> None:
+        self.chunk_bytes = chunk_bytes
+        self._buffers: dict[tuple[str, torch.device], Tensor] = {}
+
+    def budget(self, device: torch.device) -> int:
+        """Bytes that a chunk may take."""
+        return self.chunk_bytes or (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
+
+    def take(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """The named buffer in this shape, uninitialised; what it held before is gone."""
+        size = int(torch.Size(shape).numel())
+        held = self._buffers.get((name, device))
+        if held is None or len(held) < size:
+            held = self._buffers[name, device] = torch.empty(size, device=device)
+        return held[:size].view(shape)
+
+
+class Chunk(NamedTuple):
+    """Softmax rows of some heads of one trace, in the order key-value head, row, head, key."""
+
+    probs: Float[Tensor, "kv row group key"]
+    kv: slice  # of the layer's key-value heads (or of the chosen heads, in groups of one)
+    rows: slice  # of the positions asked for
+
+
+class AttentionCall(NamedTuple):
+    """What a model gives to its attention function."""
+
+    implementation: str
+    module: torch.nn.Module
+    query: Float[Tensor, "batch head token dim"]
+    key: Float[Tensor, "batch kv token dim"]
+    mask: Tensor | None
+    options: dict[str, Any]
+
+
+class Rows:
+    """Softmax rows of one layer in one pass, from the arguments of its attention function.
+
+    Args:
+        call: these arguments.
+        heads: which query heads; None takes all.
+        workspace: where chunks are computed.
+    """
+
+    def __init__(self, call: AttentionCall, heads: list[int] | None, workspace: Workspace) -> None:
+        name, module, query, key, mask, options = call
+        group = query.shape[1] // key.shape[1]
+        self.heads = heads
+        if heads is not None:  # one key-value head for each chosen head
+            chosen = torch.tensor(heads, device=query.device)
+            query, key, group = query[:, chosen], key[:, chosen // group], 1
+        if query.dtype != torch.float32 and not query.is_cuda:
+            key = key.float()
+        self.query, self.key, self.mask, self.group = query, key, mask, group
+        self.workspace = workspace
         scaling = options.get("scaling")
         self.scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         self.softcap = options.get("softcap")
         # sdpa and eager find the window in the mask; the flash kernels take it as an argument.
         self.window = options.get("sliding_window") if "flash" in name else None
         is_causal = options.get("is_causal")
-        self.causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim in (2, 4)):
             raise ModelError(f"attention mask of an unknown kind ({type(mask).__name__})")
+        if not causal and (mask is None or mask.ndim == 2):
+            raise ModelError("attention that looks ahead (not causal) cannot be probed")
 
-    def chunk(
-        self, heads: Tensor | None, rows: Int[Tensor, "batch row"], last: int
-    ) -> Float[Tensor, "batch head row key"]:
-        """Softmax rows of `heads` (None: all) at positions `rows`, over keys 0 … last."""
-        logits = self._logits(heads, rows, last)
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        self._mask(logits, heads, rows, last)
-        return torch.softmax(logits, dim=-1)
+    def chunks(self, trace: int, at: Int[Tensor, "row"], last: int) -> Iterator[Chunk]:
+        """The rows of one trace, a chunk at a time; a chunk's memory is used again for the next.
 
-    def _logits(self, heads: Tensor | None, rows: Tensor, last: int) -> Tensor:
+        Args:
+            trace: its place in the batch.
+            at: positions of the rows, ascending.
+            last: the last of them.
+        """
+        n_kv, device = self.key.shape[1], self.query.device
+        # On CPU one key-value head at a time: the product of one pair of matrices is fastest.
+        together = 1 if device.type == "cpu" else n_kv
+        size = chunk_rows(self.workspace.budget(device), together * self.group * (last + 1))
+        # A length in whole cache lines is faster; the causal mask hides the keys too many.
+        length = min(self.key.shape[2], -(-(last + 1) // 16) * 16)
+        for start in range(0, len(at), size):
+            rows = slice(start, min(start + size, len(at)))
+            for first in range(0, n_kv, together):
+                kv = slice(first, first + together)
+                logits = self._logits(trace, at[rows], kv, length)
+                if self.softcap is not None:
+                    logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
+                self._hide(logits, trace, at[rows], kv)
+                probs = self.workspace.take("probs", tuple(logits.shape), device)
+                yield Chunk(torch.softmax(logits, dim=-1, out=probs), kv, rows)
+
+    def _logits(
+        self, trace: int, at: Int[Tensor, "row"], kv: slice, length: int
+    ) -> Float[Tensor, "kv row group key"]:
         """Scaled dot products, in float32 whatever the model's precision."""
-        batch, n_heads, _, dim = self.query.shape
-        n_kv = self.key.shape[1]
-        group = n_heads // n_kv
-        query, key = self.query, self.key[:, :, : last + 1]
-        if heads is not None:  # one key-value head for each chosen head
-            query, key = query[:, heads], key[:, heads // group]
-            n_heads, n_kv, group = len(heads), len(heads), 1
-        n_rows = rows.shape[1]
-        index = rows[:, None, :, None].expand(batch, n_heads, n_rows, dim)
-        # The heads of a group share their keys: one matrix product for all of them.
-        left = query.gather(2, index).reshape(batch * n_kv, group * n_rows, dim)
-        right = key.reshape(batch * n_kv, last + 1, dim).transpose(1, 2)
-        return _bmm_float32(left, right, self.scaling).view(batch, n_heads, n_rows, last + 1)
+        dim = self.query.shape[-1]
+        key = self.key[trace, kv, :length]
+        # Heads of a group share their keys: a row of each, side by side, is one product.
+        query = self.query[trace].unflatten(0, (-1, self.group))[kv][:, :, at].transpose(1, 2)
+        n_kv, n_rows = query.shape[:2]
+        left, right = query.reshape(n_kv, n_rows * self.group, dim), key.transpose(1, 2)
+        if left.dtype != torch.float32 and left.is_cuda:
+            product = torch.bmm(left, right, out_dtype=torch.float32).mul_(self.scaling)
+        else:
+            shape = (n_kv, n_rows * self.group, length)
+            product = self.workspace.take("logits", shape, left.device)
+            torch.bmm(left.float() * self.scaling, right, out=product)
+        return product.view(n_kv, n_rows, self.group, length)
 
-    def _mask(self, logits: Tensor, heads: Tensor | None, rows: Tensor, last: int) -> None:
+    def _hide(self, logits: Tensor, trace: int, at: Int[Tensor, "row"], kv: slice) -> None:
         """Hide what the model's own mask hides, in place."""
+        length = logits.shape[-1]
         if self.mask is not None and self.mask.ndim == 4:
-            mask = self.mask[..., : last + 1]
-            if heads is not None and mask.shape[1] > 1:
-                mask = mask[:, heads]
-            batch = torch.arange(len(rows), device=rows.device)[:, None]
-            mask = mask.expand(len(rows), -1, -1, -1)[batch, :, rows].transpose(1, 2)
+            mask = self.mask[trace if len(self.mask) > 1 else 0][:, at, :length]
+            if len(mask) > 1:  # a mask of its own for each head
+                if self.heads is not None:
+                    mask = mask[self.heads]
+                mask = mask.unflatten(0, (-1, self.group))[kv].transpose(1, 2)
+            else:
+                mask = mask[:, :, None]
             if mask.dtype == torch.bool:
                 logits.masked_fill_(~mask, float("-inf"))
             else:
                 logits.add_(mask)
             return
-        if not self.causal:
-            raise ModelError("attention that looks ahead (not causal) cannot be probed")
         # Keys before the first row are seen by all rows: only the rest needs the comparison.
-        low = 0 if self.window is not None or self.mask is not None else int(rows.min())
-        keys = torch.arange(low, last + 1, device=logits.device)
-        hidden = keys > rows[..., None]
+        low = 0 if self.window is not None or self.mask is not None else int(at[0])
+        keys = torch.arange(low, length, device=logits.device)
+        hidden = keys > at[:, None]
         if self.window is not None:
-            hidden |= keys <= rows[..., None] - self.window
+            hidden |= keys <= at[:, None] - self.window
         if self.mask is not None:
-            hidden |= ~self.mask[:, None, low : last + 1].bool()
-        logits[..., low:].masked_fill_(hidden[:, None], float("-inf"))
-
-
-def _bmm_float32(left: Tensor, right: Tensor, scaling: float) -> Tensor:
-    """Batched product of scaled `left` and `right`, accumulated and returned in float32."""
-    if left.dtype == torch.float32:
-        return torch.bmm(left * scaling, right)
-    if left.is_cuda:
-        return torch.bmm(left, right, out_dtype=torch.float32) * scaling
-    return torch.bmm(left.float() * scaling, right.float())
+            hidden |= ~self.mask[trace, low:length].bool()
+        logits[..., low:].masked_fill_(hidden[None, :, None], float("-inf"))
 
 
 def eager_of(module: torch.nn.Module) -> Callable[..., Any]:
@@ -136,23 +197,3 @@ def eager_in_chunks(
         for q, m in zip(query.split(size, 2), mask.split(size, 2), strict=True)
     ]
     return torch.cat(chunks, dim=1)
-
-
-def answer_positions(
-    answer: Bool[Tensor, "batch token"],
-) -> tuple[Int[Tensor, "batch row"], Bool[Tensor, "batch row"]]:
-    """Positions of the answer tokens, a row for each trace; on the CPU, where chunks are planned.
-
-    Shorter answers are filled up with their own last position, marked as not valid: a row that
-    the mask hides altogether would be no number.
-    """
-    answer = answer.cpu()
-    counts = answer.sum(1)
-    width = int(counts.max()) if len(counts) else 0
-    rows = torch.zeros((len(answer), width), dtype=torch.long)
-    for index, line in enumerate(answer):
-        at = line.nonzero()[:, 0]
-        if len(at):
-            rows[index, : len(at)] = at
-            rows[index, len(at) :] = at[-1]
-    return rows, torch.arange(width) < counts[:, None]

@@ -20,8 +20,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probing.config import ProbeConfig, Progress, no_progress
+from probing.errors import ConfigError
 from probing.files import file_hash
-from probing.models import ModelCard, load_model, load_tokenizer, weights_fingerprint
+from probing.models import (
+    ModelCard,
+    choose_device,
+    load_model,
+    load_tokenizer,
+    weights_fingerprint,
+)
 from probing.passes import Head
 from probing.prepare import SourceReport, prepare_traces
 from probing.ranking import RankedTrace
@@ -38,17 +45,24 @@ if TYPE_CHECKING:
 class _Processes:
     """This process among those that `accelerate launch` or `torchrun` started, if any."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         self.rank, self.count = 0, 1
         self._state: Any = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1:
             from datetime import timedelta
 
             from accelerate import PartialState
 
             # A process that is done waits for the slowest, however long that takes.
-            self._state = PartialState(timeout=timedelta(days=7))
+            on_cpu = choose_device(device).type == "cpu"
+            self._state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
             self.rank, self.count = self._state.process_index, self._state.num_processes
+        if self.count != started:
+            raise ConfigError(
+                f"{started} processes were started, but accelerate sees {self.count}: each would "
+                "score every trace. Check its configuration (accelerate env)."
+            )
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -76,7 +90,7 @@ def probe(
     Raises:
         KfhError: a bad setting, trace, label or model; the message says where and what to do.
     """
-    processes = _Processes()
+    processes = _Processes(config.device)
     report = SourceReport()
     ids = [trace.id for trace in prepare_traces(config.source, report)]  # 1
     tokenizer = tokenizer or load_tokenizer(

@@ -20,8 +20,7 @@ def mean_over_traces(values: Float[np.ndarray, "*row trace"]) -> Float[np.ndarra
     """Mean over the traces for which the figure exists; not a number where there is none."""
     valid = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        mean: np.ndarray = np.where(valid, values, 0.0).sum(-1) / valid.sum(-1)
-    return mean
+        return np.asarray(np.where(valid, values, 0.0).sum(-1) / valid.sum(-1))
 
 
 def bootstrap_interval(

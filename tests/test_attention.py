@@ -7,6 +7,7 @@ import torch
 from families import FAMILIES, tiny
 
 from probing.attention import AttentionCapture
+from probing.errors import ModelError
 
 
 def batch(model, side: str = "right", lengths=(40, 23, 31)):
@@ -45,3 +46,213 @@ def test_mass_is_eager_attention(family: str, side: str) -> None:
     assert reference.std() > 0.05, "the random model's attention is too flat to prove anything"
     assert (mass - reference).abs().max() < 1e-5
     torch.testing.assert_close(mass.sum(-1), answer.sum(1)[:, None].expand(3, 16).float())
+
+
+def test_chosen_heads_in_any_order_stop_early() -> None:
+    model = tiny("llama")
+    ids, answer, mask = batch(model)
+    seen = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda *_: seen.append(1))
+    with AttentionCapture(model) as capture:
+        everything = capture(ids, answer, mask)
+    heads = [(2, 3), (0, 1), (2, 0)]
+    capture = AttentionCapture(model, heads)
+    seen.clear()
+    with capture:
+        chosen = capture(ids, answer, mask)
+    torch.testing.assert_close(chosen, everything[:, [2 * 4 + 3, 1, 2 * 4]], atol=1e-6, rtol=0)
+    assert len(seen) == 2, "layers behind the deepest head must not run"
+
+
+def test_only_the_trunk_runs_and_nothing_is_t_by_t() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, tuple) else (result,):
+                if isinstance(tensor, torch.Tensor):
+                    self.numbers = max(self.numbers, tensor.numel())
+            return result
+
+    model = tiny("qwen2", max_position_embeddings=2048)
+    model.lm_head.register_forward_hook(lambda *_: pytest.fail("the LM head ran"))
+    ids = torch.randint(3, 101, (1, 2048))
+    answer = torch.zeros_like(ids, dtype=torch.bool)
+    answer[:, -256:] = True
+    capture = AttentionCapture(model, chunk_bytes=1 << 16)
+    with capture, Largest() as largest:
+        capture(ids, answer)
+    # The mass of a layer and the hidden states are T × something small.
+    assert largest.numbers < 2048 * 2048 / 8
+
+
+def test_chunks_and_padding_without_a_mask_change_nothing() -> None:
+    model = tiny("llama")
+    ids, answer, mask = batch(model)
+    with AttentionCapture(model, chunk_bytes=1) as small:
+        with_mask = small(ids, answer, mask)
+    with AttentionCapture(model) as large:
+        without = large(ids, answer)
+    torch.testing.assert_close(with_mask, without, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3"])
+def test_half_precision(family: str, dtype: torch.dtype) -> None:
+    """The rows are computed in float32 from half-precision queries and keys."""
+    model = tiny(family).to(dtype)
+    ids, answer, mask = batch(model)
+    with AttentionCapture(model) as capture:
+        mass = capture(ids, answer, mask)
+    assert mass.dtype == torch.float32
+    torch.testing.assert_close(
+        mass.sum(-1), answer.sum(1)[:, None].expand(3, 16).float(), atol=1e-4, rtol=0
+    )
+    reference = eager_mass(family, model.float(), ids, answer, mask)
+    assert (mass - reference).abs().mean() < 0.01
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cuda_is_cpu(dtype: torch.dtype) -> None:
+    model = tiny("qwen2")
+    ids, answer, mask = batch(model)
+    with AttentionCapture(model) as capture:
+        reference = capture(ids, answer, mask)
+    model = model.to("cuda", dtype)
+    with AttentionCapture(model) as capture:
+        mass = capture(ids.cuda(), answer.cuda(), mask.cuda()).cpu()
+    assert (mass - reference).abs().mean() < (1e-5 if dtype == torch.float32 else 0.01)
+
+
+def test_registry_and_mode_are_given_back_and_other_models_left_alone() -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
+
+    model, other = tiny("llama"), tiny("qwen2").eval()
+    ids, answer, mask = batch(model)
+    stock = registry["sdpa"]
+    before = other(ids, attention_mask=mask).logits
+    model.train()
+    with AttentionCapture(model) as capture:
+        capture(ids, answer, mask)
+        assert torch.equal(other(ids, attention_mask=mask).logits, before)
+        assert model(ids, attention_mask=mask).logits.requires_grad
+        with pytest.raises(RuntimeError, match="already active"), capture:
+            pass
+    assert model.training
+    assert registry["sdpa"] is stock
+    with pytest.raises(RuntimeError, match="within a `with` block"):
+        capture(ids, answer, mask)
+
+
+def test_an_error_inside_gives_the_registry_back() -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
+
+    model, stock = tiny("llama"), registry["sdpa"]
+    ids, answer, mask = batch(model)
+    with pytest.raises(KeyError), AttentionCapture(model):
+        raise KeyError
+    assert registry["sdpa"] is stock
+    with pytest.raises(ValueError, match="padding"), AttentionCapture(model) as capture:
+        capture(ids, torch.ones_like(answer), mask)
+
+
+def test_no_answer_gives_no_mass() -> None:
+    model = tiny("llama")
+    ids, answer, mask = batch(model)
+    answer[1] = False
+    with AttentionCapture(model) as capture:
+        mass = capture(ids, answer, mask)
+    assert mass[1].abs().max() == 0 and mass[0].sum() > 0
+
+
+def test_heads_that_do_not_exist() -> None:
+    model = tiny("llama")
+    for heads in ([(4, 0)], [(0, 4)], [(-1, 0)], [], [(1, 1), (1, 1)]):
+        with pytest.raises(ModelError):
+            AttentionCapture(model, heads)
+
+
+def from_config(kind: str, **settings: object):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).eval()
+
+
+def test_family_outside_the_registry_is_refused() -> None:
+    bloom = from_config("bloom", vocab_size=101, hidden_size=32, n_layer=2, n_head=4)
+    with pytest.raises(ModelError, match="does not call the attention registry"):
+        AttentionCapture(bloom)
+
+
+def test_attention_with_sinks_is_refused_by_the_proof() -> None:
+    """gpt-oss gives part of each row to a learned sink: more than a softmax over keys."""
+    model = from_config(
+        "gpt_oss",
+        vocab_size=101,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    )
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.sinks.normal_()
+    with pytest.raises(ModelError, match="is not the one that the model used"):
+        AttentionCapture(model)
+
+
+def test_flex_attention_is_refused() -> None:
+    model = tiny("llama")
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(ModelError, match="flex_attention"):
+        AttentionCapture(model)
+
+
+def test_proof_notices_a_wrong_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug in the rows (here: another scaling) cannot pass the proof."""
+    from probing.rows import Rows
+
+    right = Rows.__init__
+
+    def wrong(self, *args):
+        right(self, *args)
+        self.scaling *= 1.05
+
+    model = tiny("llama")
+    assert AttentionCapture(model).prove() < 1e-5
+    monkeypatch.setattr(Rows, "__init__", wrong)
+    with pytest.raises(ModelError, match="layer"):
+        AttentionCapture(model)
+
+
+def test_window_proof_on_a_long_trace() -> None:
+    """The proof on a real sequence reaches beyond the window."""
+    model = tiny("mistral-window")
+    ids, answer, mask = batch(model)
+    assert AttentionCapture(model).prove(ids, answer, mask) < 1e-5
+
+
+def test_mass_moves_with_the_attention() -> None:
+    """Making one head uniform moves its mass alone in its layer, to what theory says."""
+    model = tiny("llama")
+    ids, answer, _ = batch(model)
+    attention = model.model.layers[1].self_attn
+    with AttentionCapture(model) as capture:
+        before = capture(ids, answer)
+        with torch.no_grad():
+            attention.q_proj.weight[8:16] *= 0  # head 1: uniform attention
+        after = capture(ids, answer)
+    same = [0, 1, 2, 3, 4, 6, 7]  # layer 0, and the other heads of layer 1
+    torch.testing.assert_close(after[:, same], before[:, same])
+    positions = answer[0].nonzero()[:, 0]
+    uniform = sum((torch.arange(40) <= m) / (m + 1) for m in positions)
+    torch.testing.assert_close(after[0, 5], uniform)

@@ -1,0 +1,26 @@
+"""Tests run offline, seeded and on one thread; shapes in signatures are checked as they run."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+# jaxtyping's annotations are executed: a wrong shape fails the test that meets it.
+install_import_hook(
+    [f"probing.{name}" for name in ("attention", "passes", "rows", "ranking", "stats", "tokens")],
+    "beartype.beartype",
+)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers for every test, whatever ran before."""
+    torch.manual_seed(0)

@@ -1,0 +1,75 @@
+"""What several tests share: a tokenizer, trace files, a saved tiny model. All offline."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from families import tiny
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+TEXT = "Wait, let me check the sum. So 12 + 7 = 19. But is it?\n</think> \\boxed{19}"
+
+
+def byte_tokenizer(special: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with offsets, trained on one line; with BOS and EOS if asked."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"]
+    )
+    core.train_from_iterator([TEXT] * 4, trainer)
+    if special:
+        from tokenizers.processors import TemplateProcessing
+
+        core.post_processor = TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+
+
+def trace_line(number: int, steps: int = 6, **changes: object) -> dict:
+    """A trace with alternating words of two kinds, labelled in a way that varies by number."""
+    rng = random.Random(number)
+    response, spans = "", []
+    for step in range(steps):
+        essential = rng.random() < 0.5 if step > 1 else step == number % 2
+        text = f"So {rng.randint(2, 99)} + {rng.randint(2, 99)} is it.\n"
+        text = text if essential else f"Wait, let me check {rng.randint(2, 99)} again.\n"
+        label = "essential" if essential else "redundant"
+        spans.append({"start": len(response), "end": len(response) + len(text), "label": label})
+        response += text
+    response += f"</think>\n\nThe sum = {number}, \\boxed{{{number}}}"
+    line = {
+        "id": f"t/{number}",
+        "prompt": f"Add {number}.\n<think>\n",
+        "response": response,
+        "problem": f"Add {number}.",
+        "correct": True,
+        "steps": spans,
+    }
+    return {**line, **changes}
+
+
+def write_lines(path: Path, lines: list) -> Path:
+    """A JSONL file; texts are written as they are."""
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+def trace_file(path: Path, count: int = 8) -> Path:
+    """A file of `count` labelled traces of different lengths."""
+    return write_lines(path, [trace_line(n, steps=4 + n % 4) for n in range(count)])
+
+
+def model_folder(path: Path, family: str = "llama") -> Path:
+    """A tiny random model saved with a tokenizer, as `--model` takes it."""
+    tokenizer = byte_tokenizer()
+    tiny(family, vocab_size=len(tokenizer)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

@@ -1,0 +1,322 @@
+"""The probe from end to end on tiny models: results, resuming, processes, head sets, figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from families import tiny
+from helpers import model_folder, trace_file, trace_line, write_lines
+
+import probing
+from probing.config import ProbeConfig
+from probing.errors import ConfigError, DataError, KfhError, ModelError
+from probing.figures import RunFigures, save_figure
+from probing.headset import HeadSet, shipped_head_sets
+from probing.models import config_fingerprint, load_model, load_tokenizer, weights_fingerprint
+from probing.ranking import step_ranking_accuracy
+from probing.run import probe
+from probing.scoring import ScoredTrace, batches_by_length, open_capture, score_batch
+from probing.store import ScoreStore
+from probing.tokens import encode_trace
+from probing.traces import read_traces
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("setting")
+    return {
+        "model": str(model_folder(folder / "model")),
+        "traces": trace_file(folder / "traces.jsonl", 8),
+        "permutations": 50,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(setting: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
+    out = tmp_path_factory.mktemp("finished")
+    return out, probe(ProbeConfig(**setting, out=out))
+
+
+def table(out: Path) -> pd.DataFrame:
+    return pd.read_parquet(out / "sra.parquet")
+
+
+def test_table_is_what_the_formulas_give(setting: dict, finished: tuple) -> None:
+    """Every figure of the table, computed again by hand from model, traces and labels."""
+    out, result = finished
+    model, tokenizer = load_model(setting["model"]), load_tokenizer(setting["model"])
+    capture = open_capture(model)
+    values = []
+    for trace in read_traces(setting["traces"]):
+        with capture:
+            encoded = encode_trace(tokenizer, trace, rule="overlap")
+            scored = score_batch(capture, [encoded], next(model.parameters()).device)[0]
+        essential = np.array([s.label == "essential" for s in trace.steps])
+        values.append(step_ranking_accuracy(scored.scores, essential))
+    heads = table(out)
+    np.testing.assert_allclose(heads["sra"], np.mean(values, axis=0), atol=1e-6)
+    assert list(zip(heads["layer"], heads["head"], strict=True)) == [
+        (layer, head) for layer in range(4) for head in range(4)
+    ]
+    assert ((heads["sra_low"] <= heads["sra"]) & (heads["sra"] <= heads["sra_high"])).all()
+    assert heads["sra_p"].between(1 / 51, 1).all()
+    assert result.counts["ranked"] == 8
+
+
+def test_files_have_headers(finished: tuple) -> None:
+    import pyarrow.parquet as pq
+
+    out, _ = finished
+    for name in ("run.json", "heads.json", "scoring.json"):
+        header = json.loads((out / name).read_text())["kfh"]
+        assert {"kind", "schema", "version", "command", "made"} <= set(header)
+    for name in ("sra.parquet", "scores.parquet"):
+        assert b"kfh" in pq.read_schema(out / name).metadata
+    assert not (out / "parts").exists()
+    scores = pd.read_parquet(out / "scores.parquet")
+    assert list(scores) == ["trace", "step", "label", "tokens", "layer", "head", "score"]
+    assert len(scores) == sum(4 + n % 4 for n in range(8)) * 16
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_run_goes_on(setting: dict, finished: tuple, tmp_path: Path) -> None:
+    from contextlib import contextmanager
+
+    @contextmanager
+    def stop_after_two(name: str, total: int):
+        seen = 0
+
+        def advance(traces: int, tokens: int) -> None:
+            nonlocal seen
+            seen += traces
+            if name == "scoring" and seen >= 3:
+                raise Interrupted
+
+        yield advance
+
+    config = ProbeConfig(**setting, out=tmp_path, batch_tokens=1)
+    with pytest.raises(Interrupted):
+        probe(config, progress=stop_after_two)
+    parts = list((tmp_path / "parts").iterdir())
+    assert 2 <= len(parts) <= 3
+    result = probe(config)
+    assert result.speed["resumed"] == len(parts)
+    assert result.speed["traces"] == 8 - len(parts)
+    pd.testing.assert_frame_equal(table(tmp_path), table(finished[0]), atol=1e-6)
+    again = probe(ProbeConfig(**setting, out=tmp_path, top=5, batch_tokens=1))
+    assert again.speed["traces"] == 0 and len(again.head_set.heads) == 5
+
+
+def test_scores_of_other_settings_are_refused(setting: dict, finished: tuple) -> None:
+    out, _ = finished
+    with pytest.raises(ConfigError, match=r"segmenter .*'given'.* now asked .*'line'.*--no-resume"):
+        probe(ProbeConfig(**setting, out=out, segmenter="line"))
+
+
+def test_another_segmenter_carries_the_labels(setting: dict, tmp_path: Path) -> None:
+    result = probe(ProbeConfig(**setting, out=tmp_path, segmenter="line"))
+    assert result.head_set.segmenter == {"name": "line"}
+    assert result.head_set.rule == "start"
+    assert result.counts["steps"]["essential"] > 0
+
+
+@pytest.mark.parametrize("answer", ["values", "boxed"])
+def test_answer_tokens_are_stored(setting: dict, tmp_path: Path, answer: str) -> None:
+    result = probe(ProbeConfig(**setting, out=tmp_path, answer=answer, by="gating"))
+    assert HeadSet.load(tmp_path / "heads.json").answer == answer
+    assert result.head_set.selection["by"] == "gating"
+
+
+def test_transformer_lens_gives_the_same_table(
+    setting: dict, finished: tuple, tmp_path: Path
+) -> None:
+    probe(ProbeConfig(**setting, out=tmp_path, backend="transformer-lens"))
+    ours, theirs = (pd.read_parquet(out / "scores.parquet") for out in (finished[0], tmp_path))
+    assert (ours["score"] - theirs["score"]).abs().max() < 1e-4
+    figures = [c for c in table(tmp_path) if c.startswith(("sra", "balanced"))]
+    difference = table(tmp_path)[figures] - table(finished[0])[figures]
+    assert difference.abs().max().max() < 0.02  # ties in float32 may fall either way
+
+
+def test_two_processes_find_the_same(setting: dict, finished: tuple, tmp_path: Path) -> None:
+    arguments = ["probe", "--out", str(tmp_path), "--model", setting["model"]]
+    arguments += ["--traces", str(setting["traces"]), "--permutations", "50", "--device", "cpu"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*launch, "--master_port", "29517", "-m", "kfh", *arguments],
+        check=True,
+        env=environment,
+        capture_output=True,
+        timeout=300,
+    )
+    pd.testing.assert_frame_equal(table(tmp_path), table(finished[0]), atol=1e-6)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["speed"]["traces"] == 4, "each process scores half of the traces"
+
+
+def test_batches_are_sorted_and_bounded(setting: dict) -> None:
+    tokenizer = load_tokenizer(setting["model"])
+    traces = [encode_trace(tokenizer, trace) for trace in read_traces(setting["traces"])]
+    budget = 3 * min(map(len, traces))
+    batches = list(batches_by_length(traces, budget))
+    assert sorted(t.id for b in batches for t in b) == sorted(t.id for t in traces)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= budget
+
+
+def test_store_keeps_every_number(tmp_path: Path) -> None:
+    """Also of arrays that do not lie in memory row by row."""
+    store = ScoreStore(tmp_path, {"a": 1})
+    store.open(resume=True)
+    scores = np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4))
+    store.add(ScoredTrace("x/1", scores, np.arange(4), 5, 40))
+    loaded = store.load()["x/1"]
+    np.testing.assert_array_equal(loaded.scores, scores)
+    assert (loaded.answer_tokens, loaded.total_tokens, loaded.base) == (5, 40, 0.125)
+    part = next((tmp_path / "parts").iterdir())
+    part.write_bytes(b"half")
+    with pytest.raises(DataError, match="damaged"):
+        store.load()
+
+
+def test_settings_are_checked(setting: dict, tmp_path: Path) -> None:
+    for wrong in (
+        {"by": "x"}, {"select": "x"}, {"answer": "x"}, {"top": 0}, {"null": "x"},
+        {"dtype": "int8"}, {"backend": "x"}, {"permutations": 0}, {"batch_tokens": 0},
+    ):  # fmt: skip
+        with pytest.raises(ConfigError):
+            ProbeConfig(**{**setting, **wrong}, out=tmp_path)
+    one = write_lines(tmp_path / "one.jsonl", [trace_line(1)])
+    with pytest.raises(DataError, match="at least two problems"):
+        probe(ProbeConfig(**{**setting, "traces": one}, out=tmp_path / "one"))
+
+
+def test_models_that_cannot_be_loaded(setting: dict, tmp_path: Path) -> None:
+    for name, message in (
+        ("./nowhere", "no such folder"),
+        ("nowhere.gguf", "no such file"),
+        ("no-such-user/no-such-model", "cannot be loaded|no tokenizer"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            load_tokenizer(name)
+    with pytest.raises(ModelError, match="device 'nowhere'"):
+        load_model(setting["model"], device="nowhere")
+
+
+def test_fingerprints(setting: dict) -> None:
+    one, two = load_model(setting["model"]), load_model(setting["model"], attention="eager")
+    assert config_fingerprint(one.config) == config_fingerprint(two.config)
+    assert config_fingerprint(one.config) != config_fingerprint(tiny("qwen2").config)
+    assert weights_fingerprint(one) == weights_fingerprint(two)
+    two.model.layers[0].mlp.up_proj.weight.data += 0.1
+    assert weights_fingerprint(one) != weights_fingerprint(two)
+
+
+def test_head_sets(finished: tuple, tmp_path: Path) -> None:
+    out, result = finished
+    found = HeadSet.load(out / "heads.json", tiny("llama").config)
+    assert found.pairs == result.head_set.pairs and len(found.pairs) == 3
+    assert found.heads[0].p is not None and found.heads[0].held_out
+    with pytest.raises(ModelError, match=r"4 layers of 4 heads.*does not fit.*2 layers of 4 heads"):
+        HeadSet.load(out / "heads.json", tiny("qwen2", num_hidden_layers=2).config)
+    content = json.loads((out / "heads.json").read_text())
+    for change, message in (
+        ({"kfh": {"schema": 99}}, "Update kfh"),
+        ({"heads": []}, "needs heads"),
+        ({"heads": [{"layer": 9, "head": 0}]}, "has no head 9.0"),
+        ({"heads": [{"layer": 0}]}, "not a head set"),
+    ):
+        path = tmp_path / "bad.json"
+        path.write_text(json.dumps({**content, **change}))
+        with pytest.raises(DataError, match=message):
+            HeadSet.load(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        HeadSet.load(tmp_path / "none.json")
+
+
+def test_shipped_head_set() -> None:
+    from transformers import Qwen2Config
+
+    assert shipped_head_sets() == ["deepseek-r1-distill-qwen-1.5b"]
+    found = HeadSet.load("deepseek-r1-distill-qwen-1.5b")
+    assert found.pairs == [(16, 2), (20, 9), (23, 2)]
+    found.check(Qwen2Config(num_hidden_layers=28, num_attention_heads=12))
+    with pytest.raises(ModelError, match="does not fit"):
+        found.check(Qwen2Config(num_hidden_layers=24, num_attention_heads=12))
+
+
+@pytest.mark.parametrize("metric", ["sra", "balanced", "gating"])
+def test_figures(finished: tuple, tmp_path: Path, metric: str) -> None:
+    run = RunFigures.load(finished[0])
+    figures = run.all(metric)
+    assert set(figures) == {"heatmap", "layers", "heads", "ensembles"}
+    for name, figure in figures.items():
+        for kind in ("png", "svg", "pdf"):
+            path = tmp_path / f"{name}.{kind}"
+            save_figure(figure, path)
+            assert path.stat().st_size > 2000
+    title = figures["heatmap"].get_suptitle()
+    assert "model" in title and "8 traces" in title and "traces.jsonl" in title
+    drawn = figures["heatmap"].axes[0].images[0].get_array()
+    np.testing.assert_allclose(drawn, run.grid(metric))
+    with pytest.raises(DataError, match="no finished probe"):
+        RunFigures.load(tmp_path)
+
+
+def test_public_names() -> None:
+    for name in probing.__all__:
+        assert getattr(probing, name).__doc__
+    assert callable(probing.segment) and callable(probing.probe)
+    with pytest.raises(AttributeError):
+        _ = probing.nothing
+
+
+def kfh(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "kfh", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_command_line(setting: dict, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    base = ("--model", setting["model"], "--traces", setting["traces"], "--permutations", 50)
+    done = kfh("probe", *base, "--out", out, "--select", "greedy", "--by", "balanced")
+    assert done.returncode == 0, done.stderr
+    for text in ("recency", "uniform", "best head by chance", "Head set", "held out"):
+        assert text in done.stdout
+    assert (out / "heatmap.png").exists()
+    done = kfh("plot", out, "--formats", "svg", "--metric", "balanced")
+    assert done.returncode == 0 and (out / "ensembles.svg").exists()
+    done = kfh("segment", setting["traces"], "--out", tmp_path / "cut.jsonl", "--segmenter", "line")
+    assert done.returncode == 0 and "8 traces" in done.stdout
+    trace = next(read_traces(tmp_path / "cut.jsonl"))
+    assert trace.extra["segmenter"] == {"name": "line"} and trace.steps[0].label
+
+
+def test_command_line_errors(setting: dict, tmp_path: Path) -> None:
+    bad = write_lines(tmp_path / "bad.jsonl", [trace_line(0), "{", trace_line(1)])
+    done = kfh("segment", bad, "--out", tmp_path / "o.jsonl")
+    assert done.returncode == 1 and "line 2" in done.stderr and "Traceback" not in done.stderr
+    done = kfh("segment", bad, "--out", tmp_path / "o.jsonl", "--skip-bad")
+    assert done.returncode == 0 and "left out 1 × not JSON" in done.stderr
+    done = kfh("plot", tmp_path)
+    assert done.returncode == 1 and "no finished probe" in done.stderr
+    done = kfh("plot", tmp_path, "--formats", "gif")
+    assert done.returncode == 1 and "unknown formats" in done.stderr
+    assert kfh("--version").stdout.startswith("kfh ")
+
+
+def test_errors_are_of_one_family() -> None:
+    for kind in (ConfigError, DataError, ModelError):
+        assert issubclass(kind, KfhError)

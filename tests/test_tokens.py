@@ -1,0 +1,99 @@
+"""From characters to tokens: offsets, spans, answer tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import byte_tokenizer, trace_line
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from probing.errors import ConfigError
+from probing.segmenters import Segmenter, segment_trace
+from probing.tokens import answer_tokens, boxed_spans, encode_trace, token_offsets, token_spans
+from probing.traces import Trace, parse_trace
+
+TOKENIZER = byte_tokenizer()
+
+
+def a_trace(reasoning: str, answer: str = "\n\n= 7") -> Trace:
+    import json
+
+    line = {"id": "a", "prompt": "Q\n", "response": f"{reasoning}</think>{answer}"}
+    return parse_trace(json.dumps(line))
+
+
+def test_tokens_that_straddle_a_border() -> None:
+    offsets = np.array([[0, 3], [3, 4], [4, 9], [9, 10]])
+    spans = [(0, 5), (5, 8), (8, 10)]
+    assert token_spans(offsets, spans, "overlap").tolist() == [[0, 3], [2, 3], [2, 4]]
+    # By start, the token 4–9 goes to the span that starts last within it.
+    assert token_spans(offsets, spans, "start").tolist() == [[0, 2], [2, 2], [2, 4]]
+    with pytest.raises(ConfigError, match="unknown rule"):
+        token_spans(offsets, spans, "middle")
+
+
+def test_special_tokens() -> None:
+    with_special = byte_tokenizer(special=True)
+    ids, offsets = token_offsets(with_special, "ab c")
+    assert offsets[0].tolist() == [0, 0] and offsets[-1].tolist() == [4, 4]
+    assert (np.diff(offsets[:, 0]) >= 0).all()
+    # A BOS in the text itself is not doubled.
+    ids, _ = token_offsets(with_special, "<s>ab")
+    assert (ids == with_special.bos_token_id).sum() == 1
+
+
+def test_answer_is_what_starts_after_the_end_marker() -> None:
+    trace = a_trace("So 3 + 4 = 7.\n", " It = 7, \\boxed{7} or \\boxed{8}.")
+    encoded = encode_trace(TOKENIZER, trace)
+    text = trace.prompt + trace.response
+    _, offsets = token_offsets(TOKENIZER, text)
+    start = len(trace.prompt) + trace.answer_start
+    assert encoded.answer.tolist() == (offsets[:, 0] >= start).tolist()
+    assert len(encoded) == len(offsets)
+    assert encoded.prompt_tokens == (offsets[:, 0] < 2).sum()
+
+    def shown(which: str) -> str:
+        chosen = answer_tokens(offsets, text, start, which)
+        return "".join(text[a:b] for a, b in offsets[chosen])
+
+    assert shown("all") == text[start:]
+    assert shown("boxed") == "8"
+    assert set(shown("values")) <= set(" 78,=") and shown("values").count("7") == 2
+    with pytest.raises(ConfigError, match="unknown answer tokens"):
+        shown("none")
+
+
+def test_boxed_braces() -> None:
+    assert boxed_spans(r"\boxed{\frac{1}{2}} \boxed{open") == [(7, 18)]
+    assert boxed_spans(r"\boxed{a} \boxed{b}", 5) == [(17, 18)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="ab \nWait,So é中😀.", max_size=80), st.integers(0, 20))
+def test_steps_of_any_text_tile_its_tokens(reasoning: str, min_chars: int) -> None:
+    """By start, each token of the reasoning has one step; by overlap at least one."""
+    trace = segment_trace(a_trace(reasoning), Segmenter(min_chars=min_chars))
+    text = trace.prompt + trace.response
+    _, offsets = token_offsets(TOKENIZER, text)
+    shift = len(trace.prompt)
+    inside = (offsets[:, 1] > shift) & (offsets[:, 0] < shift + trace.reasoning_end)
+    for rule in ("start", "overlap"):
+        spans = encode_trace(TOKENIZER, trace, rule=rule).spans
+        count = np.zeros(len(offsets), dtype=int)
+        for first, last in spans:
+            count[first:last] += 1
+        straddles = offsets[:, 1] > shift + trace.reasoning_end
+        if rule == "start":
+            assert (count[inside & ~straddles] == 1).all() and (count[~inside] == 0).all()
+        elif len(spans):
+            assert (count[inside] >= 1).all()
+
+
+def test_given_spans_overlap_tokens() -> None:
+    import json
+
+    trace = parse_trace(json.dumps(trace_line(3)))
+    encoded = encode_trace(TOKENIZER, trace, rule="overlap")
+    assert len(encoded.spans) == len(trace.steps)
+    assert (encoded.spans[:, 1] > encoded.spans[:, 0]).all()

@@ -57,6 +57,12 @@ def report(args: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|", flush=True)
     lengths = [int(length) for length in args.tokens.split(",")]
     for tokens in lengths + ([args.long] if args.long else []):
+        if tokens == args.long:
+            alone = ask(args, {"method": "capture", "tokens": tokens})
+            print(
+                f"| {tokens} | kfh, all heads | {alone['seconds']:.2f} | | {alone['peak']:.0f} | |"
+            )
+            continue
         pair = ask(args, {"method": "pair", "tokens": tokens, "runs": args.runs})
         memory = {m: ask(args, {"method": m, "tokens": tokens})["peak"] for m in METHODS[:2]}
         row(tokens, "trunk (sdpa)", pair["trunk"], 1.0, memory["trunk"], 0)

@@ -185,7 +185,7 @@ class RunFigures:
             axes.fill_between(
                 curve["heads"], values.iloc[:, 1], values.iloc[:, 2], color=colour, alpha=0.13, lw=0
             )
-        self._controls(axes, metric)
+        self._controls(axes, metric, " (all traces)")
         held = len(self.run["counts"]["held_out_traces"])
         axes.set(xlabel="heads in the ensemble", ylabel=f"{NAMES[metric]}, {held} held-out traces")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -193,13 +193,13 @@ class RunFigures:
             figure, axes, self.title(metric).replace("by layer and head", "of ensembles")
         )
 
-    def _controls(self, axes: Axes, metric: str) -> None:
+    def _controls(self, axes: Axes, metric: str, note: str = "") -> None:
         """A line for the best trivial scorer, and one for chance."""
         rows = [row for row in self.run["controls"] if row[metric] is not None]
         trivial = [row for row in rows if row["control"] not in ("uniform", "all heads")]
         if trivial:
             best = max(trivial, key=lambda row: row[metric])
-            label = f"control: {best['control']}"
+            label = f"control: {best['control']}{note}"
             axes.axhline(best[metric], color=GREY, ls=":", lw=1.6, label=label)
         axes.axhline(0.5, color=GREY, lw=0.7)
 

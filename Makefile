@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kfh-ready
 
-.PHONY: env demo test lint format bench wheel clean
+.PHONY: env demo test lint format bench wheel wheel-check clean
 
 env: $(STAMP)
 
@@ -36,7 +36,15 @@ bench: env  ## the capture beside the plain forward and its peers; takes an hour
 	$(BIN)/python bench/capture.py --peers
 
 wheel: env
+	rm -rf dist
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+
+wheel-check: wheel  ## the wheel, alone in a folder, finds the data that it carries
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel dist/kfh-*.whl
+	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -c "import pathlib, probing, probing.headset as h; \
+	  assert pathlib.Path(probing.__file__).is_relative_to(pathlib.Path.cwd()), probing.__file__; \
+	  assert probing.segment('Wait, so. ' * 20) and h.shipped_head_sets(); print('the wheel works')"
 
 clean:
 	rm -rf $(VENV) dist build runs

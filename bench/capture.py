@@ -93,8 +93,9 @@ def ask(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
             command += [f"--{name}", getattr(args, name)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        return {"error": last[0][:120], "seconds": 0, "peak": 0}
+        killed = f"killed by signal {-done.returncode} (out of memory?)"
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return {"error": killed if done.returncode < 0 else said[:120]}
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
 

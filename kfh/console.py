@@ -155,6 +155,11 @@ def caveats(result: ProbeResult) -> list[str]:
             f"The balanced SRA of {name} ({best['balanced']:.3f}) is what the best of "
             f"{len(result.table)} heads reaches by chance (p = {best['balanced_p']:.2f})."
         )
+    if result.counts["beyond_context"]:
+        found.append(
+            f"{result.counts['beyond_context']} traces are longer than the model's context; "
+            "what it attends to there may mean little."
+        )
     if result.counts["ranked"] < 20:
         found.append(f"{result.counts['ranked']} traces are few: the intervals are rough.")
     return found

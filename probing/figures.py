@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from probing.errors import DataError
 from probing.files import whole_file
+from probing.traces import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +38,43 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure in the format of the path's ending, whole or not at all."""
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=150, bbox_inches="tight")
+
+
+LABEL_LOOK = {"essential": (ORANGE, ""), "redundant": (BLUE, "//"), None: (GREY, "..")}
+MOST_STEPS = 60
+
+
+def step_strip(trace: Trace, ratios: np.ndarray, title: str = "") -> Figure:
+    """One trace, a bar a step: how far its score lies above or below the baseline.
+
+    Args:
+        trace: with its steps; the first 60 are drawn.
+        ratios: (step,) score of each step over S_base (no unit); the line at 1 is what uniform
+            attention would give.
+        title: above the figure.
+    """
+    steps = trace.steps[:MOST_STEPS]
+    figure = Figure(figsize=(8, 1.2 + 0.24 * len(steps)))
+    axes = figure.subplots()
+    shown = set()
+    for row, (step, ratio) in enumerate(zip(steps, ratios, strict=False)):
+        colour, hatch = LABEL_LOOK[step.label]
+        name = step.label or "no label"
+        label = None if name in shown else name
+        shown.add(name)
+        axes.barh(row, ratio, color=colour, hatch=hatch, edgecolor="white", lw=0, label=label)
+    texts = [" ".join(trace.response[step.start : step.end].split()) for step in steps]
+    # A dollar sign would begin a formula.
+    rows = [(text if len(text) < 56 else f"{text[:54]}…").replace("$", r"\$") for text in texts]
+    axes.set_yticks(range(len(steps)), rows, fontsize=7.5)
+    axes.invert_yaxis()
+    axes.axvline(1, color=GREY, ls=":", lw=1.4)
+    axes.set_xlabel("step score / S_base")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    return figure
 
 
 @dataclass(frozen=True, eq=False)

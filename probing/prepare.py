@@ -88,6 +88,7 @@ class SourceReport:
     used: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     steps: Counter[str] = field(default_factory=Counter)
+    beyond_context: int = 0  # traces longer than the model was made for; they are used
 
     def to_json(self) -> dict[str, Any]:
         """Counts for the run file."""
@@ -98,6 +99,7 @@ class SourceReport:
             "first_bad_lines": self.reading.first_bad,
             "left_out": dict(self.left_out),
             "steps": dict(self.steps),
+            "beyond_context": self.beyond_context,
         }
 
 

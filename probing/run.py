@@ -111,11 +111,20 @@ def probe(
     processes.wait()
     if processes.rank != 0:
         return None
-    scored = store.load()
-    traces = list(prepare_traces(config.source))
-    with progress("writing scores", len(traces)) as advance:
-        store.finish(traces, scored, heads, lambda: advance(1, 0))
-    ranked = [r for t in traces if (r := ranked_trace(t, scored[t.id], report)) is not None]
+    loaded = store.load()
+    scored = {trace_id: loaded[trace_id] for trace_id in ids}
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    ranked: list[RankedTrace] = []
+
+    def labelled() -> Iterator[Trace]:
+        """The traces once more, one in memory at a time; what is ranked of them is kept."""
+        for trace in prepare_traces(config.source):
+            found = ranked_trace(trace, scored[trace.id], report, limit)
+            ranked.extend([found] if found else [])
+            yield trace
+
+    with progress("writing scores", len(ids)) as advance:
+        store.finish(labelled(), scored, heads, lambda: advance(1, 0))
     result = rank_heads(config, card, heads, ranked, report, progress)  # 4, 5
     result = replace(result, speed=speed)
     write_result(result)  # 6
@@ -148,7 +157,7 @@ def _score_all(
     progress: Progress,
 ) -> tuple[dict[str, float], list[Head]]:
     """Score this process's share of the traces that are not scored yet; its speed and the heads."""
-    done = store.done()
+    done = store.done(ids)
     mine = set(ids[processes.rank :: processes.count]) - done
     capture = open_capture(model, config.backend)
     started, tokens = time.perf_counter(), 0
@@ -178,11 +187,15 @@ def _score_all(
     return speed, capture.heads
 
 
-def ranked_trace(trace: Trace, scored: ScoredTrace, report: SourceReport) -> RankedTrace | None:
+def ranked_trace(
+    trace: Trace, scored: ScoredTrace, report: SourceReport, limit: int | None = None
+) -> RankedTrace | None:
     """The labelled steps of a trace with their scores; None where no pair is left.
 
-    Steps without a token of their own (shorter than one) have no score and are counted.
+    Steps without a token of their own (shorter than one) have no score and are counted, as are
+    traces longer than the `limit` of tokens that the model was made for.
     """
+    report.beyond_context += limit is not None and scored.total_tokens > limit
     labels = np.array([step.label or "" for step in trace.steps])
     empty = scored.tokens == 0
     report.steps["without a token"] += int((empty & (labels != "")).sum())

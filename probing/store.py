@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class ScoreStore:
             shutil.rmtree(self.parts, ignore_errors=True)
             self.table.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
+        for leftover in self.parts.glob(".*"):  # of a process that was killed while it wrote
+            leftover.unlink()
         if path.exists():
             self._same_settings(path)
             return
@@ -72,19 +74,21 @@ class ScoreStore:
                 "Choose another --out, or score anew with --no-resume."
             )
 
-    def done(self) -> set[str]:
-        """Ids of the traces whose scores are there."""
-        if self.table.exists():
-            return set(self._read_table())
-        return {self._read_part(path).id for path in self.parts.glob("*.safetensors")}
+    def _part(self, trace_id: str) -> Path:
+        name = hashlib.sha256(trace_id.encode()).hexdigest()[:24]
+        return self.parts / f"{name}.safetensors"
+
+    def done(self, ids: Iterable[str]) -> set[str]:
+        """Those of the ids whose scores are there."""
+        tabled = set(self._table_sizes())
+        return {trace_id for trace_id in ids if trace_id in tabled or self._part(trace_id).exists()}
 
     def add(self, trace: ScoredTrace) -> None:
         """Write one part, whole or not at all."""
         from safetensors.numpy import save_file
 
         sizes = np.array([trace.answer_tokens, trace.total_tokens], dtype=np.int64)
-        name = hashlib.sha256(trace.id.encode()).hexdigest()[:24]
-        with whole_file(self.parts / f"{name}.safetensors") as temporary:
+        with whole_file(self._part(trace.id)) as temporary:
             # safetensors writes memory as it lies: another order would be read back scrambled.
             scores, tokens = map(np.ascontiguousarray, (trace.scores, trace.tokens))
             save_file(
@@ -95,10 +99,8 @@ class ScoreStore:
 
     def load(self) -> dict[str, ScoredTrace]:
         """All scores that are there, by trace id."""
-        if self.table.exists():
-            return self._read_table()
-        traces = map(self._read_part, self.parts.glob("*.safetensors"))
-        return {trace.id: trace for trace in traces}
+        parts = [path for path in self.parts.glob("*.safetensors") if path.name[0] != "."]
+        return {**self._read_table(), **{t.id: t for t in map(self._read_part, parts)}}
 
     def _read_part(self, path: Path) -> ScoredTrace:
         from safetensors import SafetensorError, safe_open
@@ -118,16 +120,23 @@ class ScoreStore:
 
     def finish(
         self,
-        traces: Sequence[Trace],
+        traces: Iterable[Trace],
         scored: Mapping[str, ScoredTrace],
         heads: Sequence[Head],
         advance: Callable[[], None] = lambda: None,
     ) -> None:
-        """Write the table, a row group a trace, with today's labels; then drop the parts."""
+        """Write the table, a row group a trace, with today's labels; then drop the parts.
+
+        Args:
+            traces: in the order of the table; consumed lazily.
+            scored: the scores of these traces, by id.
+            heads: in the order of the scores.
+            advance: called after each trace, for a progress bar.
+        """
         import pyarrow.parquet as pq
 
         header = file_header("step scores", settings=self.settings)
-        sizes = {t.id: [scored[t.id].answer_tokens, scored[t.id].total_tokens] for t in traces}
+        sizes = {t.id: [t.answer_tokens, t.total_tokens] for t in scored.values()}
         metadata = {HEADER: json.dumps(header), "sizes": json.dumps(sizes)}
         layers = np.array([layer for layer, _ in heads], dtype=np.int16)
         numbers = np.array([head for _, head in heads], dtype=np.int16)
@@ -140,11 +149,26 @@ class ScoreStore:
                     advance()
         shutil.rmtree(self.parts, ignore_errors=True)
 
+    def _table_sizes(self) -> dict[str, list[int]]:
+        """Sizes of the answer and of the whole, by the ids in the table."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not self.table.exists():
+            return {}
+        try:
+            sizes: dict[str, list[int]] = json.loads(pq.read_schema(self.table).metadata[b"sizes"])
+        except (pa.ArrowInvalid, KeyError, TypeError) as error:
+            raise DataError(f"{self.table}: damaged ({error}); use --no-resume") from error
+        return sizes
+
     def _read_table(self) -> dict[str, ScoredTrace]:
         import pyarrow.parquet as pq
 
+        sizes = self._table_sizes()
+        if not sizes:
+            return {}
         file = pq.ParquetFile(self.table)
-        sizes = json.loads(file.schema_arrow.metadata[b"sizes"])
         found = {}
         for number in range(file.num_row_groups):
             group = file.read_row_group(number, columns=["trace", "step", "tokens", "score"])

@@ -191,6 +191,43 @@ def test_store_keeps_every_number(tmp_path: Path) -> None:
         store.load()
 
 
+def test_leftovers_of_a_killed_process_are_no_scores(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path, {"a": 1})
+    (tmp_path / "parts").mkdir()
+    leftover = tmp_path / "parts" / ".0a1b.77.safetensors"
+    leftover.write_bytes(b"half")
+    store.open(resume=True)
+    assert not leftover.exists() and store.load() == {} and store.done(["x"]) == set()
+
+
+def test_another_labelling_scores_only_what_is_new(setting: dict, tmp_path: Path) -> None:
+    """Labels decide which traces can be ranked; scores that are there are not made again."""
+    few, all_of_them = (
+        write_lines(
+            tmp_path / name,
+            [
+                {"id": f"t/{n}", "step": step, "label": ("essential", "redundant")[step % 2]}
+                for n in numbers
+                for step in range(4)
+            ],
+        )
+        for name, numbers in (("few.jsonl", range(3)), ("all.jsonl", range(8)))
+    )
+    out = tmp_path / "out"
+    first = probe(ProbeConfig(**setting, out=out, labels=str(few)))
+    assert first.counts["ranked"] == first.speed["traces"] == 3
+    second = probe(ProbeConfig(**setting, out=out, labels=str(all_of_them)))
+    assert second.speed["traces"] == 5 and second.counts["ranked"] == 8
+    third = probe(ProbeConfig(**setting, out=out, labels=str(few)))
+    assert third.speed["traces"] == 0 and third.counts["ranked"] == 3
+    scores = pd.read_parquet(out / "scores.parquet")
+    assert scores["trace"].nunique() == 3 and set(scores["label"].dropna()) == {
+        "essential",
+        "redundant",
+    }
+    assert probe(ProbeConfig(**setting, out=out, labels=str(few))).speed["traces"] == 0
+
+
 def test_settings_are_checked(setting: dict, tmp_path: Path) -> None:
     for wrong in (
         {"by": "x"}, {"select": "x"}, {"answer": "x"}, {"top": 0}, {"null": "x"},

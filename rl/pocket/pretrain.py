@@ -1,0 +1,285 @@
+"""Train the pocket reasoner from scratch, in one run: `python -m rl.pocket.pretrain --out DIR`.
+
+Muon on the matrices, AdamW on the rest, one cosine; traces are drawn afresh for every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rl.pocket import task
+from rl.pocket.tokens import EOS, PAD, build_tokenizer, vocabulary
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """The recipe. The defaults are those of the model that ships.
+
+    Raises:
+        ValueError: a size or rate that is not positive, or a seed of held-out problems.
+    """
+
+    seed: int = 0
+    steps: int = 1200
+    batch: int = 32
+    muon_rate: float = 4e-3
+    adam_rate: float = 2e-3
+    warmup: int = 50
+    final_rate: float = 0.02  # of the peak, at the end of the cosine
+    weight_decay: float = 0.01
+    threads: int = 1
+    log_every: int = 50
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    key_value_heads: int = 2
+    mlp: int = 256
+    task: task.TaskConfig = field(default_factory=task.TaskConfig)
+
+    def __post_init__(self) -> None:
+        sizes = (self.steps, self.batch, self.muon_rate, self.adam_rate, self.threads, self.width)
+        if min(sizes) <= 0 or self.warmup < 1 or not 0 <= self.final_rate <= 1:
+            raise ValueError(f"steps, batch, rates, threads and sizes must be positive: {self}")
+        if not 0 <= self.seed < 1_000_000:
+            raise ValueError(f"seeds from 1,000,000 on are for held-out problems: {self.seed}")
+        if self.width % self.heads or self.heads % self.key_value_heads:
+            raise ValueError("the width must divide into heads, and these into key-value groups")
+
+
+def build_model(config: PretrainConfig) -> Qwen2ForCausalLM:
+    """A fresh Qwen2 with tied embeddings: 0.6 M parameters at the default sizes."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(config.seed)
+    ids = vocabulary()
+    settings = Qwen2Config(
+        vocab_size=len(ids),
+        hidden_size=config.width,
+        intermediate_size=config.mlp,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.key_value_heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        use_cache=True,
+        bos_token_id=None,
+        eos_token_id=ids[EOS],
+        pad_token_id=ids[PAD],
+    )
+    return Qwen2ForCausalLM(settings)
+
+
+def batches(
+    config: PretrainConfig, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless (ids, labels), both [batch, longest], right-padded; prompts carry no loss.
+
+    Traces of like length share a batch, so that little is padding; the batches are shuffled.
+    """
+    import torch
+
+    rng = random.Random(config.seed)
+    group = 16
+    while True:
+        examples = []
+        for _ in range(group * config.batch):
+            problem = task.make_problem(rng, config.task)
+            response = task.make_trace(rng, problem, config.task).response
+            prompt = tokenizer(problem.prompt)["input_ids"]
+            examples.append((len(prompt), prompt + tokenizer(response + EOS)["input_ids"]))
+        examples.sort(key=lambda example: len(example[1]))
+        order = list(range(group))
+        rng.shuffle(order)
+        for index in order:
+            chosen = examples[index * config.batch : (index + 1) * config.batch]
+            longest = max(len(ids) for _, ids in chosen)
+            ids = torch.zeros(len(chosen), longest, dtype=torch.long)
+            labels = torch.full_like(ids, IGNORED)
+            for row, (start, tokens) in enumerate(chosen):
+                ids[row, : len(tokens)] = torch.tensor(tokens)
+                labels[row, start : len(tokens)] = ids[row, start : len(tokens)]
+            yield ids, labels
+
+
+def loss_of(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean next-token loss in nats. Padding sits on the right, where causal attention does not
+    look, so no mask is needed; without one the attention kernel takes its fast path."""
+    import torch
+    import torch.nn.functional as functional
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16()):
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1])
+    return functional.cross_entropy(
+        logits.float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
+    )
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16; emulated, it is slower than float32."""
+    import torch
+
+    probe: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return probe()
+
+
+def use_float32_attention(model: Qwen2ForCausalLM) -> None:
+    """Let attention run in float32 inside bfloat16 autocast: a third faster on processors."""
+    import torch
+    import torch.nn.functional as functional
+    from transformers import AttentionInterface
+
+    def attend(
+        module: object,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float | None = None,
+        **_: object,
+    ) -> tuple[torch.Tensor, None]:
+        groups = query.shape[1] // key.shape[1]
+        with torch.autocast("cpu", enabled=False):
+            out = functional.scaled_dot_product_attention(
+                query.float(),
+                key.float().repeat_interleave(groups, 1),
+                value.float().repeat_interleave(groups, 1),
+                is_causal=True,
+                scale=scaling,
+            )
+        return out.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("pocket_float32", attend)
+    model.set_attn_implementation("pocket_float32")
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """The nearest semi-orthogonal matrix, roughly, by five Newton-Schulz steps (Muon)."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.mT if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon:
+    """Momentum whose update is made orthogonal, scaled to AdamW's usual size of update.
+
+    Keller Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; the scale
+    0.2 * sqrt(longer side) is that of "Muon is scalable for LLM training", arXiv 2502.16982.
+    """
+
+    def __init__(self, matrices: list[torch.nn.Parameter], decay: float, momentum: float = 0.95):
+        self.matrices, self.decay, self.momentum = matrices, decay, momentum
+        self.averages = [matrix.detach().clone().zero_() for matrix in matrices]
+
+    def step(self, rate: float) -> None:
+        """Update the matrices from their gradients, and clear these."""
+        import torch
+
+        with torch.no_grad():
+            for matrix, average in zip(self.matrices, self.averages, strict=True):
+                if matrix.grad is None:
+                    continue
+                average.lerp_(matrix.grad, 1 - self.momentum)
+                update = orthogonal(matrix.grad.lerp(average, self.momentum))
+                matrix.mul_(1 - rate * self.decay)
+                matrix.add_(update, alpha=-rate * 0.2 * math.sqrt(max(matrix.shape)))
+                matrix.grad = None
+
+
+def rate_at(step: int, config: PretrainConfig) -> float:
+    """Share of the peak rate at a step: linear warm-up, then a cosine down to `final_rate`."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def pretrain(config: PretrainConfig, out: Path, report: Callable[[str], None] = print) -> float:
+    """Train from scratch, save model and tokenizer to `out`, return the wall time in seconds."""
+    import torch
+
+    began = time.perf_counter()
+    torch.set_num_threads(config.threads)
+    tokenizer, model = build_tokenizer(), build_model(config)
+    usual_attention = model.config._attn_implementation
+    use_float32_attention(model)
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    chosen = {id(matrix) for matrix in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    muon = Muon(matrices, config.weight_decay)
+    adam = torch.optim.AdamW(rest, config.adam_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    seen, recent = 0, 0.0
+    for step, (ids, labels) in zip(range(config.steps), batches(config, tokenizer), strict=False):
+        loss = loss_of(model, ids, labels)
+        loss.backward()
+        share = rate_at(step, config)
+        muon.step(config.muon_rate * share)
+        for group in adam.param_groups:
+            group["lr"] = config.adam_rate * share
+        adam.step()
+        adam.zero_grad()
+        seen, recent = seen + ids.numel(), recent + loss.item()
+        if (step + 1) % config.log_every == 0:
+            took = time.perf_counter() - began
+            mean = recent / config.log_every
+            report(
+                f"step {step + 1:5d}  loss {mean:.4f}  {seen / took:,.0f} tokens/s  {took:.0f} s"
+            )
+            recent = 0.0
+    model.set_attn_implementation(usual_attention)
+    save(model, tokenizer, out)
+    took = time.perf_counter() - began
+    settings = asdict(config)
+    recipe = {"recipe": settings, "seconds": round(took, 1), "tokens": seen}
+    (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+    return took
+
+
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write safetensors (float16: half the size), config and tokenizer to `out`.
+
+    The config says float32, so that a plain `from_pretrained` computes in it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(out)
+    model.float()
+    path = out / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    tokenizer.save_pretrained(out)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line of the recipe."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--seed", type=int, default=PretrainConfig.seed)
+    parser.add_argument("--steps", type=int, default=PretrainConfig.steps)
+    parser.add_argument("--threads", type=int, default=PretrainConfig.threads)
+    options = parser.parse_args(arguments)
+    config = PretrainConfig(seed=options.seed, steps=options.steps, threads=options.threads)
+    took = pretrain(config, options.out, lambda line: print(line, flush=True))
+    print(f"trained in {took / 60:.1f} min; saved to {options.out}")
+
+
+if __name__ == "__main__":
+    main()

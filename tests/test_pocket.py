@@ -1,0 +1,219 @@
+"""The pocket reasoner: labels, verifier, tokenizer, and the shipped model's figures."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rl.pocket.decode import Decoding, _Guard
+from rl.pocket.parse import boxed_value, is_correct, parse_problem, read
+from rl.pocket.task import (
+    Definition,
+    Problem,
+    TaskConfig,
+    make_problem,
+    make_trace,
+    shortest_trace,
+)
+from rl.pocket.tokens import build_tokenizer, vocabulary, words
+
+MODEL = Path(__file__).parent.parent / "data" / "pocket"
+PROBLEM = parse_problem("n = 47 + 5 ; k = 31 * 8 ; t = n * 9 ; t ?")
+CORRECTED = (
+    "Okay, so I need t.\n"
+    "First, 47 + 5 gives n = 52.\n"
+    "Wait, check: 7 + 5 = 12, 4 + 1 = 5, had 52, ok.\n"
+    "Therefore n * 9 gives t = 58.\n"
+    "Wait, 18 45 46, had 58, so t = 68.\n"
+    "</think> n 52 t 68 \\boxed{68}"
+)
+
+
+def labels(response: str) -> list[str | None]:
+    return [step.label for step in read(PROBLEM, response).steps]
+
+
+def test_labels_of_ten_thousand_generated_traces() -> None:
+    for seed in range(10_000):
+        rng = random.Random(seed)
+        problem = make_problem(rng)
+        trace = make_trace(rng, problem)
+        reading = read(parse_problem(problem.prompt), trace.response)
+        assert not reading.reasons
+        assert [step.label for step in reading.steps] == [line.label for line in trace.lines]
+        assert reading.correct == (trace.values[problem.query] == problem.values[problem.query])
+        reasoning = trace.response.partition("</think>")[0]
+        texts = [trace.response[step.start : step.end] for step in reading.steps]
+        assert texts == [f"{line.text}\n" for line in trace.lines]
+        assert "".join(texts) == reasoning
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.text(max_size=60), st.integers(0, 400))
+def test_any_text_is_read_or_reported(seed: int, noise: str, place: int) -> None:
+    rng = random.Random(seed)
+    problem = make_problem(rng)
+    response = make_trace(rng, problem).response
+    damaged = response[:place] + noise + response[place:]
+    reading = read(problem, damaged)
+    reasoning = damaged.partition("</think>")[0]
+    assert "".join(damaged[s.start : s.end] for s in reading.steps) == reasoning
+    assert reading.reasons or not any(step.kind == "unreadable" for step in reading.steps)
+
+
+def test_correction_is_the_source_and_the_slip_is_redundant() -> None:
+    assert labels(CORRECTED) == ["redundant", "essential", "redundant", "redundant", "essential"]
+    assert read(PROBLEM, CORRECTED).correct
+
+
+def test_confirmation_of_a_hard_operation_is_left_out_once() -> None:
+    confirmed = "Wait, 18 45 46, had 68, ok.\n"
+    response = CORRECTED.replace("t = 58", "t = 68").replace(
+        "Wait, 18 45 46, had 58, so t = 68.\n", confirmed * 2
+    )
+    assert labels(response)[-3:] == ["essential", None, "redundant"]
+
+
+def test_a_repeated_value_is_no_new_source() -> None:
+    again = "Therefore n * 9 gives t = 58.\n"
+    found = labels(CORRECTED.replace(again, again * 2))
+    assert found == ["redundant", "essential", "redundant", "redundant", "redundant", "essential"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("First, 47 + 5", "First, I add 47 + 5", "line 2 is no sentence"),
+        ("</think>", "", "there is no </think>"),
+        (" n 52 t 68", " t 68", "the path is ['n', 't']"),
+        (" n 52", " n 51", "gives n as 51, the steps as 52"),
+        ("boxed{68}", "boxed{58}", "gives t as 58, the steps as 68"),
+        ("First, 47 + 5 gives n = 52.\n", "", "gives n, which no step derives"),
+        ("68.\n</think>", "68.</think>", "has no end"),
+    ],
+)
+def test_what_cannot_be_read_is_reported(old: str, new: str, reason: str) -> None:
+    reading = read(PROBLEM, CORRECTED.replace(old, new, 1))
+    assert any(reason in found for found in reading.reasons), reading.reasons
+
+
+def test_an_unreadable_line_has_no_label() -> None:
+    assert labels(CORRECTED.replace("First,", "Firstly"))[1] is None
+
+
+@pytest.mark.parametrize(
+    ("response", "box"),
+    [
+        ("</think> \\boxed{68}", "68"),
+        ("</think> \\boxed{58}", "58"),
+        ("</think> \\boxed{68} \\boxed{68}", None),
+        ("\\boxed{68}\n</think>", None),
+        ("\\boxed{68}", None),
+        ("", None),
+    ],
+)
+def test_verifier(response: str, box: str | None) -> None:
+    assert boxed_value(response) == box
+    assert is_correct(PROBLEM, response) == (box == "68")
+
+
+def test_shortest_trace_is_correct_and_all_essential() -> None:
+    for seed in range(200):
+        problem = make_problem(random.Random(seed))
+        reading = read(problem, shortest_trace(problem).response)
+        assert reading.correct and not reading.reasons
+        assert {step.label for step in reading.steps} == {"essential"}
+
+
+def test_bad_problems_and_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot read the definition"):
+        parse_problem("n = 47 - 5 ; n ?")
+    with pytest.raises(ValueError, match="ends in `NAME \\?`"):
+        parse_problem("n = 47 + 5")
+    with pytest.raises(ValueError, match="defined twice"):
+        Problem((Definition("n", "47", "+", 5), Definition("n", "12", "+", 5)), "n")
+    with pytest.raises(ValueError, match="no earlier definition"):
+        Problem((Definition("n", "t", "+", 5),), "n")
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        TaskConfig(opener=1.2)
+    with pytest.raises(ValueError, match="forbid must be"):
+        Decoding(forbid="some")  # type: ignore[arg-type]
+
+
+def test_tokenizer_is_lossless_with_offsets() -> None:
+    tokenizer = build_tokenizer()
+    for seed in range(300):
+        rng = random.Random(seed)
+        problem = make_problem(rng)
+        text = problem.prompt + make_trace(rng, problem).response
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+        assert set(tokens) <= set(words())
+        assert tokenizer.decode(encoded["input_ids"]) == text
+        assert [text[start:end] for start, end in encoded["offset_mapping"]] == tokens
+
+
+def test_marks_are_single_tokens() -> None:
+    tokenizer = build_tokenizer()
+    for mark in ("<think>", "</think>", " \\boxed{"):
+        assert tokenizer.tokenize(mark) == [mark]
+
+
+def test_guard_forbids_checks_by_operation() -> None:
+    import torch
+
+    ids = vocabulary()
+    guard = _Guard("easy", 2)
+    guard.see(torch.tensor([ids[" +"], ids[" *"]]))
+    guard.see(torch.tensor([ids[" gives"], ids[" gives"]]))
+    logits = guard.apply(torch.zeros(2, len(ids)))
+    assert torch.isinf(logits[:, ids["Wait"]]).tolist() == [True, False]
+
+
+def test_shipped_traces_have_the_labels_of_the_parser() -> None:
+    path = next(MODEL.glob("traces.jsonl*"))
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    rows = [json.loads(line) for line in data.decode().splitlines()]
+    assert len(rows) >= 400
+    assert len({row["problem"] for row in rows}) == len(rows)
+    for row in rows:
+        reading = read(parse_problem(row["problem"]), row["response"])
+        assert not reading.reasons
+        assert row["correct"] == reading.correct
+        assert row["steps"] == [
+            {"start": s.start, "end": s.end, "label": s.label} for s in reading.steps
+        ]
+
+
+def test_shipped_model_is_small_and_has_the_tokenizer() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert (MODEL / "model.safetensors").stat().st_size <= 2_000_000
+    assert AutoTokenizer.from_pretrained(MODEL).get_vocab() == vocabulary()
+    assert AutoModelForCausalLM.from_pretrained(MODEL).dtype == torch.float32
+
+
+@pytest.mark.pocket
+def test_shipped_model_meets_its_figures() -> None:
+    import torch
+
+    from rl.pocket.decode import load
+    from rl.pocket.measure import figures
+
+    torch.set_num_threads(1)
+    stated = json.loads((MODEL / "figures.json").read_text(encoding="utf-8"))
+    found = figures(*load(MODEL), n=120)
+    # A small sample: the intervals of card and test must overlap.
+    for name, figure in found.items():
+        assert figure.low <= stated[name]["high"] and stated[name]["low"] <= figure.high, name
+    assert found["greedy_over_shortest"].value >= 2.5
+    assert 0.75 <= stated["greedy_accuracy"]["value"] <= 0.90
+    assert stated["no_checks_cost"]["value"] >= 0.10
+    assert stated["no_easy_checks_cost"]["value"] <= 0.01

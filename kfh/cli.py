@@ -52,9 +52,13 @@ def segment(
 
 @app.command()
 def probe(
-    model: Annotated[str, typer.Option(help="Hub id, folder or .gguf file.")],
-    traces: Annotated[Path, typer.Option(help="Labelled trace file (JSONL, .gz too).")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    model: Annotated[
+        str | None, typer.Option(help="Hub id, folder or .gguf file; default: the pocket model.")
+    ] = None,
+    traces: Annotated[
+        Path | None, typer.Option(help="Labelled trace file (JSONL, .gz too).")
+    ] = None,
     segmenter: Annotated[
         str,
         typer.Option(help="given: the file's steps; or attnpo, line, sentence, paragraph, *.json."),
@@ -105,12 +109,11 @@ def plot(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/demo"),
-    count: Annotated[int, typer.Option(help="Traces to make.")] = 24,
 ) -> None:
-    """Make labelled traces and probe SmolLM2-135M-Instruct on them: the whole way on a laptop."""
+    """Probe the embedded pocket model: table, head set, heatmap, one trace with its scores."""
     from kfh.commands import run_demo
 
-    run_demo(out, count)
+    run_demo(out)
 
 
 def main() -> None:

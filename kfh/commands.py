@@ -49,13 +49,23 @@ def run_segment(
 
 
 def run_probe(**settings: Any) -> None:
-    """`kfh probe`: see `probing.run`; the heatmap is drawn beside the tables."""
+    """`kfh probe`: see `probing.run`; the heatmap is drawn beside the tables.
+
+    Without a model the embedded one is probed, on its own traces unless others are given.
+    """
     from transformers.utils import logging
 
+    from kfh.demo import pocket_model, pocket_traces
     from probing.config import ProbeConfig
+    from probing.errors import ConfigError
     from probing.run import probe
 
     logging.disable_progress_bar()  # ours are enough
+    if settings["model"] is None:
+        settings["model"] = str(pocket_model())
+        settings["traces"] = settings["traces"] or pocket_traces()
+    if settings["traces"] is None:
+        raise ConfigError("--model needs --traces: labelled traces, best of that same model")
     result = probe(ProbeConfig(**settings), progress=progress_bar)
     if result is None:  # another process prints
         return
@@ -104,12 +114,9 @@ def run_plot(folder: Path, metric: str, formats: str, out: Path | None) -> None:
             console.print(f"→ {path}")
 
 
-def run_demo(out: Path, count: int) -> None:
+def run_demo(out: Path) -> None:
     """`kfh demo`: see `kfh.demo`."""
-    from kfh.demo import make_traces, smollm2_path
+    from kfh.demo import draw_trace, pocket_model, pocket_traces
 
-    model = smollm2_path()
-    traces = out / "traces.jsonl"
-    made = make_traces(traces, count)
-    console.print(f"made {made} labelled traces → {traces}")
-    run_probe(model=str(model), traces=traces, out=out)
+    run_probe(model=str(pocket_model()), traces=pocket_traces(), out=out)
+    draw_trace(out, pocket_traces())

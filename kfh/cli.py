@@ -94,6 +94,40 @@ def probe(
 
 
 @app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    method: Annotated[
+        str | None,
+        typer.Option(help="attnpo, its ablations, oracle, grpo, rloo, tlmre, laser, dler."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="YAML file or shipped recipe; default: the method's.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder; default: the recipe's.")
+    ] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Head file of `kfh probe`, or a shipped head set.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="FILE.jsonl, hub:OWNER/NAME, rg:TASK or pocket:N.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of order, sampling and random heads.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, any setting; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+) -> None:
+    """Train with step-level credit from a head set, or with a baseline."""
+    from kfh.training import run_train
+
+    options = {"method": method, "model": model, "heads": heads, "data": data, "seed": seed}
+    result = run_train(out, recipe, set_ or [], resume, **options)
+    if result["status"] == "interrupted":
+        raise KeyboardInterrupt
+
+
+@app.command()
 def plot(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that kfh probe wrote.")],
     metric: Annotated[str, typer.Option(help="sra, balanced or gating.")] = "sra",

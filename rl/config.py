@@ -96,7 +96,7 @@ class AttnPOConfig(GRPOConfig):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, is {getattr(self, name)}")
         self.scale_rewards = _SCALING[str(self.advantage)]
-        self.rescaling  # noqa: B018: checks the constants
+        _ = self.rescaling  # checks the constants
         super().__post_init__()
         self._refuse()
         self._warn()

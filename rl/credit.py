@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from rl.config import AttnPOConfig
 from rl.rescale import schedule_open, step_scales, token_scales
 from rl.scoring import AttentionScorer, Scores, label_scores, recency_scores
 from rl.steps import Cutter, Response
-
-if TYPE_CHECKING:
-    from trl import GRPOTrainer
 
 Labels = Sequence[Sequence[Step]]
 
@@ -50,7 +47,7 @@ class Rollout:
 
     @classmethod
     def gathered(
-        cls, trainer: GRPOTrainer, responses: list[Response], verdicts: Float[Tensor, "everyone"]
+        cls, trainer: Any, responses: list[Response], verdicts: Float[Tensor, "everyone"]
     ) -> Rollout:
         """Gather lengths and completeness; `verdicts` are the verifier's, gathered already.
 
@@ -78,14 +75,14 @@ class Rollout:
         return cls(responses, correct[own], p[own], correct, lengths)
 
 
-def _check_reasoning(trainer: GRPOTrainer, responses: list[Response]) -> None:
+def _check_reasoning(trainer: Any, responses: list[Response]) -> None:
     """In the first batch at least one response of all processes must end its reasoning."""
     ended = torch.tensor([sum(r.reasoned for r in responses)], device=trainer.accelerator.device)
     if int(gather(ended).sum()) == 0:
         raise DataError(
             f"no response of the first batch holds {trainer.args.think_end!r} within "
-            f"max_completion_length = {trainer.args.max_completion_length} tokens: raise the limit, "
-            "or choose the prompt template of this model (its reasoning may end in another text)"
+            f"max_completion_length = {trainer.args.max_completion_length} tokens: raise the "
+            "limit, or choose the prompt template of this model (its reasoning may end in another text)"
         )
 
 
@@ -99,14 +96,14 @@ class Credit:
 
     args: AttnPOConfig
     cutter: Cutter
-    trainer: GRPOTrainer
+    trainer: Any  # the AttnPOTrainer
     scorer: AttentionScorer | None = None
     heads: list[Head] | None = None
     head_set: HeadSet | None = None
     _passing: dict[int, Scores] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, trainer: GRPOTrainer, heads: HeadSet | str | Path | None) -> Credit:
+    def of(cls, trainer: Any, heads: HeadSet | str | Path | None) -> Credit:
         """Check the head set against the model and prove the capture on it.
 
         Raises:
@@ -274,7 +271,7 @@ class Credit:
     ) -> dict[str, float]:
         """Figures of a step, over all processes."""
         mask = output["completion_mask"].bool()
-        sums: Counter[str] = Counter()
+        sums: defaultdict[str, float] = defaultdict(float)
         for response in rollout.responses:
             sums["responses"] += 1
             sums["unfinished"] += not response.complete
@@ -349,7 +346,7 @@ def _zero3() -> bool:
     return bool(is_deepspeed_zero3_enabled())
 
 
-def _cutter(args: AttnPOConfig, head_set: HeadSet | None, trainer: GRPOTrainer) -> Cutter:
+def _cutter(args: AttnPOConfig, head_set: HeadSet | None, trainer: Any) -> Cutter:
     """How responses are cut: as the settings say, else as the head set was made."""
     stored = dict((head_set.segmenter if head_set else None) or {})
     name = args.segmenter or stored.get("name") or "attnpo"

@@ -112,6 +112,8 @@ def shaped_reward(
         raise ConfigError(f"unknown length penalty {penalty!r}; choose {', '.join(PENALTIES)}")
     if target is None or target < 1:
         raise ConfigError(f"the length penalty {penalty} needs target_length in tokens, ≥ 1")
-    return laser(correct, lengths, target, coef) if penalty == "laser" else dler(
-        correct, lengths, target
+    return (
+        laser(correct, lengths, target, coef)
+        if penalty == "laser"
+        else dler(correct, lengths, target)
     )

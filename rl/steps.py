@@ -104,7 +104,7 @@ def decode_with_offsets(
     from tokenizers.decoders import DecodeStream
 
     stream = DecodeStream(skip_special_tokens=False)
-    backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend = tokenizer.backend_tokenizer
     chunks: list[str] = []
     offsets = np.zeros((len(ids), 2), dtype=np.int64)
     first, at = 0, 0  # of the ids whose characters are not complete yet

@@ -74,6 +74,12 @@ class AttnPOTrainer(GRPOTrainer):
         >>> trainer.train()  # doctest: +SKIP
     """
 
+    # What TRL sets; its own annotations are those of the base classes.
+    args: Any  # AttnPOConfig
+    model: Any
+    train_dataset: Any
+    num_generations: Any
+
     def __init__(
         self,
         model: Any,
@@ -208,18 +214,20 @@ class AttnPOTrainer(GRPOTrainer):
         """TRL's, on rows sorted by length and trimmed (4), scoring steps in passing (2)."""
         flags = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss}
         compute = super()._get_per_token_logps_and_entropies
+        # TRL makes this pass without gradient for the policy's old log-probabilities; a later one
+        # of the batch is the reference's.
         in_passing = (
             not torch.is_grad_enabled()
-            and model is self.model
             and self.model.training
+            and self.use_vllm
+            and self.vllm_importance_sampling_correction
+            and self._responses is None
             and self.credit.scores_by_attention
         )
         if in_passing:
             prompt = input_ids.shape[1] - logits_to_keep
             rows = zip(input_ids[:, prompt:], attention_mask[:, prompt:], strict=True)
-            self._responses = [
-                self.credit.cutter(ids[mask.bool()].tolist()) for ids, mask in rows
-            ]
+            self._responses = [self.credit.cutter(ids[mask.bool()].tolist()) for ids, mask in rows]
         rows_at_once = self.args.rows_per_forward or (batch_size or len(input_ids))
         if not in_passing and not self.args.rows_per_forward:
             result: tuple[Tensor, Tensor | None, Tensor | None] = compute(
@@ -237,8 +245,10 @@ class AttnPOTrainer(GRPOTrainer):
             def forward(ids: Tensor = ids, mask: Tensor = mask, keep: int = keep) -> Any:
                 return compute(model, ids, mask, keep, None, **flags, **options)
 
-            part = self._score_in_passing(chunk, ids, mask, keep, forward) if in_passing else (
-                forward()
+            part = (
+                self._score_in_passing(chunk, ids, mask, keep, forward)
+                if in_passing
+                else (forward())
             )
             pad = (0, right)
             logps, entropy, aux = part
@@ -269,7 +279,7 @@ class AttnPOTrainer(GRPOTrainer):
     # 5. Order and checkpoints
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        stock = super()._get_train_sampler(dataset)
+        stock: Any = super()._get_train_sampler(dataset)
         return EpochSampler(
             data_source=stock.data_source,
             mini_repeat_count=stock.mini_repeat_count,

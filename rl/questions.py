@@ -87,9 +87,10 @@ class QuestionSet:
         if self.kind == "maths":
             return maths_correct(question.answer, response, think_end, self.faults)
         if self.kind == "pocket":
-            if think_end != THINK_END:
-                response = response.replace(think_end, THINK_END, 1)
-            return is_correct(_problem(question.question), response)
+            answer = answer_part(response, think_end)
+            if answer is None:
+                return False
+            return is_correct(_problem(question.question), THINK_END + answer)
         return self._gym_correct(question, response, think_end)
 
     def _gym_correct(self, question: Question, response: str, think_end: str) -> bool:

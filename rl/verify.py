@@ -25,7 +25,12 @@ _WORDS = re.compile(r"[^\W\d_]{4,}(?:[ '.-]+[^\W\d_]+)*")
 
 
 def answer_part(response: str, think_end: str = THINK_END) -> str | None:
-    """What stands after the first end of the reasoning; None where it never ends."""
+    """What stands after the first end of the reasoning; None where it never ends.
+
+    An empty `think_end` means a model that does not reason: all is answer.
+    """
+    if not think_end:
+        return response
     _, closed, answer = response.partition(think_end)
     return answer if closed else None
 

@@ -13,6 +13,7 @@ from probing.tokens import ANSWERS
 from rl.methods import ADVANTAGES, SIGNALS, method_of
 from rl.rescale import Rescaling
 from rl.rewards import PENALTIES
+from rl.rollout import ROLLOUTS, compact_reason
 
 _SCALING = {"rloo": "none", "grpo": "group", "batch": "batch"}
 
@@ -43,6 +44,8 @@ class AttnPOConfig(GRPOConfig):
         rows_per_forward: rows of a forward pass of the update, sorted by length and trimmed, so
             that little padding is computed; 0: as TRL does it; None: 16 on CPU, else 0.
         score_rows: rows of a forward pass of the scoring; None: `rows_per_forward`, or 8.
+        rollouts: `trl` (generate, or vLLM), or `compact`, where finished rows leave the batch
+            (`rl.rollout`); None: compact on CPU, where it can be used.
         processes: number of processes that must take part; None: not checked.
 
     Raises:
@@ -69,6 +72,7 @@ class AttnPOConfig(GRPOConfig):
     think_end: str = "</think>"
     rows_per_forward: int | None = None
     score_rows: int | None = None
+    rollouts: str | None = None
     processes: int | None = None
 
     # TRL's settings, where AttnPO needs another default.
@@ -86,6 +90,7 @@ class AttnPOConfig(GRPOConfig):
             ("advantage", ADVANTAGES),
             ("signal", SIGNALS),
             ("answer", (*ANSWERS, None)),
+            ("rollouts", (*ROLLOUTS, None)),
         ):
             if getattr(self, name) not in known:
                 choices = ", ".join(map(str, known))
@@ -102,6 +107,11 @@ class AttnPOConfig(GRPOConfig):
         self._warn()
         if self.rows_per_forward is None:
             self.rows_per_forward = 16 if self.device.type == "cpu" else 0
+        reason = compact_reason(self)
+        if self.rollouts == "compact" and reason:
+            raise ConfigError(f"compact rollouts cannot be used: {reason}")
+        if self.rollouts is None:
+            self.rollouts = "compact" if self.device.type == "cpu" and not reason else "trl"
         if self.score_rows is None:
             self.score_rows = self.rows_per_forward or 8
 

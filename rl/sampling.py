@@ -158,7 +158,7 @@ class TransformersSampler:
         found: dict[tuple[int, int], Sample] = {}
         for start in range(0, len(rows), self.rows):
             chunk = rows[start : start + self.rows]
-            draws = _Draws([row_seed(settings.seed, prompts[p], number) for p, number in chunk])
+            draws = Draws([row_seed(settings.seed, prompts[p], number) for p, number in chunk])
             new = decode(self.model, [encoded[p] for p, _ in chunk], settings, draws, self.ends)
             for row, ids in zip(chunk, new, strict=True):
                 found[row] = self._sample(ids)
@@ -184,7 +184,7 @@ def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
     raise ConfigError("neither model nor tokenizer names a token that ends a response")
 
 
-class _Draws:
+class Draws:
     """Uniform random numbers, a stream a row, drawn in blocks."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -203,7 +203,7 @@ def decode(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     settings: Sampling,
-    draws: _Draws,
+    draws: Draws,
     ends: frozenset[int],
 ) -> list[list[int]]:
     """New token ids of each row, the end token included.

@@ -32,6 +32,7 @@ from probing.traces import Step
 from rl.config import AttnPOConfig
 from rl.credit import Credit, Rollout
 from rl.rewards import shaped_reward
+from rl.rollout import compact_rollouts
 from rl.steps import Response
 
 # (row of the dataset, text of the response) → labelled steps, in characters of the text
@@ -95,6 +96,8 @@ class AttnPOTrainer(GRPOTrainer):
         for name in ("tools", "environment_factory"):
             if options.get(name):
                 raise ConfigError(f"{name} is not supported: steps are cut from sampled ids alone")
+        if args.rollouts == "compact":
+            options.setdefault("rollout_func", compact_rollouts)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **options)
         self.label_func = label_func
         self._responses: list[Response] | None = None

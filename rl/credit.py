@@ -82,7 +82,7 @@ def _check_reasoning(trainer: Any, responses: list[Response]) -> None:
         raise DataError(
             f"no response of the first batch holds {trainer.args.think_end!r} within "
             f"max_completion_length = {trainer.args.max_completion_length} tokens: raise the "
-            "limit, or choose the prompt template of this model (its reasoning may end in another text)"
+            "limit, or choose the prompt template of this model (its reasoning may end otherwise)"
         )
 
 

@@ -1,5 +1,5 @@
-"""Rollouts in this process, with finished rows leaving the batch: on CPU and small GPUs a batch
-otherwise waits for its longest response. TRL's own ways (generate, vLLM) stay the default elsewhere.
+"""Rollouts in this process, with finished rows leaving the batch: on CPU a batch otherwise waits
+for its longest response. TRL's own ways (generate, vLLM) stay the default elsewhere.
 """
 
 from __future__ import annotations

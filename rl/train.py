@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import set_seed
 from datasets import Dataset
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -90,6 +91,8 @@ def train(
         write_json(out / RUN_FILE, content)
     checkpoint = get_last_checkpoint(str(out)) if found else None  # 4
     started = time.perf_counter()
+    # Whatever was drawn while things were set up, a run with this seed samples the same.
+    set_seed(args.seed, device_specific=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     done = trainer.state.global_step >= trainer.state.max_steps
     content["seconds"] = (found or {}).get("seconds", 0.0) + time.perf_counter() - started

@@ -66,14 +66,15 @@ def training_figures(folders: Sequence[Path], smooth: int) -> dict[str, Figure]:
     """
     from probing.errors import DataError
     from rl.figures import all_figures
-    from rl.runs import find_runs, read_evaluations, read_run
+    from rl.runs import find_runs, read_evaluations, read_points, read_run
 
     run_folders, others = find_runs(folders)
     runs = [read_run(folder) for folder in run_folders]
     evaluations = [e for folder in [*others, *run_folders] for e in read_evaluations(folder)]
-    figures = all_figures(runs, evaluations, smooth)
+    points = [p for folder in [*others, *run_folders] for p in read_points(folder)]
+    figures = all_figures(runs, evaluations, smooth, points)
     if not figures:
-        raise DataError(f"{run_folders[0]}: no step is finished yet, so there is nothing to draw")
+        raise DataError(f"{folders[0]}: no step is finished yet, so there is nothing to draw")
     _report(runs)
     return figures
 

@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from probing.figures import BLUE, GREEN, GREY, ORANGE, plain
 from rl.direct_labels import Label, label_ends, label_points, text_width
 from rl.intervals import hierarchical_bootstrap, over_seeds
-from rl.runs import INITIAL, PHRASES, Evaluation, Run, group, table
+from rl.pocket.measure import Figure as Interval
+from rl.runs import INITIAL, PHRASES, Evaluation, Point, Run, group, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,6 +52,7 @@ PANELS = {
     "redundant_steps": "redundant steps per response",
     "seconds": "seconds per step",
 }
+MOST_COLUMNS = 3
 MOST_SINGLE = 3  # runs; with more, the single heads hide the rest
 Look = tuple[str, object, str]
 
@@ -66,12 +68,15 @@ class Curve:
 
 
 def all_figures(
-    runs: Sequence[Run], evaluations: Sequence[Evaluation] = (), smooth: int = 1
+    runs: Sequence[Run],
+    evaluations: Sequence[Evaluation] = (),
+    smooth: int = 1,
+    points: Sequence[Point] = (),
 ) -> dict[str, Figure]:
     """Every figure that the runs have data for, by its file name."""
     drawn = {
         "training": training(runs, smooth),
-        "tradeoff": tradeoff(evaluations),
+        "tradeoff": tradeoff(evaluations, points),
         "stability": stability(runs),
         "phrases": phrases(runs, smooth),
     }
@@ -133,6 +138,11 @@ def stability(runs: Sequence[Run]) -> Figure | None:
         return frame[name].astype(float) if name in frame else pd.Series(dtype=float)
 
     few = len(probed) <= MOST_SINGLE
+    names = {
+        n: text for n, text in names.items() if any(column(r, n).notna().any() for r in probed)
+    }
+    if not names:
+        return None
     title = f"The head set during training{' (thin: single heads)' if few else ''}"
     return _draw(
         methods,
@@ -143,62 +153,75 @@ def stability(runs: Sequence[Run]) -> Figure | None:
     )
 
 
-def tradeoff(evaluations: Sequence[Evaluation]) -> Figure | None:
-    """Accuracy against tokens, a point a method with both 95 % intervals, a panel a decoding.
+def points_of(evaluations: Sequence[Evaluation]) -> list[Point]:
+    """A point a method and decoding, with 95 % intervals over seeds and problems."""
+    found = []
+    for decoding in dict.fromkeys(e.decoding for e in evaluations):
+        for method in dict.fromkeys(e.method for e in evaluations):
+            tables = [table(evaluations, method, decoding, v) for v in ("tokens", "accuracy")]
+            if tables[0].size:
+                tokens, accuracy = (hierarchical_bootstrap(lambda m: m, each) for each in tables)
+                found.append(Point(method, decoding, tokens, accuracy))
+    return found
+
+
+def tradeoff(evaluations: Sequence[Evaluation], points: Sequence[Point] = ()) -> Figure | None:
+    """Accuracy against tokens with both 95 % intervals, a panel a decoding or benchmark.
 
     Arrows lead from the initial policy, where it was evaluated. None without evaluations.
+
+    Args:
+        evaluations: of several seeds, averaged by method.
+        points: policies that were evaluated by themselves.
     """
-    decodings = list(dict.fromkeys(e.decoding for e in evaluations))
-    if not decodings:
+    drawn = [*points_of(evaluations), *points]
+    if not drawn:
         return None
-    methods = list(dict.fromkeys(e.method for e in evaluations))
-    looks = _looks(methods)
-    figure = Figure(figsize=(4.2 * len(decodings) + 0.4, 3.9))
-    panels = figure.subplots(1, len(decodings), squeeze=False)[0]
-    drawn = []
-    for axes, decoding in zip(panels, decodings, strict=True):
-        points, bars = _points(axes, evaluations, decoding, methods, looks)
-        plain(axes, decoding)
-        axes.margins(x=0.14, y=0.2)
-        axes.set(xlabel="tokens per response", ylabel="accuracy")
-        axes.grid(color="0.92", lw=0.6)
-        axes.set_axisbelow(True)
-        drawn.append((axes, points, bars))
-    counts = sorted({len(e.values["tokens"]) for e in evaluations})
-    problems = "–".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-    seeds = {m: len({e.seed for e in evaluations if e.method == m}) for m in methods}
-    figure.suptitle(
-        f"Accuracy against length on {problems} problems; bars: 95 % over seeds and problems\n"
-        + _count_seeds({m: n for m, n in seeds.items() if m != INITIAL} or seeds),
-        fontsize=10,
-        x=0.02,
-        ha="left",
-    )
+    looks = _looks(list(dict.fromkeys(point.name for point in drawn)))
+    panels = list(dict.fromkeys(point.panel for point in drawn))
+    columns = min(len(panels), MOST_COLUMNS)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns + 0.4, 3.2 * rows + 0.7))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        here = [point for point in drawn if point.panel == panel]
+        _points(axes, here, looks)
+        counts = sorted({point.accuracy.n for point in here})
+        problems = "–".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+        plain(axes, f"{panel}, {problems} problems")
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    seeds = {
+        e.method: len({o.seed for o in evaluations if o.method == e.method}) for e in evaluations
+    }
+    trained = {method: n for method, n in seeds.items() if method != INITIAL}
+    bars = "seeds and problems" if trained else "problems"
+    note = f"\n{_count_seeds(trained)}" if trained else ""
+    title = f"Accuracy against length; bars: 95 % over {bars}{note}"
+    figure.suptitle(title, fontsize=10, x=0.02, ha="left")
     figure.tight_layout()
-    for axes, points, bars in drawn:
-        label_points(axes, points, bars)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        here = [point for point in drawn if point.panel == panel]
+        label_points(
+            axes,
+            [(p.tokens.value, p.accuracy.value, p.name, looks[p.name][0]) for p in here],
+            [(p.tokens.low, p.tokens.high, *_share(p.accuracy)) for p in here],
+        )
     return figure
 
 
-def _points(
-    axes: Axes,
-    evaluations: Sequence[Evaluation],
-    decoding: str,
-    methods: Sequence[str],
-    looks: dict[str, Look],
-) -> tuple[list[Label], list[tuple[float, ...]]]:
-    """Draw the points of one panel; returns them, and the ends of their bars."""
-    points: list[Label] = []
-    bars: list[tuple[float, ...]] = []
-    for method in methods:
-        tokens, accuracy = (
-            table(evaluations, method, decoding, value) for value in ("tokens", "accuracy")
-        )
-        if tokens.size == 0:
-            continue
-        x, y = (hierarchical_bootstrap(lambda mean: mean, each) for each in (tokens, accuracy))
-        colour, _, marker = looks[method]
-        low, high = max(0.0, y.low), min(1.0, y.high)
+def _share(figure: Interval) -> tuple[float, float]:
+    """The ends of the interval of a share, which cannot leave [0, 1]."""
+    return max(0.0, figure.low), min(1.0, figure.high)
+
+
+def _points(axes: Axes, points: Sequence[Point], looks: dict[str, Look]) -> None:
+    """Draw the points of one panel, and arrows from the initial policy."""
+    start = next((point for point in points if point.name == INITIAL), None)
+    for point in points:
+        colour, _, marker = looks[point.name]
+        x, y = point.tokens, point.accuracy
+        low, high = _share(y)
         axes.errorbar(
             x.value,
             y.value,
@@ -207,19 +230,22 @@ def _points(
             color=colour,
             marker=marker,
             ms=9 if marker == "*" else 6.5,
-            mfc="white" if method == INITIAL else colour,
+            mfc="white" if point is start else colour,
             elinewidth=0.9,
             capsize=2,
         )
-        points.append((x.value, y.value, method, colour))
-        bars.append((x.low, x.high, low, high))
-    start = next((point[:2] for point in points if point[2] == INITIAL), None)
-    for x_end, y_end, method, colour in points:
-        if start is not None and method != INITIAL:
+        if start is not None and point is not start:
             arrow = {"arrowstyle": "->", "color": colour, "lw": 0.8, "alpha": 0.35}
-            arrow |= {"shrinkA": 6, "shrinkB": 6}
-            axes.annotate("", (x_end, y_end), start, arrowprops=arrow)
-    return points, bars
+            axes.annotate(
+                "",
+                (x.value, y.value),
+                (start.tokens.value, start.accuracy.value),
+                arrowprops={**arrow, "shrinkA": 6, "shrinkB": 6},
+            )
+    axes.margins(x=0.14, y=0.2)
+    axes.set(xlabel="tokens per response", ylabel="accuracy")
+    axes.grid(color="0.92", lw=0.6)
+    axes.set_axisbelow(True)
 
 
 def _heads(run: Run) -> dict[str, tuple[list[int], list[float]]]:

@@ -16,9 +16,10 @@ import pandas as pd
 
 from probing.errors import DataError
 from probing.files import HEADER
+from rl.pocket.measure import Figure
 
 RUN_FILE, METRICS_FILE, PROBE_FILE = "run.json", "metrics.jsonl", "probe.jsonl"
-RESULT_FILE = "result.json"
+RESULT_FILE, EVAL_FILE = "result.json", "eval.json"
 PHRASES = ("confused", "backward", "forward", "special")
 INITIAL = "initial"  # stands where a method's name would: the policy before training
 
@@ -75,8 +76,8 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Path], list[Path]]:
         if not places:
             raise DataError(
                 f"{folder}: no finished probe (sra.parquet), no run of `kfh train` "
-                f"({METRICS_FILE}) and no evaluation ({RESULT_FILE}), here or one folder below; "
-                f"run `kfh probe --out {folder}` or `kfh train --out {folder}` first"
+                f"({METRICS_FILE}) and no evaluation ({EVAL_FILE}, {RESULT_FILE}), here or one "
+                f"folder below; run `kfh probe --out {folder}` or `kfh train --out {folder}` first"
             )
         runs += [path for path in places if is_run(path)]
         evaluations += [path for path in places if not is_run(path)]
@@ -134,7 +135,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _holds_something(folder: Path) -> bool:
-    return is_run(folder) or (folder / RESULT_FILE).is_file()
+    return is_run(folder) or any((folder / name).is_file() for name in (RESULT_FILE, EVAL_FILE))
 
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
@@ -244,6 +245,34 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
             raise DataError(f"{path}: `{decoding}` has arrays of different lengths, or empty ones")
         found.append(Evaluation(folder, method, seed, decoding, values))
     return found
+
+
+@dataclass(frozen=True)
+class Point:
+    """One policy in the plane of accuracy against tokens, on one set of problems."""
+
+    name: str
+    panel: str
+    tokens: Figure
+    accuracy: Figure
+
+
+def read_points(folder: Path) -> list[Point]:
+    """The benchmarks of an eval.json, named by the folder. None where the file is not there.
+
+    Raises:
+        DataError: a file that `kfh eval` did not write.
+    """
+    path = folder / EVAL_FILE
+    if not path.exists():
+        return []
+    try:
+        return [
+            Point(folder.name, panel, Figure(**found["tokens"]), Figure(**found["accuracy"]))
+            for panel, found in read_object(path)["benchmarks"].items()
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: no evaluation of `kfh eval` ({error!r})") from error
 
 
 def table(evaluations: Iterable[Evaluation], method: str, decoding: str, value: str) -> np.ndarray:

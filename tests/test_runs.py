@@ -16,9 +16,9 @@ from matplotlib.text import Annotation, Text
 
 from probing.errors import DataError
 from rl.direct_labels import label_ends, label_points, spread_out
-from rl.figures import LOOKS, all_figures, averaged, smoothed, training
+from rl.figures import LOOKS, all_figures, averaged, smoothed, stability, training
 from rl.intervals import over_seeds
-from rl.runs import find_runs, group, read_evaluations, read_run, table
+from rl.runs import find_runs, group, read_evaluations, read_points, read_run, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -143,6 +143,32 @@ def test_evaluations(tmp_path: Path) -> None:
     (tmp_path / "0" / "result.json").write_text(json.dumps(result))
     with pytest.raises(DataError, match="different lengths"):
         read_evaluations(tmp_path / "0")
+
+
+def test_points_of_an_evaluation(tmp_path: Path) -> None:
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30}
+    sets = {name: {"accuracy": figure, "tokens": figure | {"value": 0.55}} for name in "abcd"}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "eval.json").write_text(json.dumps({"benchmarks": sets}))
+    assert find_runs([tmp_path]) == ([], [tmp_path / "one", tmp_path / "two"])
+    points = [*read_points(tmp_path / "one"), *read_points(tmp_path / "two")]
+    assert points[0].name == "one" and points[0].tokens.value == 0.55
+    drawn = all_figures([], points=points)["tradeoff"]
+    panels = [axes for axes in drawn.axes if axes.axison]
+    assert [axes.get_title(loc="left") for axes in panels] == [f"{n}, 30 problems" for n in "abcd"]
+    assert {text.get_text() for text in panels[3].texts} == {"one", "two"}
+    (tmp_path / "one" / "eval.json").write_text('{"benchmarks": {"a": {"tokens": 3}}}')
+    with pytest.raises(DataError, match="no evaluation of `kfh eval`"):
+        read_points(tmp_path / "one")
+
+
+def test_a_run_without_a_head_set_has_only_its_correlation(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a", "grpo")
+    jsonl(folder / "probe.jsonl", [{"step": 0, "heads": [], "sra": None, "correlation": 1.0}])
+    figure = stability([read_run(folder)])
+    assert figure is not None
+    assert [a.get_title(loc="left") for a in figure.axes if a.axison] == ["correlation with step 0"]
 
 
 def test_average_over_the_steps_that_all_seeds_have() -> None:

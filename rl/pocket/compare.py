@@ -37,7 +37,6 @@ from rl.runs import INITIAL, RESULT_FILE, read_object, read_run
 
 METHODS = ("grpo", "tlmre", "attnpo", "pa", "na", "random-heads", "recency", "oracle")
 SMALL = ("grpo", "tlmre", "attnpo")
-MODEL_PLACES = ("model", "final", ".")  # where in a run folder the trained model may lie
 TRAIN = (sys.executable, "-m", "kfh", "train")
 PATIENCE = 60.0  # seconds for an interrupted run to write its checkpoint
 
@@ -145,10 +144,9 @@ def trained_model(folder: Path) -> Path:
     Raises:
         DataError: there is none.
     """
-    for place in MODEL_PLACES:
-        if (folder / place / "config.json").is_file():
-            return folder / place
-    raise DataError(f"{folder}: no trained model in {', '.join(MODEL_PLACES)} (config.json)")
+    if not (folder / "model" / "config.json").is_file():
+        raise DataError(f"{folder}: no trained model (model/config.json)")
+    return folder / "model"
 
 
 def evaluate(config: CompareConfig, method: str, seed: int, problems: Sequence[Problem]) -> None:

@@ -17,8 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from probing.figures import BLUE, GREEN, GREY, ORANGE, plain
 from rl.direct_labels import Label, label_ends, label_points, text_width
-from rl.intervals import hierarchical_bootstrap, over_seeds
-from rl.pocket.measure import Figure as Interval
+from rl.intervals import hierarchical_bootstrap, over_seeds, share
 from rl.runs import INITIAL, PHRASES, Evaluation, Point, Run, group, table
 
 if TYPE_CHECKING:
@@ -161,7 +160,7 @@ def points_of(evaluations: Sequence[Evaluation]) -> list[Point]:
             tables = [table(evaluations, method, decoding, v) for v in ("tokens", "accuracy")]
             if tables[0].size:
                 tokens, accuracy = (hierarchical_bootstrap(lambda m: m, each) for each in tables)
-                found.append(Point(method, decoding, tokens, accuracy))
+                found.append(Point(method, decoding, tokens, share(accuracy)))
     return found
 
 
@@ -205,14 +204,9 @@ def tradeoff(evaluations: Sequence[Evaluation], points: Sequence[Point] = ()) ->
         label_points(
             axes,
             [(p.tokens.value, p.accuracy.value, p.name, looks[p.name][0]) for p in here],
-            [(p.tokens.low, p.tokens.high, *_share(p.accuracy)) for p in here],
+            [(p.tokens.low, p.tokens.high, p.accuracy.low, p.accuracy.high) for p in here],
         )
     return figure
-
-
-def _share(figure: Interval) -> tuple[float, float]:
-    """The ends of the interval of a share, which cannot leave [0, 1]."""
-    return max(0.0, figure.low), min(1.0, figure.high)
 
 
 def _points(axes: Axes, points: Sequence[Point], looks: dict[str, Look]) -> None:
@@ -221,12 +215,11 @@ def _points(axes: Axes, points: Sequence[Point], looks: dict[str, Look]) -> None
     for point in points:
         colour, _, marker = looks[point.name]
         x, y = point.tokens, point.accuracy
-        low, high = _share(y)
         axes.errorbar(
             x.value,
             y.value,
             xerr=[[x.value - x.low], [x.high - x.value]],
-            yerr=[[y.value - low], [high - y.value]],
+            yerr=[[y.value - y.low], [y.high - y.value]],
             color=colour,
             marker=marker,
             ms=9 if marker == "*" else 6.5,
@@ -243,6 +236,8 @@ def _points(axes: Axes, points: Sequence[Point], looks: dict[str, Look]) -> None
                 arrowprops={**arrow, "shrinkA": 6, "shrinkB": 6},
             )
     axes.margins(x=0.14, y=0.2)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -0.04), min(high, 1.04))
     axes.set(xlabel="tokens per response", ylabel="accuracy")
     axes.grid(color="0.92", lw=0.6)
     axes.set_axisbelow(True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,7 +50,7 @@ def hierarchical_bootstrap(
     Args:
         statistic: maps the mean of each table (arrays of one shape) to an array of that shape.
         tables: (seed, problem) each, all of one shape; not a number: no value, left out of the
-            mean. With one row the interval is over problems alone.
+            mean of its seed. With one row the interval is over problems alone.
         spread: in place of `seed_spread`.
 
     Raises:
@@ -57,27 +59,38 @@ def hierarchical_bootstrap(
     if not tables or len({table.shape for table in tables}) != 1 or tables[0].size == 0:
         raise ValueError(f"tables must share one shape: {[table.shape for table in tables]}")
     seeds, problems = tables[0].shape
-    rng = np.random.default_rng(0)
     spread = seed_spread(seeds) if spread is None else spread
-    of_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
-    of_seed = 1 / seeds + spread * (of_seed - 1 / seeds)
-    of_problem = rng.multinomial(problems, np.full(problems, 1 / problems), draws) / problems
+    of_seed = 1 / seeds + spread * (_resampled(seeds, draws, "seed") - 1 / seeds)
+    of_problem = _resampled(problems, draws, "problem")
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = statistic(*(_means(table, of_seed, of_problem) for table in tables))
-        value = statistic(*(np.array([np.nanmean(table)]) for table in tables))[0]
+        even = np.full((1, seeds), 1 / seeds), np.full((1, problems), 1 / problems)
+        value = statistic(*(_means(table, *even) for table in tables))[0]
     drawn = drawn[np.isfinite(drawn)]
     low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
     return Figure(float(value), float(low), float(high), problems)
 
 
+@lru_cache(maxsize=8)
+def _resampled(n: int, draws: int, of: str) -> NDArray[np.float64]:
+    """(draw, item) shares of n items drawn with replacement; the same at each call."""
+    rng = np.random.default_rng([0, len(of)])  # seeds and problems are drawn independently
+    return np.asarray(rng.multinomial(n, np.full(n, 1 / n), draws) / n)
+
+
 def _means(
     table: NDArray[np.float64], of_seed: NDArray[np.float64], of_problem: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Weighted mean of a (seed, problem) table, one a draw; weights are (draw, seed or problem)."""
+    """Mean over problems, then over seeds, in each draw; weights are (draw, seed or problem)."""
     there = np.isfinite(table)
-    filled = np.where(there, table, 0.0)
-    total = ((of_problem @ filled.T) * of_seed).sum(axis=1)
-    return np.asarray(total / ((of_problem @ there.T.astype(float)) * of_seed).sum(axis=1))
+    # The problems first: the widened weights of seeds may be negative, and no ratio bears that.
+    of_each = (of_problem @ np.where(there, table, 0.0).T) / (of_problem @ there.T.astype(float))
+    return np.asarray((of_each * of_seed).sum(axis=1))
+
+
+def share(figure: Figure) -> Figure:
+    """The interval of a share, which cannot leave [0, 1]."""
+    return replace(figure, low=max(0.0, figure.low), high=min(1.0, figure.high))
 
 
 def over_seeds(values: NDArray[np.float64]) -> Figure:

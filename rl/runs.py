@@ -20,7 +20,7 @@ from rl.pocket.measure import Figure
 
 RUN_FILE, METRICS_FILE, PROBE_FILE = "run.json", "metrics.jsonl", "probe.jsonl"
 RESULT_FILE, EVAL_FILE = "result.json", "eval.json"
-PHRASES = ("confused", "backward", "forward", "special")
+PHRASES = ("confused", "branching", "backward", "forward", "special")
 INITIAL = "initial"  # stands where a method's name would: the policy before training
 
 

@@ -137,6 +137,10 @@ def test_missing_values_do_not_enter_the_mean() -> None:
         hierarchical_bootstrap(itself, whole)
     )
     assert ratio == pytest.approx(1, abs=0.15)
+    holes[0, 1:50] = np.nan  # each seed has equal weight, however much of it is missing
+    few = hierarchical_bootstrap(itself, holes)
+    assert few.value == pytest.approx(np.nanmean(holes, axis=1).mean())
+    assert few.low > 3 and few.high < 7
     with pytest.raises(ValueError, match="share one shape"):
         hierarchical_bootstrap(gap, values, whole)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from probing.errors import DataError
 from probing.files import HEADER, file_header, whole_file, write_json
-from rl.intervals import hierarchical_bootstrap, over_seeds
+from rl.intervals import hierarchical_bootstrap, over_seeds, share
 from rl.pocket.measure import Figure
 from rl.runs import RESULT_FILE, Evaluation, read_evaluations, read_object, table
 
@@ -118,7 +118,8 @@ def _row(
         for value in VALUES:
             each = table(evaluations, method, decoding, value)
             if each.size and np.isfinite(each).any():
-                figures[f"{decoding}.{value}"] = hierarchical_bootstrap(_itself, each)
+                figure = hierarchical_bootstrap(_itself, each)
+                figures[f"{decoding}.{value}"] = share(figure) if value == "accuracy" else figure
     seconds = [result.get("seconds") for result in mine]
     return Row(
         method,
@@ -194,8 +195,8 @@ def markdown(rows: Sequence[Row], differences: Sequence[Difference], notes: Sequ
 
 
 def _difference_line(item: Difference) -> str:
-    share = item.accuracy
-    points = Figure(100 * share.value, 100 * share.low, 100 * share.high, share.n)
+    gained = item.accuracy
+    points = Figure(100 * gained.value, 100 * gained.low, 100 * gained.high, gained.n)
     goal = f", goal {item.goal:+.0f}" if item.goal is not None else ""
     return (
         f"| {item.method} against {item.against} | {len(item.seeds)} | {item.decoding} "

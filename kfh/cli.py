@@ -94,6 +94,40 @@ def probe(
 
 
 @app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    method: Annotated[
+        str | None,
+        typer.Option(help="attnpo, its ablations, oracle, grpo, rloo, tlmre, laser, dler."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="YAML file or shipped recipe; default: the method's.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder; default: the recipe's.")
+    ] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Head file of `kfh probe`, or a shipped head set.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="FILE.jsonl, hub:OWNER/NAME, rg:TASK or pocket:N.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of order, sampling and random heads.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, any setting; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+) -> None:
+    """Train with step-level credit from a head set, or with a baseline."""
+    from kfh.training import run_train
+
+    options = {"method": method, "model": model, "heads": heads, "data": data, "seed": seed}
+    result = run_train(out, recipe, set_ or [], resume, **options)
+    if result["status"] == "interrupted":
+        raise KeyboardInterrupt
+
+
+@app.command()
 def plot(
     folders: Annotated[
         list[Path],
@@ -113,6 +147,65 @@ def plot(
     from kfh.plots import run_plot
 
     run_plot(folders, metric, smooth, formats, out)
+
+
+@app.command(name="eval")
+def evaluate(
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="Question set, repeatable: FILE.jsonl, a folder of them, "
+            "hub:owner/name@config:split, rg:TASK, pocket:N@SEED, pocket-held-out:N."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder; default: the pocket model.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Responses a question.")] = 1,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option(help="Share of the chances that is sampled from.")] = 0.95,
+    max_tokens: Annotated[int, typer.Option(help="Longest response.")] = 4096,
+    limit: Annotated[int | None, typer.Option(help="Questions of each set; default all.")] = None,
+    seed: Annotated[int, typer.Option(help="Of sampling and of generated questions.")] = 0,
+    preset: Annotated[
+        str | None, typer.Option(help="paper: its samples a question, by benchmark.")
+    ] = None,
+    budgets: Annotated[
+        str, typer.Option(help="Accuracy within so many tokens, such as 2048,4096.")
+    ] = "",
+    base: Annotated[
+        Path | None, typer.Option(help="A former evaluation (folder), to compute AES against.")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="transformers, vllm, or openai: any compatible endpoint.")
+    ] = "transformers",
+    base_url: Annotated[
+        str | None, typer.Option(help="Of the endpoint; its key is in OPENAI_API_KEY.")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Rendered prompts to the endpoint's completions.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Hub id or folder, to render an endpoint's prompts.")
+    ] = None,
+    template: Annotated[
+        str, typer.Option(help="auto, pocket, chat, chat-no-think or plain.")
+    ] = "auto",
+    think_end: Annotated[
+        str, typer.Option(help="The text that ends the reasoning; empty: there is none.")
+    ] = "</think>",
+    batch: Annotated[int, typer.Option(help="Responses, or requests, at a time.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    resume: Annotated[bool, typer.Option(help="Go on with the responses in --out.")] = True,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the model's.")] = False,
+) -> None:
+    """Evaluate a model on question sets: accuracy, length, budgets, phrases, AES."""
+    settings = dict(locals())  # the arguments, by the names that EvalConfig gives them
+    from kfh.evaluation import run_eval
+
+    run_eval(**settings)
 
 
 @app.command()

@@ -51,16 +51,16 @@ class ScoredTrace:
     @property
     def base(self) -> float:
         """S_base at p = 1 (eq. 4): the score that uniform attention would give."""
-        return step_baseline(self.answer_tokens, self.total_tokens)
+        return float(step_baseline(self.answer_tokens, self.total_tokens))
 
 
 def step_baseline(
-    answer_tokens: int, total_tokens: int, p: float = 1.0, alpha: float = 2.0
-) -> float:
+    answer_tokens: Any, total_tokens: Any, p: Any = 1.0, alpha: float = 2.0
+) -> Any:
     """S_base = p^α · |F| / |q ⊕ o| (eq. 4; AttnPO section 4).
 
     Args:
-        answer_tokens: |F|.
+        answer_tokens: |F|; this and the next two are numbers, or tensors of one shape.
         total_tokens: |q ⊕ o|, prompt and response.
         p: share of the group's responses that are correct.
         alpha: how fast the baseline falls for hard problems; the release's value is 2.

@@ -129,15 +129,24 @@ def train(
 
 @app.command()
 def plot(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that kfh probe wrote.")],
-    metric: Annotated[str, typer.Option(help="sra, balanced or gating.")] = "sra",
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="Folder that kfh probe wrote; or folders of kfh train, or that hold such folders.",
+        ),
+    ],
+    metric: Annotated[str, typer.Option(help="Of a probe: sra, balanced or gating.")] = "sra",
+    smooth: Annotated[int, typer.Option(help="Of runs: steps of the moving mean.")] = 1,
     formats: Annotated[str, typer.Option(help="Of png, svg, pdf; comma between.")] = "png,svg,pdf",
-    out: Annotated[Path | None, typer.Option(help="Folder for the figures; default DIR.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures; default: the one DIR, or figures.")
+    ] = None,
 ) -> None:
-    """Draw the heatmaps, the per-layer profile and the ensemble curves of a probe."""
-    from kfh.commands import run_plot
+    """Draw a probe: heatmaps, per-layer profile, ensembles; or training runs, together."""
+    from kfh.plots import run_plot
 
-    run_plot(folder, metric, formats, out)
+    run_plot(folders, metric, smooth, formats, out)
 
 
 @app.command(name="eval")

@@ -96,24 +96,6 @@ def _report_left_out(counts: dict[str, Any]) -> None:
         talk.print(f"[yellow]left out {number} steps[/yellow] without a token of their own")
 
 
-def run_plot(folder: Path, metric: str, formats: str, out: Path | None) -> None:
-    """`kfh plot`: see `probing.figures`."""
-    from probing.errors import ConfigError
-    from probing.figures import FORMATS, RunFigures, save_figure
-    from probing.selection import check_metric
-
-    check_metric(metric)
-    kinds = [kind.strip() for kind in formats.split(",") if kind.strip()]
-    if not kinds or set(kinds) - set(FORMATS):
-        raise ConfigError(f"unknown formats {formats!r}; choose of {', '.join(FORMATS)}")
-    run = RunFigures.load(folder)
-    for name, figure in run.all(metric).items():
-        for kind in kinds:
-            path = (out or folder) / f"{name}.{kind}"
-            save_figure(figure, path)
-            console.print(f"→ {path}")
-
-
 def run_demo(out: Path) -> None:
     """`kfh demo`: see `kfh.demo`."""
     from kfh.demo import draw_trace, pocket_model, pocket_traces

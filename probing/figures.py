@@ -40,6 +40,12 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=150, bbox_inches="tight")
 
 
+def plain(axes: Axes, title: str = "") -> None:
+    """The look that all curves share: title at the left, no frame above and to the right."""
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 LABEL_LOOK = {"essential": (ORANGE, ""), "redundant": (BLUE, "//"), None: (GREY, "..")}
 MOST_STEPS = 60
 
@@ -70,8 +76,7 @@ def step_strip(trace: Trace, ratios: np.ndarray, title: str = "") -> Figure:
     axes.invert_yaxis()
     axes.axvline(1, color=GREY, ls=":", lw=1.4)
     axes.set_xlabel("step score / S_base")
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes, title)
     axes.legend(fontsize=8, frameon=False)
     figure.tight_layout()
     return figure
@@ -242,8 +247,7 @@ class RunFigures:
         axes.axhline(0.5, color=GREY, lw=0.7)
 
     def _finish(self, figure: Figure, axes: Axes, title: str) -> Figure:
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes, title)
         axes.legend(fontsize=8, frameon=False)
         figure.tight_layout()
         return figure

@@ -1,0 +1,90 @@
+"""`kfh plot`: figures of a probe, or of training runs together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kfh.console import console, talk
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rl.runs import Run
+
+
+def run_plot(
+    folders: Sequence[Path], metric: str, smooth: int, formats: str, out: Path | None
+) -> None:
+    """Draw what the folders hold: see `probing.figures` and `rl.figures`.
+
+    The figures of one folder go into it, those of several into `figures` beside the first.
+
+    Raises:
+        ConfigError: unknown formats or metric, or probes together with other folders.
+        DataError: a folder that holds nothing to draw, or damaged files.
+    """
+    from probing.errors import ConfigError
+    from probing.figures import FORMATS, save_figure
+    from probing.selection import check_metric
+    from rl.runs import is_probe
+
+    check_metric(metric)
+    kinds = [kind.strip() for kind in formats.split(",") if kind.strip()]
+    if not kinds or set(kinds) - set(FORMATS):
+        raise ConfigError(f"unknown formats {formats!r}; choose of {', '.join(FORMATS)}")
+    if smooth < 1:
+        raise ConfigError(f"--smooth is a number of steps, at least 1, not {smooth}")
+    probes = [folder for folder in folders if is_probe(folder)]
+    if probes and len(folders) > 1:
+        raise ConfigError(
+            f"{probes[0]} holds a probe: it is drawn alone; give it by itself, and training runs "
+            "by themselves"
+        )
+    drawn = probe_figures(folders[0], metric) if probes else training_figures(folders, smooth)
+    place = out or (folders[0] if len(folders) == 1 else folders[0].parent / "figures")
+    for name, figure in drawn.items():
+        for kind in kinds:
+            path = place / f"{name}.{kind}"
+            save_figure(figure, path)
+            console.print(f"→ {path}")
+
+
+def probe_figures(folder: Path, metric: str) -> dict[str, Figure]:
+    """Every figure of a finished probe by its file name."""
+    from probing.figures import RunFigures
+
+    return RunFigures.load(folder).all(metric)
+
+
+def training_figures(folders: Sequence[Path], smooth: int) -> dict[str, Figure]:
+    """Every figure of these training runs and evaluations by its file name.
+
+    Raises:
+        DataError: nothing to draw: no run, or none that has finished a step.
+    """
+    from probing.errors import DataError
+    from rl.figures import all_figures
+    from rl.runs import find_runs, read_evaluations, read_points, read_run
+
+    run_folders, others = find_runs(folders)
+    runs = [read_run(folder) for folder in run_folders]
+    evaluations = [e for folder in [*others, *run_folders] for e in read_evaluations(folder)]
+    points = [p for folder in [*others, *run_folders] for p in read_points(folder)]
+    figures = all_figures(runs, evaluations, smooth, points)
+    if not figures:
+        raise DataError(f"{folders[0]}: no step is finished yet, so there is nothing to draw")
+    _report(runs)
+    return figures
+
+
+def _report(runs: Sequence[Run]) -> None:
+    """Say what was left out, and which runs are not finished."""
+    for run in runs:
+        if run.torn:
+            talk.print(f"[yellow]{run.folder}: left out {run.torn} cut last line(s)[/yellow]")
+        if run.repeated:
+            talk.print(f"{run.folder}: {run.repeated} step lines replaced by later ones (resumed)")
+        if run.status != "done":
+            talk.print(f"{run.folder}: {run.status}, {len(run.metrics)} steps so far")

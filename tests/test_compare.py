@@ -1,0 +1,293 @@
+"""The comparison of methods: statistics against theory and simulation, runs with a fake trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from probing.errors import ConfigError, DataError
+from probing.files import data_path
+from rl.intervals import hierarchical_bootstrap, seed_spread
+from rl.pocket.compare import CompareConfig, compare, make_table, measure, parse, stop
+from rl.pocket.measure import Figure
+from rl.pocket.table import change, gap, read_rows
+from rl.pocket.task import shortest_trace
+from rl.pocket.traces import held_out_problems
+from rl.runs import read_object
+
+ROOT = Path(__file__).parent.parent
+
+# A trainer that only counts: it goes on from its last step, and ends as the method's name says.
+TRAINER = """
+import json, shutil, signal, sys, time
+from pathlib import Path
+given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+assert sys.argv[-1] == "--resume"
+out, method, pace = Path(given["--out"]), given["--method"], float(sys.argv[1])
+steps = [int(a.split("=")[1]) for a in sys.argv if a.startswith("max_steps=")][0]
+out.mkdir(parents=True, exist_ok=True)
+info = {"method": method, "seed": int(given["--seed"]), "status": "running"}
+(out / "run.json").write_text(json.dumps(info))
+metrics = out / "metrics.jsonl"
+done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+print("starts after step", done, flush=True)
+try:
+    for step in range(done + 1, steps + 1):
+        if method == "broken" and step == 2:
+            sys.exit("the loss is not a number")
+        if method == "short" and step == 3:
+            break
+        time.sleep(pace)
+        with metrics.open("a") as file:
+            file.write(json.dumps({"step": step, "seconds": 1.5}) + chr(10))
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    sys.exit(130)
+if method != "no-model":
+    shutil.copytree(MODEL, out / "model", dirs_exist_ok=True)
+"""
+
+
+def config(tmp_path: Path, *methods: str, pace: float = 0, **changes: object) -> CompareConfig:
+    script = tmp_path / "trainer.py"
+    script.write_text(TRAINER.replace("MODEL", repr(str(data_path("pocket")))))
+    base = CompareConfig(
+        tmp_path / "out",
+        methods,
+        seeds=1,
+        steps=3,
+        problems=4,
+        command=(sys.executable, str(script), str(pace)),
+    )
+    return replace(base, **changes)
+
+
+def itself(mean: np.ndarray) -> np.ndarray:
+    return mean
+
+
+def half(figure: Figure) -> float:
+    return (figure.high - figure.low) / 2
+
+
+def test_one_seed_gives_the_interval_of_the_mean() -> None:
+    values = np.random.default_rng(0).normal(10, 2, (1, 400))
+    figure = hierarchical_bootstrap(itself, values)
+    assert figure.value == pytest.approx(values.mean()) and figure.n == 400
+    assert half(figure) == pytest.approx(1.96 * values.std() / 20, rel=0.06)
+
+
+def test_alike_problems_give_students_interval_over_seeds() -> None:
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.normal(10, 2, (12, 1)), 30, axis=1)
+    figure = hierarchical_bootstrap(itself, values, draws=20_000)
+    assert half(figure) == pytest.approx(2.201 * values[:, 0].std(ddof=1) / 12**0.5, rel=0.06)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_hold_the_truth_as_often_as_they_say(seeds: int) -> None:
+    """Seeds and problems both vary. Without the widening far fewer intervals hold it."""
+    hits = {None: 0, 1.0: 0}
+    trials = 150
+    for trial in range(trials):
+        rng = np.random.default_rng(trial)
+        values = rng.normal(0, 1, (seeds, 1)) + rng.normal(0, 1, (1, 40))
+        values = values + rng.normal(0, 1, (seeds, 40))
+        for spread in hits:
+            figure = hierarchical_bootstrap(itself, values, draws=400, spread=spread)
+            hits[spread] += figure.low <= 0 <= figure.high
+    assert 0.90 <= hits[None] / trials <= 0.99
+    assert hits[1.0] / trials < 0.88
+
+
+def test_differences_are_paired_over_problems_and_seeds() -> None:
+    rng = np.random.default_rng(0)
+    problems, seeds = rng.normal(100, 30, (1, 200)), rng.normal(0, 5, (5, 1))
+    theirs = problems + seeds + rng.normal(0, 0.1, (5, 200))
+    ours = theirs - 7
+    paired = hierarchical_bootstrap(gap, ours, theirs)
+    assert paired.value == pytest.approx(-7) and half(paired) < 1e-9
+    assert half(hierarchical_bootstrap(itself, ours)) > 3
+    shuffled = hierarchical_bootstrap(gap, ours[:, rng.permutation(200)], theirs)
+    assert half(shuffled) > 2
+
+
+def test_change_in_per_cent_is_of_the_means() -> None:
+    theirs = np.random.default_rng(0).uniform(20, 60, (3, 50))
+    figure = hierarchical_bootstrap(change, 0.77 * theirs, theirs)
+    assert (figure.value, figure.low, figure.high) == pytest.approx((-23, -23, -23))
+
+
+def test_missing_values_do_not_enter_the_mean() -> None:
+    values = np.random.default_rng(0).normal(5, 1, (4, 60))
+    holes = values.copy()
+    holes[:, ::3] = np.nan
+    whole = np.delete(values, np.arange(0, 60, 3), axis=1)
+    assert hierarchical_bootstrap(itself, holes).value == pytest.approx(whole.mean())
+    ratio = half(hierarchical_bootstrap(itself, holes)) / half(
+        hierarchical_bootstrap(itself, whole)
+    )
+    assert ratio == pytest.approx(1, abs=0.15)
+    holes[0, 1:50] = np.nan  # each seed has equal weight, however much of it is missing
+    few = hierarchical_bootstrap(itself, holes)
+    assert few.value == pytest.approx(np.nanmean(holes, axis=1).mean())
+    assert few.low > 3 and few.high < 7
+    with pytest.raises(ValueError, match="share one shape"):
+        hierarchical_bootstrap(gap, values, whole)
+
+
+def test_spread_factor() -> None:
+    assert seed_spread(5) == pytest.approx(1.584, abs=1e-3)
+    assert seed_spread(1) == 1 and seed_spread(1000) == pytest.approx(1, abs=0.003)
+
+
+def result_file(folder: Path, method: str, seed: int, tokens: list[int], right: list[int]) -> Path:
+    folder.mkdir(parents=True)
+    part = {"correct": right, "tokens_each": tokens, "unreadable": seed}
+    content = {"method": method, "seed": seed, "seconds": 60.0 + seed, "problems": {"n": 4}}
+    content |= {"shortest_each": [10, 20, 10, 20], "greedy": part, "sampled": part}
+    (folder / "result.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_rows_and_differences(tmp_path: Path) -> None:
+    folders = [
+        result_file(tmp_path / f"{m}-{s}", m, s, [extra + floor for floor in (10, 20, 10, 20)], hit)
+        for m, s, extra, hit in (
+            ("tlmre", 0, 40, [1, 1, 1, 0]),
+            ("tlmre", 1, 60, [1, 1, 0, 0]),
+            ("attnpo", 0, 30, [1, 1, 1, 1]),
+            ("attnpo", 2, 90, [0, 0, 0, 0]),
+        )
+    ]
+    rows, differences = read_rows(folders)
+    assert [row.method for row in rows] == ["tlmre", "attnpo"] and rows[0].seeds == (0, 1)
+    assert rows[0].figures["greedy.redundant_tokens"].value == 50
+    assert rows[0].figures["sampled.accuracy"].value == 5 / 8
+    assert rows[0].seconds.value == 60.5 and rows[0].unreadable == 2
+    assert "greedy.redundant_steps" not in rows[0].figures
+    first = differences[0]
+    assert (first.method, first.against, first.goal) == ("attnpo", "tlmre", -23.0)
+    assert first.seeds == (0,)  # the one that both have
+    assert first.redundant.value == pytest.approx(-25) and first.accuracy.value == 0.25
+    damaged = read_object(folders[1] / "result.json") | {"problems": {"n": 5}}
+    (folders[1] / "result.json").write_text(json.dumps(damaged))
+    with pytest.raises(DataError, match="differ in `problems`"):
+        read_rows(folders)
+
+
+@pytest.mark.pocket
+def test_the_measured_figures_are_those_of_the_answers() -> None:
+    problems = held_out_problems(6, 1_000_000)
+    found = measure(data_path("pocket"), problems, seed=0)
+    for part in (found["greedy"], found["sampled"]):
+        assert part["accuracy"] == sum(part["correct"]) / 6 and len(part["tokens_each"]) == 6
+        beyond = np.subtract(part["tokens_each"], found["shortest_each"])
+        assert part["redundant_tokens"] == pytest.approx(beyond.mean()) and beyond.mean() > 20
+        assert part["unreadable"] == part["redundant_steps_each"].count(None)
+    assert found["sampled"] != measure(data_path("pocket"), problems, seed=1)["sampled"]
+    assert found["shortest_each"][0] < len(shortest_trace(problems[0]).response)
+    with pytest.raises(DataError, match="cannot be loaded"):
+        measure(ROOT / "tests", problems, 0)
+
+
+@pytest.mark.pocket
+def test_a_comparison_runs_resumes_and_names_what_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setting = config(tmp_path, "attnpo", "broken", "short", "no-model", jobs=2)
+    failed = compare(setting)
+    out = setting.out
+    assert {run[0] for run in failed} == {"broken", "short", "no-model"}
+    assert str(out / "logs" / "broken-0.log") in failed["broken", 0]
+    assert "the loss is not a number" in (out / "logs" / "broken-0.log").read_text()
+    assert "ended at step 2 of 3" in failed["short", 0]
+    assert "no trained model" in failed["no-model", 0]
+    text = (out / "table.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| initial | – |" in text and "| attnpo | 1 |" in text and "broken-0 (ended" in text
+    assert "Of one seed, over problems alone: attnpo" in text
+    written = read_object(out / "comparison.json")
+    assert written["rows"][1]["seconds"]["value"] == 4.5
+    result = (out / "attnpo-0" / "result.json").read_text()
+    # The model was copied: greedy answers are the initial policy's.
+    start = read_object(out / "initial" / "result.json")
+    assert json.loads(result)["greedy"] == start["greedy"]
+    changed = (out / "attnpo-0" / "result.json").stat().st_mtime_ns
+    again = compare(replace(setting, methods=("attnpo", "oracle")))
+    assert not again and (out / "attnpo-0" / "result.json").stat().st_mtime_ns == changed
+    assert "attnpo against oracle" in (out / "table.md").read_text()
+    with pytest.raises(ConfigError, match=r"attnpo-0.*was made with"):
+        compare(replace(setting, methods=("attnpo",), steps=4))
+
+
+def test_an_interrupted_comparison_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
+    setting = config(tmp_path, "attnpo", "tlmre", steps=4000, jobs=2, pace=0.02)
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import sys; from pathlib import Path; from rl.pocket import compare\n"
+        "compare.evaluate = lambda *a: None\n"
+        f"compare.TRAIN = {setting.command!r}\n"
+        "c = compare.CompareConfig\n"
+        "compare.CompareConfig = lambda *a: c(*a, command=compare.TRAIN)\n"
+        "sys.exit(compare.main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, str(driver), "--out", str(setting.out), "--jobs", "2"]
+    command += ["--methods", "attnpo,tlmre", "--seeds", "1", "--steps", "4000", "--problems", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    files = [setting.out / f"{method}-0" / "metrics.jsonl" for method in setting.methods]
+    deadline = time.monotonic() + 60
+    while not all(file.exists() for file in files) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "goes on from here" in errors
+    logs = [setting.log(method, 0) for method in setting.methods]
+    assert all(log.read_text().endswith("interrupted\n") for log in logs)
+    steps = [len(file.read_text().splitlines()) for file in files]
+    time.sleep(0.2)
+    assert steps == [len(file.read_text().splitlines()) for file in files]  # nobody is left
+    assert all(0 < count < 4000 for count in steps)
+    from rl.pocket.compare import train_all
+
+    quick = config(tmp_path, "attnpo", "tlmre", steps=steps[0] + 3)
+    assert not train_all(quick, lambda method, seed: None)
+    assert f"starts after step {steps[0]}" in logs[0].read_text()
+    with pytest.raises(DataError, match="no run is finished"):
+        make_table(quick, {})
+
+
+def test_a_process_that_will_not_leave_is_ended() -> None:
+    code = "import signal, time; signal.signal(2, signal.SIG_IGN); print(1, flush=True)"
+    command = [sys.executable, "-c", f"{code}; time.sleep(60)"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline()
+    stop([process], patience=0.2)
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_options() -> None:
+    setting, table_only = parse(["--small", "--set", "group=4", "--table"])
+    assert setting.methods == ("grpo", "tlmre", "attnpo") and setting.seeds == 3 and table_only
+    assert setting.settings == ("group=4",)
+    setting, _ = parse(["--methods", "attnpo, oracle", "--seeds", "2"])
+    assert setting.runs == [("attnpo", 0), ("oracle", 0), ("attnpo", 1), ("oracle", 1)]
+    for wrong in (
+        ["--methods", "pa,pa"],
+        ["--set", "x"],
+        ["--set", "max_steps=3"],
+        ["--jobs", "0"],
+    ):
+        with pytest.raises(ConfigError):
+            parse(wrong)

@@ -54,9 +54,7 @@ class ScoredTrace:
         return float(step_baseline(self.answer_tokens, self.total_tokens))
 
 
-def step_baseline(
-    answer_tokens: Any, total_tokens: Any, p: Any = 1.0, alpha: float = 2.0
-) -> Any:
+def step_baseline(answer_tokens: Any, total_tokens: Any, p: Any = 1.0, alpha: float = 2.0) -> Any:
     """S_base = p^α · |F| / |q ⊕ o| (eq. 4; AttnPO section 4).
 
     Args:

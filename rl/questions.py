@@ -150,6 +150,8 @@ def load_questions(spec: str, *, limit: int | None = None, seed: int = 0) -> Que
 def final_answer(text: str) -> str:
     """The final answer of a reference: after GSM8K's `####`, or in the last box; else the text.
 
+    Dollar signs around a formula are taken off.
+
     Example:
         >>> final_answer("She sells 9 * 2 = 18. #### 18")
         '18'
@@ -157,7 +159,9 @@ def final_answer(text: str) -> str:
     if "####" in text:
         return text.rpartition("####")[2].strip()
     box = last_box(text)
-    return text.strip() if box is None else box
+    answer = text.strip() if box is None else box
+    formula = re.fullmatch(r"\$([^$]+)\$", answer)
+    return formula[1].strip() if formula else answer
 
 
 def _checked(found: QuestionSet) -> QuestionSet:

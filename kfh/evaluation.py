@@ -28,9 +28,7 @@ def run_eval(*, budgets: str, data: list[str], **settings: Any) -> None:
         settings["model"] = str(pocket_model())
     config = EvalConfig(data=tuple(data), budgets=_numbers(budgets), **settings)
     result = evaluate(config, progress=progress_bar)
-    console.print(
-        f"{config.model}, {_how(config)}; 95 % intervals over questions", highlight=False
-    )
+    console.print(f"{config.model}, {_how(config)}; 95 % intervals over questions", highlight=False)
     console.print(figures_table(result))
     for text in warnings(result):
         talk.print(f"[yellow]{text}[/yellow]")

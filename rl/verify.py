@@ -99,9 +99,7 @@ def maths_readable(reference: str, faults: Counter[str] | None = None) -> bool:
     return last_box(boxed) == reference.strip() and _equal(boxed, boxed, faults, formula=True)
 
 
-def _equal(
-    reference: str, answer: str, faults: Counter[str] | None, formula: bool = False
-) -> bool:
+def _equal(reference: str, answer: str, faults: Counter[str] | None, formula: bool = False) -> bool:
     """math-verify's verdict on two texts; its exceptions are counted and mean no.
 
     With `formula` a reference that it can only compare as a string is equal to nothing.

@@ -157,7 +157,9 @@ def test_references_that_cannot_be_verified_are_counted(tmp_path: Path) -> None:
     assert not maths_readable("\\frac{")
 
 
-@pytest.mark.parametrize("spec", ["nothing", "pocket:", "pocket-held-out@3", "pocket-held-out:9999"])
+@pytest.mark.parametrize(
+    "spec", ["nothing", "pocket:", "pocket-held-out@3", "pocket-held-out:9999"]
+)
 def test_specs_that_mean_nothing(spec: str) -> None:
     with pytest.raises(DataError, match=spec):
         load_questions(spec)
@@ -182,7 +184,7 @@ def test_data_set_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     other = tmp_path / "other"
     other.mkdir()
     write_lines(other / "test.jsonl", [{"question": "x", "label": "y"}])
-    with pytest.raises(DataError, match="no answer .* among question, label"):
+    with pytest.raises(DataError, match=r"no answer .* among question, label"):
         load_questions(f"hub:{other}:test")
     with pytest.raises(DataError, match="cannot be loaded"):
         load_questions(f"hub:{tmp_path / 'absent'}:test")
@@ -198,7 +200,7 @@ def test_reasoning_gym_with_its_own_verifier() -> None:
         assert found.correct(question, responds(text % question.answer))
         assert not found.correct(question, responds(text % (int(question.answer) + 1)))
     assert not found.correct(question, f"\\boxed{{{question.answer}}}")
-    with pytest.raises(DataError, match="near are .*chain_sum"):
+    with pytest.raises(DataError, match=r"near are .*chain_sum"):
         load_questions("rg:chainsum")
 
 

@@ -204,14 +204,22 @@ def test_reasoning_gym_with_its_own_verifier() -> None:
         load_questions("rg:chainsum")
 
 
+def test_tasks_of_many_right_answers_are_tried_on_their_example() -> None:
+    for task in ("graph_color", "rubiks_cube", "propositional_logic"):
+        found = load_questions(f"rg:{task}", limit=3)
+        assert found.unverified == () and all(q.answer for q in found.questions), task
+        assert found.questions[0].meta["answer"] is None
+    with pytest.raises(DataError, match="gives no reference answer"):
+        load_questions("rg:rush_hour", limit=3)
+
+
 def test_partial_credit_is_not_correct() -> None:
     from reasoning_gym import get_score_answer_fn
 
     found = load_questions("rg:letter_counting", limit=3)
     question = found.questions[0]
-    entry = {"question": question.question, "answer": question.answer, **question.meta}
     wordy = f"It is {question.answer}, I think"
-    assert 0 < get_score_answer_fn("letter_counting")(wordy, entry) < 1
+    assert 0 < get_score_answer_fn("letter_counting")(wordy, question.meta) < 1
     assert not found.correct(question, responds(wordy))
     assert gym_answer("Answer: 3, or rather \\boxed{4}") == "4"
 

@@ -14,6 +14,7 @@ from helpers import byte_tokenizer, write_lines
 
 from probing.errors import ConfigError, DataError
 from rl.pocket.measure import MEASURE_SEED
+from rl.pocket.parse import parse_problem
 from rl.pocket.task import make_problem, shortest_trace
 from rl.pocket.tokens import build_tokenizer
 from rl.pocket.traces import held_out_problems
@@ -235,6 +236,13 @@ def test_pocket_sets_are_apart_from_what_is_measured() -> None:
     ]
     assert texts != {q.question for q in load_questions("pocket:300@6").questions}
     assert load_questions("pocket", limit=300, seed=5).questions == found.questions
+
+
+def test_pocket_sets_leave_held_out_problems_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [parse_problem(q.question) for q in load_questions("pocket:20").questions]
+    monkeypatch.setattr("rl.questions.held_out_problems", lambda n, seed: drawn[::2])
+    found = [q.question for q in load_questions("pocket:20").questions]
+    assert found[:10] == [problem.text for problem in drawn[1::2]]
 
 
 def test_pocket_verifier() -> None:

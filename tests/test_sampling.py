@@ -13,10 +13,11 @@ import pytest
 import torch
 from families import tiny
 from helpers import byte_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from probing.errors import ConfigError, ModelError
 from rl.prompts import encode_prompt
-from rl.sampling import Sampling, TransformersSampler, choose, open_sampler, row_seed
+from rl.sampling import Sampling, TransformersSampler, _Draws, choose, open_sampler, row_seed
 
 PROMPTS = ["Wait, let me", "12 + 7", "So", "check the sum. But is it 19 or is it 12?"]
 ENDS = list(range(2, 300, 7))  # so that some rows end early
@@ -60,12 +61,29 @@ def test_samples_do_not_depend_on_batch_order_or_company() -> None:
     assert len(set(texts)) > 6 and texts != [sample.text for row in other for sample in row]
 
 
-def test_random_numbers_go_on_beyond_one_block() -> None:
-    ours = sampler()
-    ours.ends = frozenset([299])
-    ours.model.config.max_position_embeddings = 600
-    (row,) = ours.sample(["So"], n=1, settings=Sampling(5.0, 1.0, 520, seed=1))
-    assert row[0].token_ids is not None and row[0].token_ids[:64] != row[0].token_ids[256:320]
+def test_each_row_has_its_own_stream_beyond_one_block() -> None:
+    draws = _Draws([1, 2])
+    rows = np.array([1])  # row 0 has finished; its leaving moves no other row
+    first = np.concatenate([draws.take(step, np.array([0, 1])) for step in range(1)])
+    later = np.concatenate([draws.take(step, rows) for step in range(1, 600)])
+    assert first[0] == np.random.default_rng(1).random()
+    assert np.array_equal([first[1], *later], np.random.default_rng(2).random(600))
+
+
+def test_padding_moves_no_absolute_position() -> None:
+    """Rotary positions forgive a shift, learned ones do not."""
+    tokenizer = byte_tokenizer()
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=128
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        model.transformer.wpe.weight.mul_(50)
+    model.generation_config.eos_token_id = [299]
+    ours = TransformersSampler(model, tokenizer)
+    together = ours.sample(PROMPTS, n=1, settings=Sampling(0, 1.0, 16))
+    alone = [ours.sample([prompt], n=1, settings=Sampling(0, 1.0, 16))[0] for prompt in PROMPTS]
+    assert together == alone
 
 
 def test_the_context_is_the_limit_and_a_prompt_beyond_it_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -124,7 +125,8 @@ def test_the_ends_of_the_range_choose_possible_tokens() -> None:
         assert tokens.tolist() == [1, 1]
 
 
-def test_settings_and_backends_are_checked() -> None:
+def test_settings_and_backends_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as where it is not installed
     for bad in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"max_tokens": 0}):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             Sampling(**bad)

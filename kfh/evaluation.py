@@ -28,8 +28,14 @@ def run_eval(*, budgets: str, data: list[str], **settings: Any) -> None:
         settings["model"] = str(pocket_model())
     config = EvalConfig(data=tuple(data), budgets=_numbers(budgets), **settings)
     result = evaluate(config, progress=progress_bar)
-    console.print(f"{config.model}, {_how(config)}; 95 % intervals over questions", highlight=False)
-    console.print(figures_table(result))
+    console.print(
+        f"{config.model}, {_how(config)}; 95 % intervals over questions",
+        highlight=False,
+        soft_wrap=True,
+    )
+    # A table cut off by the width of a pipe says nothing.
+    width = console.width if console.is_terminal else max(console.width, 120)
+    console.print(figures_table(result), width=width)
     for text in warnings(result):
         talk.print(f"[yellow]{text}[/yellow]")
     asked = sum(len(found.correct) * found.samples for found in result.sets)
@@ -56,6 +62,7 @@ def figures_table(result: EvalResult) -> Table:
     names = [found.name for found in sets] + (["mean"] if means else [])
     for name in ("", *names):
         table.add_column(name, no_wrap=True)
+    narrow = len(names) > 2  # intervals below the values
     rows: list[tuple[str, list[str]]] = [
         ("questions × samples", [f"{len(found.correct)} × {found.samples}" for found in sets]),
         ("accuracy", [_share(found.accuracy) for found in sets]),
@@ -63,24 +70,25 @@ def figures_table(result: EvalResult) -> Table:
     for k in sorted({k for found in sets for k in found.pass_at}):
         rows.append((f"pass@{k}", [_share(found.pass_at.get(k)) for found in sets]))
     for budget in result.config.budgets:
-        title = f"accuracy ≤ {budget} tokens"
+        title = f"accuracy ≤ {budget}"
         rows.append((title, [_share(found.budgets[budget]) for found in sets]))
     rows.append(("tokens", [_size(found.tokens) for found in sets]))
-    rows.append(("cut off by the limit", [_share(found.truncated) for found in sets]))
+    rows.append(("cut off", [_share(found.truncated) for found in sets]))
     for group in ("confused", "summary"):
         cells = [_size(found.phrases[group], 2) for found in sets]
-        rows.append((f"{group} phrases / 1k tokens", cells))
+        rows.append((f"{group} / 1k tokens", cells))
     if any(found.pocket for found in sets):
         rows += _pocket_rows(sets)
     if result.config.base:
-        rows.append(("AES against base", [_score(found.aes) for found in sets]))
+        rows.append(("AES", [_score(found.aes) for found in sets]))
     of_means = {
         "accuracy": _share(means.accuracy) if means else "",
         "tokens": _size(means.tokens) if means else "",
-        "AES against base": _score(means.aes) if means else "",
+        "AES": _score(means.aes) if means else "",
     }
     for name, cells in rows:
-        table.add_row(name, *cells, *([of_means.get(name, "")] if means else []))
+        row = [*cells, *([of_means.get(name, "")] if means else [])]
+        table.add_row(name, *(cell.replace(" [", "\n[") if narrow else cell for cell in row))
     return table
 
 
@@ -89,13 +97,15 @@ def _pocket_rows(sets: tuple[SetFigures, ...]) -> list[tuple[str, list[str]]]:
     return [
         ("redundant steps", [_size(p.redundant_steps, 2) if p else "–" for p in pockets]),
         ("redundant tokens", [_size(p.redundant_tokens) if p else "–" for p in pockets]),
-        ("responses not readable", [str(p.unreadable) if p else "–" for p in pockets]),
+        ("not readable", [str(p.unreadable) if p else "–" for p in pockets]),
     ]
 
 
 def warnings(result: EvalResult) -> list[str]:
     """In words, what may make a figure mean less than it seems to."""
     found = []
+    if result.base_differs:
+        found.append(f"The base was evaluated otherwise: {'; '.join(result.base_differs)}.")
     for one in result.sets:
         responses = len(one.correct) * one.samples
         if one.unverified:

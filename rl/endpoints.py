@@ -127,7 +127,9 @@ class EndpointSampler:
                 messages: list[Any] = [{"role": "user", "content": prompt}]
                 answer = self.client.chat.completions.create(messages=messages, **options)
         except OpenAIError as error:
-            raise ModelError(f"{self.address} failed {RETRIES + 1} times: {error}") from error
+            raise ModelError(
+                f"{self.address} gives no answer (up to {RETRIES} retries): {error}"
+            ) from error
         if not answer.choices or answer.usage is None:
             raise ModelError(f"{self.address} answers without choices or without usage (tokens)")
         choice = answer.choices[0]

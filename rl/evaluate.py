@@ -137,13 +137,17 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation found: figures by set, and their means where there are several sets."""
+    """What an evaluation found: figures by set, and their means where there are several sets.
+
+    `base_differs` names settings under which the base was not evaluated as this model was.
+    """
 
     config: EvalConfig
     sets: tuple[SetFigures, ...]
     overall: Overall | None
     sampled: int  # responses of this run; the others were there already
     seconds: float
+    base_differs: tuple[str, ...] = ()
 
 
 def evaluate(config: EvalConfig, progress: Progress = no_progress) -> EvalResult:
@@ -188,7 +192,9 @@ def evaluate(config: EvalConfig, progress: Progress = no_progress) -> EvalResult
         *scores, mean_score = base.scores(found)
         found = [replace(one, aes=score) for one, score in zip(found, scores, strict=True)]
         means = replace(means, aes=mean_score) if means else None
-    result = EvalResult(config, tuple(found), means, sampled, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    differs = tuple(base.differing(config.to_json())) if base else ()
+    result = EvalResult(config, tuple(found), means, sampled, seconds, differs)
     _write(result)  # 5
     return result
 
@@ -331,6 +337,7 @@ def _write(result: EvalResult) -> None:
             "settings": result.config.to_json(),
             "benchmarks": {found.name: found.to_json() for found in result.sets},
             "overall": means,
+            "base_differs": list(result.base_differs),
         },
     )
 

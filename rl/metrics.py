@@ -7,6 +7,7 @@ question kept together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import comb
 
 import numpy as np
@@ -58,7 +59,10 @@ def share_figure(rows: Rows) -> Figure:
     """
     means = np.array([np.mean(row) for row in rows], dtype=float)
     if all(len(row) == 1 for row in rows) or (np.all(means == means[0]) and means[0] in (0, 1)):
-        return proportion(means)
+        found = proportion(means)
+        # At 0 and 1 rounding may put an end on the wrong side of the value.
+        low, high = max(0.0, found.low), min(1.0, found.high)
+        return replace(found, low=min(low, found.value), high=max(high, found.value))
     return mean_figure(rows)
 
 

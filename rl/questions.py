@@ -44,7 +44,8 @@ class Question:
     """One question with its reference answer.
 
     `id` is unique in its set; `question` is the text put to the model, without template;
-    `meta` holds what the verifier needs, and fields of the file that kfh does not know.
+    `meta` holds what the verifier needs (reasoning-gym's entry), and fields of the file that kfh
+    does not know.
     """
 
     id: str
@@ -98,9 +99,8 @@ class QuestionSet:
         if answer is None:
             return False
         score = _gym_scorer(question.meta["metadata"]["source_dataset"])
-        entry = {"question": question.question, "answer": question.answer, **question.meta}
         try:
-            return bool(score(gym_answer(answer), entry) >= 1.0)
+            return bool(score(gym_answer(answer), question.meta) >= 1.0)
         except Exception as error:  # noqa: BLE001  # 100 verifiers of others'; counted by type
             self.faults[type(error).__name__] += 1
             return False
@@ -150,6 +150,8 @@ def load_questions(spec: str, *, limit: int | None = None, seed: int = 0) -> Que
 def final_answer(text: str) -> str:
     """The final answer of a reference: after GSM8K's `####`, or in the last box; else the text.
 
+    Dollar signs around a formula are taken off.
+
     Example:
         >>> final_answer("She sells 9 * 2 = 18. #### 18")
         '18'
@@ -157,7 +159,9 @@ def final_answer(text: str) -> str:
     if "####" in text:
         return text.rpartition("####")[2].strip()
     box = last_box(text)
-    return text.strip() if box is None else box
+    answer = text.strip() if box is None else box
+    formula = re.fullmatch(r"\$([^$]+)\$", answer)
+    return formula[1].strip() if formula else answer
 
 
 def _checked(found: QuestionSet) -> QuestionSet:
@@ -297,17 +301,29 @@ def _gym_set(spec: str, size: int, seed: int) -> QuestionSet:
         entries = list(reasoning_gym.create_dataset(task, size=size, seed=seed))
     except Exception as error:
         raise DataError(f"{spec}: reasoning-gym cannot make it: {error}") from error
+    if not any(_gym_reference(entry) for entry in entries):
+        raise DataError(f"{spec}: gives no reference answer on which its verifier could be tried")
     questions = tuple(
         Question(
             f"{task}/{seed}/{number}",
             entry["question"],
-            "" if entry["answer"] is None else str(entry["answer"]),
-            {"metadata": {"source_dataset": task, **entry["metadata"]}},
+            _gym_reference(entry),
+            {**entry, "metadata": {"source_dataset": task, **entry["metadata"]}},
         )
         for number, entry in enumerate(entries)
     )
     source = {"spec": spec, "seed": seed, "version": reasoning_gym.__version__}
     return QuestionSet(spec, questions, "reasoning-gym", source)
+
+
+def _gym_reference(entry: Mapping[str, Any]) -> str:
+    """The answer, or the example that tasks of many right answers give; empty without either."""
+    given = entry["answer"]
+    for name in ("example_answer", "example_correct_answer", "possible_answer"):
+        given = entry["metadata"].get(name) if given is None else given
+    if given is None:
+        return ""
+    return given if isinstance(given, str) else json.dumps(given)
 
 
 @cache

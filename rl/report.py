@@ -219,6 +219,15 @@ class Base:
                     f"({now}): AES would compare apples with pears"
                 )
 
+    def differing(self, settings: Mapping[str, Any]) -> list[str]:
+        """In words, which of the settings that decide a length or an accuracy were others."""
+        names = ("samples", "preset", "temperature", "top_p", "max_tokens", "template", "think_end")
+        return [
+            f"{name} {self.settings.get(name)} there, {settings[name]} here"
+            for name in names
+            if self.settings.get(name) != settings[name]
+        ]
+
     def scores(self, sets: Sequence[SetFigures]) -> list[float | None]:
         """AES of each set and, last, of the means over sets; None where the base is never right."""
         pairs = [

@@ -91,20 +91,27 @@ def maths_correct(
 def maths_readable(reference: str, faults: Counter[str] | None = None) -> bool:
     """Whether a reference is a text, or a formula that math-verify reads and finds equal to itself.
 
-    Responses with any other reference can be right only by the same letters.
+    Responses with any other reference can be right only letter by letter.
     """
     boxed = f"{BOX}{reference}}}"
-    return _words(reference) is not None or _equal(boxed, boxed, faults)
+    if _words(reference) is not None:
+        return True
+    return last_box(boxed) == reference.strip() and _equal(boxed, boxed, faults, formula=True)
 
 
-def _equal(reference: str, answer: str, faults: Counter[str] | None) -> bool:
-    """math-verify's verdict on two texts; its exceptions are counted and mean no."""
+def _equal(reference: str, answer: str, faults: Counter[str] | None, formula: bool = False) -> bool:
+    """math-verify's verdict on two texts; its exceptions are counted and mean no.
+
+    With `formula` a reference that it can only compare as a string is equal to nothing.
+    """
     from math_verify import parse, verify
     from math_verify.errors import TimeoutException  # no Exception, but a BaseException
 
     limit = _timeout()
     try:
         right = parse(reference, parsing_timeout=limit, raise_on_error=True)
+        if formula and all(isinstance(reading, str) for reading in right):
+            return False
         given = parse(answer, parsing_timeout=limit, raise_on_error=True)
         return bool(verify(right, given, timeout_seconds=limit, raise_on_error=True))
     except (Exception, TimeoutException) as error:  # noqa: BLE001  # sympy raises anything

@@ -21,9 +21,10 @@ from probing.errors import ConfigError, DataError, ModelError
 from probing.headset import HeadSet
 from probing.passes import Head
 from probing.ranking import step_scores
-from probing.segmenters import Phrases, Segmenter, carry_labels
+from probing.segmenters import Segmenter, carry_labels
 from probing.traces import Step
 from rl.config import AttnPOConfig
+from rl.metrics import phrase_counts
 from rl.rescale import schedule_open, step_scales, token_scales
 from rl.scoring import AttentionScorer, Scores, label_scores, recency_scores
 from rl.steps import Cutter, Response
@@ -283,8 +284,8 @@ class Credit:
             sums["gamma"] = float(inside.sum())
             sums["attenuated_tokens"] = int((inside < 1).sum())
             sums["attenuated"] = int((self.step_gamma < 1).sum())
-        for kind, count in phrase_counts([r.text for r in rollout.responses]).items():
-            sums[f"phrases/{kind}"] = count
+            for kind, count in phrase_counts(response.text).items():
+                sums[f"phrases/{kind}"] += count
         for own in labels or []:
             sums["redundant"] += sum(step.label == "redundant" for step in own)
         names = sorted(sums)
@@ -315,20 +316,6 @@ class Credit:
             return values
         on = values.to(accelerator.device, torch.float32)
         return accelerator.reduce(on, reduction="sum").double().cpu()
-
-
-def phrase_counts(texts: Sequence[str]) -> dict[str, int]:
-    """How often phrases of each kind open a piece of reasoning (rules 1 and 2 of the cut)."""
-    cutter = Segmenter("attnpo", min_chars=0)
-    phrases = Phrases.load(cutter.phrase_path)
-    counts = dict.fromkeys(dict.fromkeys(phrases.kinds.values()), 0)
-    pattern = phrases.pattern()
-    for text in texts:
-        for match in pattern.finditer(text):
-            kind = phrases.kinds[match.group()]
-            opens_line = match.start() > 0 and text[match.start() - 1] == "\n"
-            counts[kind] += kind not in ("forward", "backward") or opens_line
-    return counts
 
 
 def _padded(rows: Sequence[np.ndarray], value: float) -> Tensor:

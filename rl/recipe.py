@@ -7,6 +7,7 @@ A recipe is flat: keys of `TrainConfig` and of `AttnPOConfig` side by side. `bas
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +19,21 @@ from probing.errors import ConfigError
 from probing.models import DTYPES
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write settings: `no` is a text (save_strategy: no), 1e-4 is a number."""
+
+
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [entry for entry in entries if entry[0] != _BOOL]
+    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|false|True|False)$"), [*"tTfF"])
+_Loader.add_implicit_resolver(
+    _FLOAT, re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"]
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +115,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         ConfigError: not YAML, not a mapping, or an unknown key.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
     if not isinstance(content, dict):
@@ -113,15 +129,15 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """`key=value` texts as settings; values are read as in YAML.
 
     Example:
-        >>> parse_settings(["max_steps=60", "learning_rate=1e-4"])
-        {'max_steps': 60, 'learning_rate': 0.0001}
+        >>> parse_settings(["max_steps=60", "learning_rate=1e-4", "save_strategy=no"])
+        {'max_steps': 60, 'learning_rate': 0.0001, 'save_strategy': 'no'}
     """
     found = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set {pair}: write key=value")
-        found[key.strip()] = _value(yaml.safe_load(value))
+        found[key.strip()] = yaml.load(value, _Loader)
     check_keys(found, "--set")
     return found
 
@@ -142,21 +158,11 @@ def train_config(out: Path, *layers: Mapping[str, Any]) -> TrainConfig:
     for layer in layers:
         merged.update({key: value for key, value in layer.items() if value is not None})
     own = {key: value for key, value in merged.items() if key in _own_keys()}
-    rest = {key: _value(value) for key, value in merged.items() if key not in own}
+    rest = {key: value for key, value in merged.items() if key not in own}
     for name in ("model", "data"):
         if name not in own:
             raise ConfigError(f"no {name}: name it in the recipe, or give --{name}")
     return TrainConfig(**own, out=out, trainer=rest)
-
-
-def _value(value: Any) -> Any:
-    """YAML reads 1e-4 as a text; a number it is."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _own_keys() -> set[str]:

@@ -212,7 +212,7 @@ def evaluate(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/demo"),
 ) -> None:
-    """Probe the embedded pocket model: table, head set, heatmap, one trace with its scores."""
+    """Probe the embedded pocket model, draw a trace, train with its heads, and compare."""
     from kfh.commands import run_demo
 
     run_demo(out)

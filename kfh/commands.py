@@ -98,8 +98,9 @@ def _report_left_out(counts: dict[str, Any]) -> None:
 
 def run_demo(out: Path) -> None:
     """`kfh demo`: see `kfh.demo`."""
-    from kfh.demo import draw_trace, pocket_model, pocket_traces
+    from kfh.demo import draw_trace, pocket_model, pocket_traces, train_and_compare
 
     # Always anew: it takes seconds, and an older demo may have left another model's scores.
     run_probe(model=str(pocket_model()), traces=pocket_traces(), out=out, resume=False)
     draw_trace(out, pocket_traces())
+    train_and_compare(out)

@@ -68,7 +68,8 @@ def _cell(row: pd.Series, metric: str) -> str:
     return _figure(row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
 
 
-def _table(title: str, *columns: str) -> Table:
+def plain_table(title: str, *columns: str) -> Table:
+    """An empty table in the style of all of them."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0)
     for column in columns:
         table.add_column(column, no_wrap=True)
@@ -81,7 +82,7 @@ def heads_table(result: ProbeResult, count: int = 10) -> Table:
     p = "balanced_p" if by == "balanced" else "sra_p"
     others = [metric for metric in METRICS if metric != by]
     best = result.table.sort_values(by, ascending=False, kind="stable").head(count)
-    table = _table(
+    table = plain_table(
         f"Best heads by {by} on {result.counts['ranked']} traces; * in the set; "
         "p: against the best head by chance",
         "head",
@@ -107,7 +108,7 @@ def heads_table(result: ProbeResult, count: int = 10) -> Table:
 
 def controls_table(result: ProbeResult) -> Table:
     """Trivial scorers, and what the best of all heads reaches by chance."""
-    table = _table(
+    table = plain_table(
         "Controls", "scorer", "SRA [dim]95 %[/dim]", "balanced [dim]95 %[/dim]", "gating"
     )
     for _, row in result.controls.iterrows():
@@ -126,7 +127,7 @@ def ensemble_table(result: ProbeResult) -> Table:
     chosen_on, held = (len(result.counts[f"{k}_traces"]) for k in ("select", "held_out"))
     columns = [name for how in result.curves for name in (how, "added")]
     title = f"Ensembles: chosen by {by} on {chosen_on} traces, {by} on the other {held}"
-    table = _table(title, "heads", *columns)
+    table = plain_table(title, "heads", *columns)
     names = [f"{r.layer}.{r.head}" for r in result.table.itertuples()]
     for points in zip(*result.curves.values(), strict=True):
         cells = []

@@ -17,11 +17,13 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from probing.attention import AttentionCapture
+from probing.config import ProbeConfig
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files import data_path
 from probing.headset import HeadSet
 from probing.models import load_model, load_tokenizer
 from probing.ranking import step_scores
+from probing.run import probe
 from probing.segmenters import Segmenter
 from rl.config import AttnPOConfig
 from rl.questions import load_questions
@@ -389,6 +391,28 @@ def test_sigkill_while_saving_leaves_the_checkpoint_before(tmp_path):
     assert (tmp_path / f"checkpoint-{done}").is_dir() and done > last
     steps = [json.loads(x).get("step") for x in (tmp_path / "metrics.jsonl").open()][1:]
     assert steps == list(range(1, done + 1))
+
+
+@pytest.mark.pocket
+def test_policy_is_probed_again(tmp_path):
+    """Before training the probe gives what `kfh probe` gives; resuming keeps the start."""
+    lines = data_path("pocket", "traces.jsonl").read_text().splitlines()[:41]
+    traces = tmp_path / "traces.jsonl"
+    traces.write_text("\n".join(lines) + "\n")
+    probed = probe(ProbeConfig(POCKET, traces, tmp_path / "probe", permutations=2))
+    settings = {"probe_every": 1, "probe_traces": str(traces), "learning_rate": 0.02}
+    out = tmp_path / "run"
+    train(config(out, save_strategy="steps", save_steps=1, max_steps=1, **settings))
+    train(config(out, save_strategy="steps", save_steps=1, max_steps=2, **settings), resume=True)
+    found = [json.loads(line) for line in (out / "probe.jsonl").open()][1:]
+    assert [line["step"] for line in found] == [0, 1, 2]
+    np.testing.assert_allclose(found[0]["all_sra"], probed.table["sra"], atol=1e-6)
+    assert found[0]["correlation"] == pytest.approx(1.0)
+    assert all(abs(line["correlation"]) < 1 - 1e-6 for line in found[1:])
+    pairs = [(head["layer"], head["head"]) for head in found[2]["heads"]]
+    assert pairs == HeadSet.load("pocket").pairs
+    changed = np.corrcoef(found[2]["all_sra"], found[0]["all_sra"])[0, 1]
+    assert found[2]["correlation"] == pytest.approx(changed)
 
 
 # Bad input

@@ -68,7 +68,7 @@ def train(
     )
     card = ModelCard.of(config.model, model.config)
     interrupt, metrics = Interrupt(), MetricsFile(out)
-    trainer = AttnPOTrainer(
+    trainer = _trainer(
         model=model,
         reward_funcs=Verifier(questions, args.think_end),
         args=args,
@@ -80,7 +80,9 @@ def train(
     )
     if config.probe_every:
         heads = HeadSet.load(config.heads, model.config) if config.heads else None
-        probe = Reprobe(out, Path(str(config.probe_traces)), heads, trainer.credit.cutter)
+        traces = str(config.probe_traces)
+        path = data_path("pocket", "traces.jsonl") if traces == "pocket" else Path(traces)
+        probe = Reprobe(out, path, heads, trainer.credit.cutter)
         probe.every = config.probe_every
         trainer.add_callback(probe)
     for callback in watch:
@@ -103,6 +105,18 @@ def train(
     if main:
         write_json(out / RUN_FILE, content)
     return content
+
+
+def _trainer(**options: Any) -> AttnPOTrainer:
+    try:
+        return AttnPOTrainer(**options)
+    except (ImportError, RuntimeError) as error:
+        if options["args"].report_to in ([], ["none"]):
+            raise
+        # How transformers says that a tracker is not installed.
+        raise ConfigError(
+            f"the trainer cannot be set up with report_to = {options['args'].report_to}: {error}"
+        ) from error
 
 
 def trainer_settings(config: TrainConfig) -> AttnPOConfig:

@@ -83,6 +83,7 @@ def step_line(logs: dict[str, Any], state: Any, seconds: float) -> dict[str, Any
             line[name] = value
     parts = [logs.get(f"seconds_{part}", 0.0) for part in ("sampling", "rewards", "scoring")]
     line |= {"phrases": phrases, "seconds": seconds, "seconds_update": seconds - sum(parts)}
+    line["scoring_share"] = logs.get("seconds_scoring", 0.0) / seconds if seconds else None
     for name in ("attenuated", "attenuated_tokens", "gamma", "redundant_steps"):
         line.setdefault(name, None)
     return {

@@ -194,6 +194,29 @@ def test_scale_one_is_plain_grpo(tmp_path):
 
 
 @pytest.mark.pocket
+def test_scale_one_is_plain_rloo(tmp_path):
+    """Advantages by token that are all A, and one A a response: the same weights to the bit."""
+    ones = {"scale_floor": 1.0, "negative_attenuation": False, "length_penalty": "none"}
+    by_token = make_trainer(tmp_path / "a", "attnpo", **ones)
+    by_response = make_trainer(tmp_path / "b", "rloo")
+    shapes = []
+    for trainer in (by_token, by_response):
+        stock = trainer._generate_and_score_completions
+
+        def watched(inputs, stock=stock):
+            output = stock(inputs)
+            shapes.append(output["advantages"].dim())
+            return output
+
+        trainer._generate_and_score_completions = watched
+        torch.manual_seed(0)
+        trainer.train()
+    assert shapes == [2, 2, 1, 1]
+    found, expected = weights(by_token.model), weights(by_response.model)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.pocket
 def test_methods_share_rollouts_and_differ_by_scales(tmp_path):
     """tlmre and attnpo see the same first batch; γ is what parts their advantages."""
     batches = {

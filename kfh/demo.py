@@ -109,10 +109,10 @@ def _measured(folder: Path) -> SetFigures:
 
 
 def before_and_after(before: SetFigures, after: SetFigures) -> Any:
-    """A table of both measurements, with 95 % intervals."""
+    """A table of both measurements, with 95 % intervals over problems."""
     from kfh.console import plain_table
 
-    title = f"{len(before.correct)} held-out problems, sampled at temperature 1; 95 % intervals"
+    title = f"{len(before.correct)} held-out problems, temperature 1"
     shown = plain_table(title, "", "before", "after")
     rows = [("accuracy", before.accuracy, after.accuracy, ".3f")]
     rows += [("tokens", before.tokens, after.tokens, ".1f")]

@@ -278,14 +278,14 @@ class Credit:
             sums["unfinished"] += not response.complete
             sums["steps"] += len(response.spans)
             sums["tokens"] += response.length
+            for kind, count in phrase_counts(response.text).items():
+                sums[f"phrases/{kind}"] += count
         sums["advantage"] = float(output["advantages"].abs().sum())
         if self.gamma is not None and self.step_gamma is not None:
             inside = self.gamma[mask]
             sums["gamma"] = float(inside.sum())
             sums["attenuated_tokens"] = int((inside < 1).sum())
             sums["attenuated"] = int((self.step_gamma < 1).sum())
-            for kind, count in phrase_counts(response.text).items():
-                sums[f"phrases/{kind}"] += count
         for own in labels or []:
             sums["redundant"] += sum(step.label == "redundant" for step in own)
         names = sorted(sums)

@@ -20,6 +20,7 @@ from typing import Any
 
 from accelerate.utils import set_seed
 from datasets import Dataset
+from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from probing.errors import ConfigError, DataError
@@ -78,6 +79,7 @@ def train(
         processing_class=tokenizer,
         callbacks=[metrics, interrupt],
     )
+    trainer.remove_callback(PrinterCallback)  # prints every metric of every step
     if config.probe_every:
         heads = HeadSet.load(config.heads, model.config) if config.heads else None
         traces = str(config.probe_traces)

@@ -26,6 +26,7 @@ from probing.ranking import step_scores
 from probing.run import probe
 from probing.segmenters import Segmenter
 from rl.config import AttnPOConfig
+from rl.metrics import phrase_counts
 from rl.questions import load_questions
 from rl.recipe import find_recipe, parse_settings, read_recipe, shipped_recipes, train_config
 from rl.scoring import AttentionScorer
@@ -324,6 +325,33 @@ def test_scoring_in_passing_equals_scoring_alone(tmp_path):
         AttentionScorer.__call__ = kept
     assert not calls and "old_per_token_logps" in found
     torch.testing.assert_close(found["advantages"], expected["advantages"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.pocket
+def test_metrics_are_those_of_the_batch(tmp_path):
+    """Every figure of a step, counted again from the batch itself."""
+    trainer = make_trainer(tmp_path, "attnpo", difficulty_alpha=0.0)
+    batch = first_batch(trainer)
+    found = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    live = batch["completion_mask"].bool()
+    ids = [row[mask].tolist() for row, mask in zip(batch["completion_ids"], live, strict=True)]
+    responses = [trainer.credit.cutter(row) for row in ids]
+    tokens = sum(map(len, ids))
+    assert found["tokens"] == pytest.approx(tokens / 8)
+    counts = [phrase_counts(response.text) for response in responses]
+    for kind in ("confused", "forward", "summary"):
+        expected = 1000 * sum(count[kind] for count in counts) / tokens
+        assert found[f"phrases/{kind}"] == pytest.approx(expected)
+    assert found["phrases/confused"] > 10
+    # A alone, where a row has a token outside the steps: the last one.
+    outcome = batch["advantages"].gather(1, live.sum(dim=1, keepdim=True) - 1)
+    gamma = torch.where(outcome == 0, 1.0, batch["advantages"] / outcome)
+    assert found["gamma"] == pytest.approx(float(gamma[live].mean()), abs=1e-5)
+    below = (gamma < 1 - 1e-6) & live
+    assert found["attenuated_tokens"] == pytest.approx(int(below.sum()) / tokens)
+    starts = [int(below[row, spans[0]]) for row, r in enumerate(responses) for spans in r.spans]
+    assert found["attenuated"] == pytest.approx(sum(starts) / len(starts)) and sum(starts) > 0
+    assert found["steps"] == pytest.approx(len(starts) / 8)
 
 
 # Resuming

@@ -25,9 +25,7 @@ def check_processes(
     advice = "On CPU start them with torchrun --nproc_per_node: accelerate launch starts one"
     if wanted is not None:
         if seen != wanted:
-            raise ConfigError(
-                f"{wanted} processes were asked for, {seen} take part. {advice}"
-            )
+            raise ConfigError(f"{wanted} processes were asked for, {seen} take part. {advice}")
         return
     started = environment.get("WORLD_SIZE", "")
     if started.isdigit() and int(started) != seen:

@@ -137,8 +137,9 @@ def sharded(folder):
         scores = scorer(prompts[own], responses[own])
         assert len(scores) == len(prompts[own])
         for ours, theirs in zip(scores, whole_scores[own], strict=True):
-            worst = max(worst, float(np.abs(ours - theirs).max() / np.abs(theirs).max()))
-    found["scores"] = max(gather_object([worst]))
+            assert ours.shape == theirs.shape
+            worst = max(worst, np.abs(ours - theirs).max(initial=0) / theirs.max(initial=1e-12))
+    found["scores"] = float(max(gather_object([worst])))
     again = first_batch(trainer)
     found["advantages"] = largest(again["advantages"], whole_batch["advantages"])
     found["scored"] = gather_object([trainer.credit.scored])

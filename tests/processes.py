@@ -129,6 +129,9 @@ def sharded(folder):
     trainer.model_wrapped = fully_shard(trainer.model)
     trainer.credit.__dict__.pop("sharded")
     found = {"sharded": trainer.credit.sharded}
+    # Zero differences mean something only where there are scales and gradients.
+    found["attenuated"] = gather_object([len(set(x)) > 1 for x in by_response(whole_batch)])
+    found["gradient"] = float(sum(value.abs().sum() for value in gradients[0].values()))
     scorer = trainer.credit._sharded_scorer()
     worst = 0.0
     # Rows of each process: uneven passes, none at all in one, none in both.
@@ -186,11 +189,11 @@ class SignalAt(TrainerCallback):
 
 
 def resumed(folder):
-    """A run of four steps, and one that SIGINT to one process stops after two."""
-    settings = {"max_steps": 4, "per_device_train_batch_size": 4, "save_steps": 10}
+    """A run of four steps, and one that SIGINT to one process stops after three."""
+    settings = {"max_steps": 4, "per_device_train_batch_size": 4}
     whole = train(run(folder / "whole", **settings))
-    stopped = train(run(folder / "parts", **settings), watch=[SignalAt(2, process=1)])
-    names = sorted(path.name for path in (folder / "parts" / "checkpoint-2").iterdir())
+    stopped = train(run(folder / "parts", **settings), watch=[SignalAt(3, process=1)])
+    names = sorted(path.name for path in (folder / "parts" / "checkpoint-3").iterdir())
     steps = gather_object([stopped["final"] and stopped["final"]["step"]])
     statuses = gather_object([stopped["status"]])
     done = train(run(folder / "parts", **settings), resume=True)

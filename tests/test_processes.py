@@ -124,7 +124,7 @@ def test_sharded_parameters(results):
     """FSDP2 by hand: scores, advantages and gradients are those of the whole model."""
     found = results[2]["sharded"]
     assert found["sharded"]
-    assert sum(found["scored"]) > 0
+    assert sum(found["scored"]) > 0 and any(found["attenuated"]) and found["gradient"] > 0.1
     for name in ("scores", "advantages", "in-passing", "gradients-0", "gradients-1"):
         assert found[name] < 1e-4, (name, found[name])
 
@@ -134,7 +134,7 @@ def test_sigint_to_one_process_stops_both_and_the_run_goes_on(results):
     folder, _, two = results
     found = two["resumed"]
     assert found["statuses"] == ["interrupted"] * 2 and found["done"] == ["done"] * 2
-    assert found["steps"] == [2, None]  # the main process alone keeps figures
+    assert found["steps"] == [3, None]  # the main process alone keeps figures
     needed = {"model.safetensors", "optimizer.pt", "rng_state_0.pth", "rng_state_1.pth"}
     assert needed <= set(found["files"])
     whole, parts = (lines(folder / name) for name in ("whole", "parts"))

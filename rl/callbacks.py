@@ -115,30 +115,37 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class Interrupt(TrainerCallback):
-    """SIGINT saves a checkpoint at the end of the step and leaves; a second one leaves at once."""
+    """SIGINT saves a checkpoint at the end of the step and leaves; a second one leaves at once.
+
+    One that comes within a second of the first is the same: Ctrl-C reaches every process of the
+    terminal, and torchrun hands it on to them once more.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.stopped = False  # the same in all processes
+        self._heard: float | None = None  # when this process got the signal
         self._former: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Listen."""
         try:
-            self._former = signal.signal(signal.SIGINT, self._ask)
+            self._former = signal.signal(signal.SIGINT, self._hear)
         except ValueError:  # not the main thread: the host program handles signals
             self._former = None
 
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
+    def _hear(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if self._heard is not None and now - self._heard > 1:
             raise KeyboardInterrupt
-        self.asked = True
+        self._heard = now if self._heard is None else self._heard
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop all processes at the same step."""
+        heard = self._heard is not None
         if args.world_size > 1:
-            self.asked = bool(gather(torch.tensor([self.asked], device=args.device)).any())
-        if self.asked:
-            control.should_save = control.should_training_stop = True
+            heard = int(gather(torch.tensor([int(heard)], device=args.device)).sum()) > 0
+        if heard:
+            self.stopped = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Give SIGINT back."""

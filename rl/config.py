@@ -11,6 +11,7 @@ from trl import GRPOConfig
 from probing.errors import ConfigError
 from probing.tokens import ANSWERS
 from rl.methods import ADVANTAGES, SIGNALS, method_of
+from rl.processes import check_processes, sharding_reasons
 from rl.rescale import Rescaling
 from rl.rewards import PENALTIES
 from rl.rollout import ROLLOUTS, compact_reason
@@ -46,7 +47,8 @@ class AttnPOConfig(GRPOConfig):
         score_rows: rows of a forward pass of the scoring; None: `rows_per_forward`, or 8.
         rollouts: `trl` (generate, or vLLM), or `compact`, where finished rows leave the batch
             (`rl.rollout`); None: compact on CPU, where it can be used.
-        processes: number of processes that must take part; None: not checked.
+        processes: number of processes that must take part; None: what the launcher's environment
+            tells is checked (`rl.processes`).
 
     Raises:
         ConfigError: a value out of its range, or a refused combination.
@@ -160,7 +162,6 @@ class AttnPOConfig(GRPOConfig):
 
     def _refuse(self) -> None:
         """Settings of TRL that are not proven to be right with advantages of shape (B, T)."""
-        on_cpu_sharded = self.device.type == "cpu" and bool(self.fsdp)
         refused = [
             (
                 self.num_iterations != 1,
@@ -195,16 +196,11 @@ class AttnPOConfig(GRPOConfig):
                 self.use_transformers_continuous_batching,
                 "continuous batching: it changes how the model's attention is called",
             ),
-            (on_cpu_sharded, "FSDP on CPU: accelerate would silently run DDP instead"),
         ]
-        reasons = [reason for applies, reason in refused if applies]
+        reasons = [reason for applies, reason in refused if applies] + sharding_reasons(self)
         if reasons:
             raise ConfigError("kfh refuses " + "; ".join(reasons))
-        if self.processes is not None and self.world_size != self.processes:
-            raise ConfigError(
-                f"{self.processes} processes were asked for, {self.world_size} take part. On CPU "
-                "start them with torchrun --nproc_per_node: accelerate launch starts one"
-            )
+        check_processes(self.world_size, self.processes)
 
     def _warn(self) -> None:
         if self.rescales and (self.beta or self.entropy_coef):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -129,9 +130,8 @@ class Credit:
         credit = cls(args, _cutter(args, head_set, trainer), trainer, head_set=head_set)
         if credit.scores_by_attention:
             credit.heads = _chosen_heads(args, head_set, model)
-            whole = not _zero3()
-            # Where modules are sharded, their hooks must see the whole forward.
-            capture = AttentionCapture(model, credit.heads, prove=whole, early_exit=whole)
+            with _whole(model):
+                capture = AttentionCapture(model, credit.heads)
             credit.heads = capture.heads
             credit.scorer = AttentionScorer(capture, int(args.score_rows))
         return credit
@@ -325,6 +325,18 @@ def _padded(rows: Sequence[np.ndarray], value: float) -> Tensor:
     for place, row in enumerate(rows):
         out[place, : len(row)] = row
     return torch.from_numpy(out)
+
+
+@contextmanager
+def _whole(model: Any) -> Iterator[None]:
+    """All parameters in every process, where DeepSpeed ZeRO-3 loads a part into each."""
+    if not _zero3():
+        yield
+        return
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters(list(model.parameters())):
+        yield
 
 
 def _zero3() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rl.processes import uses_fsdp
 from rl.prompts import encode_prompt
 from rl.sampling import Draws, Sampling, decode
 
@@ -41,7 +42,7 @@ def compact_reason(args: Any) -> str | None:
     """Why these rollouts cannot be used with these settings; None where they can."""
     if args.use_vllm:
         return "vLLM samples"
-    if args.fsdp or getattr(args, "deepspeed", None):
+    if uses_fsdp(args) or getattr(args, "deepspeed_plugin", None):
         return "the parameters are sharded"
     others = {"top_k": (0, None), "min_p": (None, 0), "repetition_penalty": (1.0,)}
     changed = [name for name, values in others.items() if getattr(args, name) not in values]

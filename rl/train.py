@@ -81,6 +81,11 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)  # prints every metric of every step
     if config.probe_every:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ConfigError(
+                "probe_every does not go with FSDP or DeepSpeed: one process alone probes, and "
+                "has a part of the model. Probe the checkpoints instead (kfh probe)"
+            )
         heads = HeadSet.load(config.heads, model.config) if config.heads else None
         traces = str(config.probe_traces)
         path = data_path("pocket", "traces.jsonl") if traces == "pocket" else Path(traces)
@@ -100,9 +105,11 @@ def train(
     trainer.train(resume_from_checkpoint=checkpoint)
     done = trainer.state.global_step >= trainer.state.max_steps
     content["seconds"] = (found or {}).get("seconds", 0.0) + time.perf_counter() - started
-    content["status"] = "done" if done and not interrupt.asked else "interrupted"
+    content["status"] = "done" if done and not interrupt.stopped else "interrupted"
     content["final"] = metrics.last
     if content["status"] == "done":  # 5
+        if trainer.is_fsdp_enabled:  # else each process would keep its own part of the model
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         trainer.save_model(str(out / "model"))
     if main:
         write_json(out / RUN_FILE, content)

@@ -201,7 +201,7 @@ def resumed(folder):
         "statuses": statuses,
         "steps": steps,
         "files": names,
-        "done": gather_object([whole["status"], done["status"]]),
+        "done": gather_object([whole["status"], done["status"]]),  # of two runs, by two
     }
 
 

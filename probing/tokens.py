@@ -217,7 +217,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     if known is None:
         entries = sorted((number, text) for text, number in tokenizer.get_vocab().items())
         known = f"sha256:{hashlib.sha256(repr(entries).encode()).hexdigest()}"
-        tokenizer._kfh_fingerprint = known  # type: ignore[attr-defined]
+        tokenizer._kfh_fingerprint = known
     return known
 
 

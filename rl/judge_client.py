@@ -177,12 +177,12 @@ class JudgeClient:
             try:
                 labels, kept = await self._once(prompt, refusal, count)
             except BadVerdict as error:
-                kind, detail, pause = error.kind, str(error), 0.0
+                kind, detail, pause, of_trace = error.kind, str(error), 0.0, True
                 refusal = detail
             except _TryAgain as error:
-                kind, detail, pause = error.kind, str(error), error.pause
+                kind, detail, pause, of_trace = error.kind, str(error), error.pause, False
             except NoVerdict as error:
-                self._failed(error)
+                self._failed(error, of_trace=True)
                 raise
             else:
                 self.cache.put(AnswerCache.name(self.judge, prompt), kept)
@@ -195,11 +195,14 @@ class JudgeClient:
                 growing = min(self.judge.pause * 2**attempt, LONGEST_PAUSE)
                 await asyncio.sleep(max(pause, growing * random.uniform(0.5, 1)))
         found = NoVerdict(kind, f"{detail} (after {self.judge.retries} retries)")
-        self._failed(found)
+        self._failed(found, of_trace)
         raise found
 
-    def _failed(self, error: NoVerdict) -> None:
+    def _failed(self, error: NoVerdict, of_trace: bool) -> None:
+        """Count a failure, and stop the job where the judge and not the trace seems to be why."""
         self.counts.failed[error.kind] += 1
+        if of_trace and (self.counts.answered or self.counts.cached):
+            return
         self.failures += 1
         if self.failures >= GIVE_UP:
             raise ModelError(
@@ -230,7 +233,7 @@ class JudgeClient:
         except (OpenAIError, ValueError) as error:
             raise _TryAgain("unreadable answer", self._clean(error)) from None
         choices = getattr(answer, "choices", None)
-        if not choices:
+        if not choices or choices[0].message is None:
             raise _TryAgain("unreadable answer", "an answer without choices")
         if choices[0].finish_reason == "length":
             raise NoVerdict("cut off", f"the answer hit max_tokens {self.judge.max_tokens}")

@@ -29,10 +29,11 @@ ROOT = Path(__file__).parent.parent
 RUN = """
 import sys
 from pathlib import Path
-from kfh.judging import run_judges
+from rl.judges import Panel
+from rl.judging import JudgingConfig, judge_traces
 folder = Path(sys.argv[1])
-run_judges(folder / "traces.jsonl", folder / "judges.yaml", folder / "labels.jsonl", "majority",
-           "given", 80, 16, 0.0, None, None)
+judge_traces(JudgingConfig(folder / "traces.jsonl", Panel.load(folder / "judges.yaml"),
+             folder / "labels.jsonl", folder / "judge-cache", "majority", concurrency=16))
 """
 
 
@@ -157,7 +158,7 @@ def test_a_job_killed_twice_labels_every_step_once_and_asks_nothing_again(
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_tried_again_and_counted(
-    tmp_path: Path, server: JudgeServer, fault: str
+    tmp_path: Path, server: JudgeServer, capfd: pytest.CaptureFixture[str], fault: str
 ) -> None:
     trace_file(tmp_path / "traces.jsonl", 2)
     file = judge_file(tmp_path / "judges.yaml", server, timeout=30.0)
@@ -176,7 +177,9 @@ def test_a_fault_is_tried_again_and_counted(
     assert requests["b"]["answered"] == 2 and requests["b"]["tokens"]["completion"] == 14
     told = [body for body in server.bodies if "Your last answer" in str(body["messages"])]
     assert len(told) == (2 if fault.startswith(("invalid", "wrong")) else 0)
-    no_key_in(tmp_path)
+    shown = capfd.readouterr()
+    assert f"2 × {fault}" in shown.out
+    no_key_in(tmp_path, shown.out, shown.err)
 
 
 def test_what_fails_is_counted_and_asked_for_again(
@@ -215,6 +218,18 @@ def test_a_judge_that_cannot_be_asked_stops_the_job(
     assert KEY not in str(caught.value) and "[key]" in str(caught.value)
     assert len(server.bodies) <= (4 if status == "401" else 2 * (GIVE_UP + 3))
     assert not (tmp_path / "labels.jsonl").exists()
+
+
+def test_traces_that_a_judge_refuses_do_not_stop_it_once_it_has_answered(
+    tmp_path: Path, server: JudgeServer
+) -> None:
+    trace_file(tmp_path / "traces.jsonl", GIVE_UP + 3)
+    judge_file(tmp_path / "judges.yaml", server, "a", retries=0)
+    server.plan = lambda c: [] if "Add 0.\n" in c[1] else ["400"] * 9
+    header, *rows = label(tmp_path, concurrency=1)
+    assert {row["id"] for row in rows} == {"t/0"}
+    left_out = {"without an answer of any judge": GIVE_UP + 2}
+    assert header["kfh"]["counts"]["left_out"] == left_out
 
 
 def test_rate_and_concurrency_are_kept(tmp_path: Path, server: JudgeServer) -> None:

@@ -169,16 +169,16 @@ def test_a_fault_is_tried_again_and_counted(
     header, *rows = label(tmp_path, consensus="majority")
     check_labels(tmp_path, rows)
     requests = header["kfh"]["requests"]
-    assert {name: counts["tried_again"] for name, counts in requests.items()} == {
-        "a": {},
-        "b": {fault: 2},
-        "c": {},
-    }
+    tries = {name: counts["tried_again"] for name, counts in requests.items()}
+    times = tries["b"].pop(fault)
+    # On a busy machine an answer may miss the time-out of one second, too.
+    assert times == 2 or (fault == "time-out" and times > 2)
+    assert tries == {"a": {}, "b": {}, "c": {}} and server.sent == {fault: 2}
     assert requests["b"]["answered"] == 2 and requests["b"]["tokens"]["completion"] == 14
     told = [body for body in server.bodies if "Your last answer" in str(body["messages"])]
     assert len(told) == (2 if fault.startswith(("invalid", "wrong")) else 0)
     shown = capfd.readouterr()
-    assert f"2 × {fault}" in shown.out
+    assert f"{times} × {fault}" in shown.out
     no_key_in(tmp_path, shown.out, shown.err)
 
 

@@ -45,9 +45,10 @@ wheel: env
 wheel-check: wheel  ## the wheel, alone in a folder, finds the data that it carries
 	rm -rf build/wheel && mkdir -p build/wheel
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel dist/kfh-*.whl
-	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -c "import pathlib, probing, probing.headset as h; \
+	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -c "import pathlib, probing, probing.headset as h, probing.files as f; \
 	  assert pathlib.Path(probing.__file__).is_relative_to(pathlib.Path.cwd()), probing.__file__; \
-	  assert probing.segment('Wait, so. ' * 20) and h.shipped_head_sets(); print('the wheel works')"
+	  assert probing.segment('Wait, so. ' * 20) and h.shipped_head_sets(); \
+	  f.data_path('prompts', 'judge.txt'); print('the wheel works')"
 
 clean:
 	rm -rf $(VENV) dist build runs

@@ -94,6 +94,12 @@ def _report_left_out(counts: dict[str, Any]) -> None:
     if counts["steps"].get("without a token"):
         number = counts["steps"]["without a token"]
         talk.print(f"[yellow]left out {number} steps[/yellow] without a token of their own")
+    if counts["other_tokenizer"]:
+        number = counts["other_tokenizer"]
+        talk.print(
+            f"[yellow]{number} traces bring token ids of another tokenizer:[/yellow] "
+            "their text was tokenised with this model's"
+        )
 
 
 def run_demo(out: Path) -> None:

@@ -65,12 +65,15 @@ class TraceSource:
         if self.labels == "steps":
             return None
         found = read_labels(Path(self.labels))
-        name = (found.segmenter or {}).get("name")
-        if name is not None and name != self.segmenter_json()["name"]:
-            raise ConfigError(
-                f"{self.labels} labels the steps of the segmenter {name!r}, but --segmenter is "
-                f"{self.segmenter!r}"
-            )
+        theirs, ours = found.segmenter or {}, self.segmenter_json()
+        # The path of a phrase file may differ; its hash may not.
+        for key in ("name", "min_chars", "phrases_hash"):
+            if theirs.get(key) is not None and theirs[key] != ours.get(key):
+                raise ConfigError(
+                    f"{self.labels} labels the steps of the segmenter {theirs.get('name')!r} with "
+                    f"{key} {theirs[key]!r}; here {key} is {ours.get(key)!r} (--segmenter "
+                    f"{self.segmenter})"
+                )
         return found
 
     def label_json(self) -> dict[str, Any]:
@@ -89,6 +92,8 @@ class SourceReport:
     left_out: Counter[str] = field(default_factory=Counter)
     steps: Counter[str] = field(default_factory=Counter)
     beyond_context: int = 0  # traces longer than the model was made for; they are used
+    as_sampled: int = 0  # traces scored on the very ids that were sampled
+    other_tokenizer: int = 0  # traces whose ids are another tokenizer's: tokenised anew
 
     def to_json(self) -> dict[str, Any]:
         """Counts for the run file."""
@@ -100,6 +105,8 @@ class SourceReport:
             "left_out": dict(self.left_out),
             "steps": dict(self.steps),
             "beyond_context": self.beyond_context,
+            "as_sampled": self.as_sampled,
+            "other_tokenizer": self.other_tokenizer,
         }
 
 

@@ -35,7 +35,7 @@ from probing.ranking import RankedTrace
 from probing.results import ProbeResult, rank_heads, write_result
 from probing.scoring import ScoredTrace, open_capture, score_traces
 from probing.store import ScoreStore
-from probing.tokens import EncodedTrace, encode_trace
+from probing.tokens import EncodedTrace, SampledIds, encode_trace, tokenizer_fingerprint
 from probing.traces import Trace
 
 if TYPE_CHECKING:
@@ -115,10 +115,15 @@ def probe(
     scored = {trace_id: loaded[trace_id] for trace_id in ids}
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     ranked: list[RankedTrace] = []
+    fingerprint = tokenizer_fingerprint(tokenizer)
 
     def labelled() -> Iterator[Trace]:
         """The traces once more, one in memory at a time; what is ranked of them is kept."""
         for trace in prepare_traces(config.source):
+            if sampled := SampledIds.of(trace):
+                ours = sampled.tokenizer in (None, fingerprint)
+                report.as_sampled += ours
+                report.other_tokenizer += not ours
             found = ranked_trace(trace, scored[trace.id], report, limit)
             ranked.extend([found] if found else [])
             yield trace

@@ -76,13 +76,20 @@ class EndpointSampler:
         base_url: its address, default OPENAI_BASE_URL.
         raw: completions of rendered prompts, instead of chat.
         rows: requests at a time.
+        ask_ids: ask for token ids (`return_token_ids`, which vLLM's server knows).
 
     Raises:
         ConfigError: no address.
     """
 
     def __init__(
-        self, model: str, base_url: str | None, *, raw: bool = False, rows: int = 64
+        self,
+        model: str,
+        base_url: str | None,
+        *,
+        raw: bool = False,
+        rows: int = 64,
+        ask_ids: bool = False,
     ) -> None:
         from openai import OpenAI
 
@@ -90,6 +97,7 @@ class EndpointSampler:
         if not address:
             raise ConfigError("backend openai needs --base-url, such as http://localhost:8000/v1")
         self.model, self.rendered, self.rows, self.address = model, raw, rows, address
+        self.ask_ids = ask_ids
         self.client = OpenAI(
             base_url=address,
             api_key=os.environ.get("OPENAI_API_KEY", "none"),
@@ -119,6 +127,8 @@ class EndpointSampler:
             "max_tokens": settings.max_tokens,
             "seed": row_seed(settings.seed, prompt, number) % 2**31,
         }
+        if self.ask_ids:
+            options["extra_body"] = {"return_token_ids": True}
         try:
             answer: Any
             if self.rendered:
@@ -134,7 +144,13 @@ class EndpointSampler:
             raise ModelError(f"{self.address} answers without choices or without usage (tokens)")
         choice = answer.choices[0]
         text = choice.text if self.rendered else message_text(choice.message)
-        return Sample(text, None, answer.usage.completion_tokens, choice.finish_reason == "stop")
+        ids = getattr(choice, "token_ids", None)
+        return Sample(
+            text,
+            tuple(ids) if ids else None,
+            answer.usage.completion_tokens,
+            choice.finish_reason == "stop",
+        )
 
 
 def message_text(message: Any) -> str:

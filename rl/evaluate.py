@@ -159,7 +159,8 @@ def evaluate(config: EvalConfig, progress: Progress = no_progress) -> EvalResult
     import time
 
     sets = [
-        load_questions(spec, limit=config.limit, seed=config.seed) for spec in _specs(config)
+        load_questions(spec, limit=config.limit, seed=config.seed)
+        for spec in question_specs(config)
     ]  # 1
     names = [questions.name for questions in sets]
     if len(set(names)) < len(names):
@@ -167,17 +168,17 @@ def evaluate(config: EvalConfig, progress: Progress = no_progress) -> EvalResult
     base = Base.load(config.base) if config.base else None
     if base:
         base.check(sets)
-    tokenizer = _tokenizer(config)
-    sampler = _open(config, tokenizer)  # 2
+    tokenizer = prompt_tokenizer(config)
+    sampler = open_backend(config, tokenizer)  # 2
     started, found, sampled = time.perf_counter(), [], 0
     for questions in sets:  # 3
         store = ResponseStore(
-            Path(config.out) / "responses" / f"{_file_name(questions.name)}.jsonl",
-            _settings(config, questions, sampler),
+            Path(config.out) / "responses" / f"{file_name(questions.name)}.jsonl",
+            response_settings(config, questions, sampler),
             config.samples_of(questions.name),
         )
         store.open(config.resume)
-        sampled += _fill(config, sampler, tokenizer, questions, store, progress)
+        sampled += fill(config, sampler, tokenizer, questions, store, progress)
         found.append(
             set_figures(
                 questions,
@@ -251,7 +252,7 @@ def evaluate_model(
     )
 
 
-def _specs(config: EvalConfig) -> list[str]:
+def question_specs(config: EvalConfig) -> list[str]:
     """The specs, with a folder replaced by its files."""
     specs: list[str] = []
     for spec in config.data:
@@ -266,7 +267,7 @@ def _specs(config: EvalConfig) -> list[str]:
     return specs
 
 
-def _tokenizer(config: EvalConfig) -> Any:
+def prompt_tokenizer(config: EvalConfig) -> Any:
     """The tokenizer that renders prompts; None for an endpoint's chat."""
     if config.backend == "openai" and not config.raw and config.tokenizer is None:
         return None
@@ -276,7 +277,8 @@ def _tokenizer(config: EvalConfig) -> Any:
     return load_tokenizer(name, trust_remote_code=config.trust_remote_code)
 
 
-def _open(config: EvalConfig, tokenizer: Any) -> Sampler:
+def open_backend(config: EvalConfig, tokenizer: Any, *, keep_ids: bool = False) -> Sampler:
+    """The backend of the settings; with `keep_ids` an endpoint is asked for token ids too."""
     return open_sampler(
         config.model,
         config.backend,
@@ -287,10 +289,13 @@ def _open(config: EvalConfig, tokenizer: Any) -> Sampler:
         dtype=config.dtype,
         batch=config.batch,
         trust_remote_code=config.trust_remote_code,
+        keep_ids=keep_ids,
     )
 
 
-def _settings(config: EvalConfig, questions: QuestionSet, sampler: Sampler) -> dict[str, Any]:
+def response_settings(
+    config: EvalConfig, questions: QuestionSet, sampler: Sampler
+) -> dict[str, Any]:
     """All that decides the responses of a set, for resuming."""
     from probing.models import weights_fingerprint
 
@@ -311,19 +316,21 @@ def _settings(config: EvalConfig, questions: QuestionSet, sampler: Sampler) -> d
     }
 
 
-def _fill(
+def fill(
     config: EvalConfig,
     sampler: Sampler,
     tokenizer: Any,
     questions: QuestionSet,
     store: ResponseStore,
     progress: Progress,
+    *,
+    keep_ids: bool = False,
 ) -> int:
     """Ask what is not answered yet; the number of new responses."""
     n = config.samples_of(questions.name)
     pending = [q for q in questions.questions if q.id not in store.responses]
     with progress(questions.name, len(pending) * n) as advance:
-        asking = Asking(config.template, config.think_end)
+        asking = Asking(config.template, config.think_end, keep_ids)
         ask(sampler, tokenizer, questions, pending, config.sampling, n, asking, store.add, advance)
     return len(pending) * n
 
@@ -342,5 +349,6 @@ def _write(result: EvalResult) -> None:
     )
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """The name of a set as part of a path."""
     return re.sub(r"[^\w.-]+", "-", name)

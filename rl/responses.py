@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from rl.sampling import Sampler, Sampling
 @dataclass(frozen=True)
 class Response:
     """One verified response; `tokens` counts the end token, `fault` names an exception of the
-    verifier (the response then counts as wrong)."""
+    verifier (the response then counts as wrong), `token_ids` are the ids as sampled, where they
+    are kept."""
 
     id: str  # of the question
     sample: int
@@ -30,14 +31,23 @@ class Response:
     finished: bool
     correct: bool
     fault: str | None = None
+    token_ids: tuple[int, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The response as a line; without ids where none are kept."""
+        line = asdict(self)
+        if self.token_ids is None:
+            del line["token_ids"]
+        return line
 
 
 @dataclass(frozen=True)
 class Asking:
-    """How questions become prompts, and responses become answers."""
+    """How questions become prompts, and responses become answers; whether ids are kept."""
 
     template: str = "auto"
     think_end: str = THINK_END
+    keep_ids: bool = False
 
 
 def ask(
@@ -63,7 +73,7 @@ def ask(
         keep: takes the responses of some questions, all samples of one question together.
         advance: called with the numbers of new responses and of their tokens.
     """
-    prompts = {q.id: _prompt(sampler, tokenizer, questions, q, asking) for q in pending}
+    prompts = {q.id: prompt_of(sampler, tokenizer, questions, q, asking.template) for q in pending}
     # Prompts of one length together: less padding, and the longest first shows what memory takes.
     ordered = sorted(pending, key=lambda question: len(prompts[question.id]), reverse=True)
     at_once = max(1, sampler.rows // n)
@@ -71,7 +81,7 @@ def ask(
         chunk = ordered[start : start + at_once]
         sampled = sampler.sample([prompts[q.id] for q in chunk], n=n, settings=sampling)
         found = [
-            _verified(questions, question, number, sample, asking.think_end)
+            _verified(questions, question, number, sample, asking)
             for question, samples in zip(chunk, sampled, strict=True)
             for number, sample in enumerate(samples)
         ]
@@ -79,23 +89,36 @@ def ask(
         advance(len(found), sum(response.tokens for response in found))
 
 
-def _prompt(
-    sampler: Sampler, tokenizer: Any, questions: QuestionSet, question: Question, asking: Asking
+def prompt_of(
+    sampler: Sampler, tokenizer: Any, questions: QuestionSet, question: Question, template: str
 ) -> str:
-    instruction = questions.instruction
+    """What the sampler is given: the rendered prompt, or the bare question with instruction."""
     if not sampler.rendered:
-        return f"{question.question}\n{instruction}" if instruction else question.question
-    return render_prompt(tokenizer, question.question, asking.template, instruction=instruction)
+        return bare_prompt(questions, question)
+    return render_prompt(tokenizer, question.question, template, instruction=questions.instruction)
+
+
+def bare_prompt(questions: QuestionSet, question: Question) -> str:
+    """The question with its instruction, as an endpoint's chat takes it."""
+    instruction = questions.instruction
+    return f"{question.question}\n{instruction}" if instruction else question.question
 
 
 def _verified(
-    questions: QuestionSet, question: Question, number: int, sample: Any, think_end: str
+    questions: QuestionSet, question: Question, number: int, sample: Any, asking: Asking
 ) -> Response:
     before = Counter(questions.faults)
-    correct = questions.correct(question, sample.text, think_end=think_end)
+    correct = questions.correct(question, sample.text, think_end=asking.think_end)
     fault = next(iter(questions.faults - before), None)
     return Response(
-        question.id, number, sample.text, sample.tokens, sample.finished, correct, fault
+        question.id,
+        number,
+        sample.text,
+        sample.tokens,
+        sample.finished,
+        correct,
+        fault,
+        sample.token_ids if asking.keep_ids else None,
     )
 
 
@@ -106,10 +129,13 @@ class ResponseStore:
         path: the file.
         settings: all that decides the responses.
         samples: of one question; questions with fewer are asked anew.
+        slim: hold neither texts nor ids in memory; `stream` reads them again.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], samples: int) -> None:
-        self.path, self.settings, self.samples = path, settings, samples
+    def __init__(
+        self, path: Path, settings: dict[str, Any], samples: int, *, slim: bool = False
+    ) -> None:
+        self.path, self.settings, self.samples, self.slim = path, settings, samples, slim
         self.responses: dict[str, list[Response]] = {}
 
     def open(self, resume: bool) -> None:
@@ -145,7 +171,7 @@ class ResponseStore:
                 good = place
                 continue
             try:
-                current.append(Response(**row))
+                current.append(self._held(_response(row)))
             except TypeError as error:
                 raise DataError(f"{self.path}, line {number}: no response ({error})") from error
             if len(current) == self.samples:
@@ -185,10 +211,25 @@ class ResponseStore:
 
     def add(self, responses: Sequence[Response]) -> None:
         """Append responses, all samples of a question one after the other."""
-        lines = [json.dumps(asdict(response), ensure_ascii=False) for response in responses]
+        lines = [json.dumps(response.to_json(), ensure_ascii=False) for response in responses]
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
         for response in responses:
-            self.responses.setdefault(response.id, []).append(response)
+            self.responses.setdefault(response.id, []).append(self._held(response))
+
+    def stream(self) -> Iterator[Response]:
+        """The responses of the file, whole, one in memory at a time."""
+        with self.path.open(encoding="utf-8") as file:
+            next(file)  # the header
+            for line in file:
+                yield _response(json.loads(line))
+
+    def _held(self, response: Response) -> Response:
+        return replace(response, text="", token_ids=None) if self.slim else response
+
+
+def _response(row: dict[str, Any]) -> Response:
+    ids = row.get("token_ids")
+    return Response(**{**row, "token_ids": None if ids is None else tuple(ids)})

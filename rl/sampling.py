@@ -93,6 +93,7 @@ def open_sampler(
     dtype: str = "auto",
     batch: int = BATCH,
     trust_remote_code: bool = False,
+    keep_ids: bool = False,
 ) -> Sampler:
     """Open a backend.
 
@@ -105,6 +106,7 @@ def open_sampler(
         device, dtype: as in `probing.models.load_model`.
         batch: responses generated at a time; requests at a time.
         trust_remote_code: run code that comes with the model.
+        keep_ids: ask the endpoint's completions for token ids too; other backends give them.
 
     Raises:
         ConfigError: unknown backend, or one that is not installed, or no address.
@@ -115,7 +117,7 @@ def open_sampler(
     if backend == "openai":
         from rl.endpoints import EndpointSampler
 
-        return EndpointSampler(model, base_url, raw=raw, rows=batch)
+        return EndpointSampler(model, base_url, raw=raw, rows=batch, ask_ids=keep_ids and raw)
     from probing.models import load_model, load_tokenizer
 
     tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust_remote_code)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 
 from probing.errors import ModelError
 from probing.segmenters import Segmenter
-from probing.tokens import answer_tokens, token_spans
+from probing.tokens import answer_tokens, decode_with_offsets, token_spans
 from probing.traces import Step
 
 if TYPE_CHECKING:
@@ -92,28 +92,3 @@ class Cutter:
         return Response(
             kept, len(kept) + int(finished), finished, text, steps, spans, answer, end >= 0
         )
-
-
-def decode_with_offsets(
-    tokenizer: PreTrainedTokenizerBase, ids: Int[np.ndarray, "token"]
-) -> tuple[str, Int[np.ndarray, "token 2"]]:
-    """The text of the ids, special tokens included, and the characters of each id.
-
-    Ids that make one character together (bytes of it) all span that character.
-    """
-    from tokenizers.decoders import DecodeStream
-
-    stream = DecodeStream(skip_special_tokens=False)
-    backend = tokenizer.backend_tokenizer
-    chunks: list[str] = []
-    offsets = np.zeros((len(ids), 2), dtype=np.int64)
-    first, at = 0, 0  # of the ids whose characters are not complete yet
-    for index, token in enumerate(ids.tolist()):
-        chunk = stream.step(backend, token)
-        if chunk is None:
-            continue
-        chunks.append(chunk)
-        offsets[first : index + 1] = (at, at + len(chunk))
-        first, at = index + 1, at + len(chunk)
-    offsets[first:] = at  # bytes that never became a character
-    return "".join(chunks), offsets

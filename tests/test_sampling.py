@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from probing.errors import ConfigError, ModelError
 from rl.prompts import encode_prompt
-from rl.sampling import Sampling, TransformersSampler, _Draws, choose, open_sampler, row_seed
+from rl.sampling import Draws, Sampling, TransformersSampler, choose, open_sampler, row_seed
 
 PROMPTS = ["Wait, let me", "12 + 7", "So", "check the sum. But is it 19 or is it 12?"]
 ENDS = list(range(2, 300, 7))  # so that some rows end early
@@ -63,7 +63,7 @@ def test_samples_do_not_depend_on_batch_order_or_company() -> None:
 
 
 def test_each_row_has_its_own_stream_beyond_one_block() -> None:
-    draws = _Draws([1, 2])
+    draws = Draws([1, 2])
     rows = np.array([1])  # row 0 has finished; its leaving moves no other row
     first = np.concatenate([draws.take(step, np.array([0, 1])) for step in range(1)])
     later = np.concatenate([draws.take(step, rows) for step in range(1, 600)])

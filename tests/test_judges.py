@@ -1,0 +1,421 @@
+"""Judges: what they are asked, faults of a real server, a job that is killed, agreement."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import trace_file, trace_line, write_lines
+from judge_server import FAULTS, KEY, JudgeServer, judge_file, judge_server, label_of, number_of
+
+from kfh.judging import run_judges
+from probing.errors import ConfigError, DataError, ModelError
+from probing.labels import read_labels
+from probing.prepare import TraceSource, prepare_traces
+from probing.traces import read_traces
+from rl.judge_client import GIVE_UP, AnswerCache
+from rl.judges import BadVerdict, Panel, parse_verdict
+from rl.votes import agreement, consensus_label, essential_share, fleiss_kappa
+
+ROOT = Path(__file__).parent.parent
+RUN = """
+import sys
+from pathlib import Path
+from rl.judges import Panel
+from rl.judging import JudgingConfig, judge_traces
+folder = Path(sys.argv[1])
+judge_traces(JudgingConfig(folder / "traces.jsonl", Panel.load(folder / "judges.yaml"),
+             folder / "labels.jsonl", folder / "judge-cache", "majority", concurrency=16))
+"""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
+    monkeypatch.setenv("KFH_TEST_KEY", KEY)
+    with judge_server() as running:
+        yield running
+
+
+def label(folder: Path, **changes: object) -> list[dict]:
+    """Run the job on the folder's traces; the lines of its label file."""
+    options = {"consensus": "unanimous", "segmenter": "given", "min_chars": 80}
+    limits = {"concurrency": 4, "rate": 0.0, "cache": None, "limit": None}
+    files = [folder / name for name in ("traces.jsonl", "judges.yaml", "labels.jsonl")]
+    run_judges(*files, **{**options, **limits, **changes})  # type: ignore[arg-type]
+    return [json.loads(line) for line in files[2].read_text(encoding="utf-8").splitlines()]
+
+
+def no_key_in(folder: Path, *texts: str) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        assert KEY.encode() not in path.read_bytes(), path
+    for text in texts:
+        assert KEY not in text
+
+
+# The job
+
+
+def check_labels(folder: Path, lines: list[dict], judges: str = "abc") -> None:
+    """Every step once, with the votes that the judges cast and their majority."""
+    expected = {}
+    for trace in read_traces(folder / "traces.jsonl"):
+        for step in range(len(trace.steps)):
+            votes = {n: label_of(f"model-{n}", str(trace.problem), step + 1) for n in judges}
+            expected[trace.id, step] = votes
+    found = {(line["id"], line["step"]): line for line in lines}
+    assert len(found) == len(lines) and found.keys() == expected.keys()
+    for place, votes in expected.items():
+        line = found[place]
+        assert line["votes"] == votes
+        most, count = Counter(votes.values()).most_common(1)[0]
+        assert line["label"] == most and count >= 2
+        assert line["score"] == list(votes.values()).count("essential") / len(votes)
+
+
+def test_a_job_killed_twice_labels_every_step_once_and_asks_nothing_again(
+    tmp_path: Path, server: JudgeServer
+) -> None:
+    """200 traces, three judges, all kinds of faults, SIGKILL at rest and in full flow."""
+    lines = [trace_line(n, steps=2 + n % 3) for n in range(200)]
+    write_lines(tmp_path / "traces.jsonl", lines)
+    judges = judge_file(tmp_path / "judges.yaml", server, timeout=4)
+    panel = Panel.load(judges)
+    cache = AnswerCache(tmp_path / "judge-cache")
+    files = {
+        (judge.model, prompt): cache.path(AnswerCache.name(judge, prompt))
+        for trace in read_traces(tmp_path / "traces.jsonl")
+        for prompt in [panel.ask(trace)]
+        for judge in panel.judges
+    }
+    assert len(set(files.values())) == 600
+
+    def plan(content: tuple[str, str]) -> list[str]:
+        chance = number_of("fault", content) % 300
+        kinds = [kind for kind in FAULTS if kind != "time-out"]
+        return ["time-out"] if chance < 2 else [kinds[chance % 5]] if chance < 40 else []
+
+    server.plan = plan
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def start() -> subprocess.Popen[bytes]:
+        log = (tmp_path / "log.txt").open("ab")
+        command = [sys.executable, "-c", RUN, str(tmp_path)]
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def wait(until: object) -> None:
+        limit = time.monotonic() + 120
+        while not until():  # type: ignore[operator]
+            assert time.monotonic() < limit and process.poll() is None, log_text()
+            time.sleep(0.002)
+
+    def log_text() -> str:
+        return (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+    def on_disk() -> set[tuple[str, str]]:
+        return {content for content, path in files.items() if path.exists()}
+
+    # At rest: requests are in flight, but every answer that was given has been kept.
+    server.hold_after = 150
+    process = start()
+    wait(lambda: server.answered.total() == 150 and len(on_disk()) == 150 and server.busy >= 10)
+    process.kill()
+    process.wait()
+    server.released.set()
+    assert set(server.answered) == on_disk()
+    # In full flow: answers on their way to the process are lost with it, and no others.
+    server.hold_after = None
+    process = start()
+    wait(lambda: server.answered.total() >= 400)
+    process.kill()
+    process.wait()
+    time.sleep(0.1)
+    lost = set(server.answered) - on_disk()
+    assert len(lost) <= 16
+    process = start()
+    assert process.wait(120) == 0, log_text()
+
+    assert server.answered.keys() == files.keys()
+    assert {content for content, number in server.answered.items() if number > 1} == lost
+    assert max(server.answered.values()) <= 2
+    assert server.sent.keys() == set(FAULTS), server.sent
+    text = (tmp_path / "labels.jsonl").read_text(encoding="utf-8")
+    header, *rows = [json.loads(line) for line in text.splitlines()]
+    check_labels(tmp_path, rows)
+    assert header["kfh"]["counts"]["labelled"] == 200 and not header["kfh"]["counts"]["left_out"]
+    assert server.keys == {f"Bearer {KEY}"}  # it was used, and it stands nowhere
+    no_key_in(tmp_path)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_tried_again_and_counted(
+    tmp_path: Path, server: JudgeServer, capfd: pytest.CaptureFixture[str], fault: str
+) -> None:
+    trace_file(tmp_path / "traces.jsonl", 2)
+    file = judge_file(tmp_path / "judges.yaml", server, timeout=30.0)
+    if fault == "time-out":  # of the judge that has it
+        head, own, tail = file.read_text().partition("model: model-b")
+        file.write_text(head + own + tail.replace("timeout: 30.0", "timeout: 1.0", 1))
+    server.plan = lambda content: [fault] if content[0] == "model-b" else []
+    header, *rows = label(tmp_path, consensus="majority")
+    check_labels(tmp_path, rows)
+    requests = header["kfh"]["requests"]
+    tries = {name: counts["tried_again"] for name, counts in requests.items()}
+    times = tries["b"].pop(fault)
+    # On a busy machine an answer may miss the time-out of one second, too.
+    assert times == 2 or (fault == "time-out" and times > 2)
+    assert tries == {"a": {}, "b": {}, "c": {}} and server.sent == {fault: 2}
+    assert requests["b"]["answered"] == 2 and requests["b"]["tokens"]["completion"] == 14
+    told = [body for body in server.bodies if "Your last answer" in str(body["messages"])]
+    assert len(told) == (2 if fault.startswith(("invalid", "wrong")) else 0)
+    shown = capfd.readouterr()
+    assert f"{times} × {fault}" in shown.out
+    no_key_in(tmp_path, shown.out, shown.err)
+
+
+def test_what_fails_is_counted_and_asked_for_again(
+    tmp_path: Path, server: JudgeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace_file(tmp_path / "traces.jsonl", 4)
+    judge_file(tmp_path / "judges.yaml", server, retries=1)
+    bad = "Add 2.\n"
+    server.plan = lambda c: ["400"] * 9 if c[0] == "model-c" and bad in c[1] else []
+    for consensus, labelled in (("unanimous", False), ("majority", True)):
+        header, *rows = label(tmp_path, consensus=consensus)
+        own = [row for row in rows if row["id"] == "t/2"]
+        assert own and all(row["votes"]["c"] is None for row in own)
+        agreed = [row["votes"]["a"] == row["votes"]["b"] for row in own]
+        assert [row["label"] is not None for row in own] == [labelled and same for same in agreed]
+        assert header["kfh"]["requests"]["c"]["failed"] == {"refused (400)": 1}
+        assert header["kfh"]["counts"]["incomplete"] == 1
+    assert "1 answers are missing" in capsys.readouterr().err
+    assert max(server.answered.values()) == 1  # the second job found 11 answers on disk
+    server.faults.clear()
+    server.plan = lambda content: []
+    _, *rows = label(tmp_path, consensus="majority")
+    check_labels(tmp_path, rows)
+    assert server.answered.total() == 12
+
+
+@pytest.mark.parametrize(("status", "message"), [("401", r"refuses \(401\)"), ("500", "in a row")])
+def test_a_judge_that_cannot_be_asked_stops_the_job(
+    tmp_path: Path, server: JudgeServer, status: str, message: str
+) -> None:
+    trace_file(tmp_path / "traces.jsonl", 12)
+    judge_file(tmp_path / "judges.yaml", server, "a", retries=1)
+    server.plan = lambda content: [status] * 99
+    with pytest.raises(ModelError, match=message) as caught:
+        label(tmp_path)
+    assert KEY not in str(caught.value) and "[key]" in str(caught.value)
+    assert len(server.bodies) <= (4 if status == "401" else 2 * (GIVE_UP + 3))
+    assert not (tmp_path / "labels.jsonl").exists()
+
+
+def test_traces_that_a_judge_refuses_do_not_stop_it_once_it_has_answered(
+    tmp_path: Path, server: JudgeServer
+) -> None:
+    trace_file(tmp_path / "traces.jsonl", GIVE_UP + 3)
+    judge_file(tmp_path / "judges.yaml", server, "a", retries=0)
+    server.plan = lambda c: [] if "Add 0.\n" in c[1] else ["400"] * 9
+    header, *rows = label(tmp_path, concurrency=1)
+    assert {row["id"] for row in rows} == {"t/0"}
+    left_out = {"without an answer of any judge": GIVE_UP + 2}
+    assert header["kfh"]["counts"]["left_out"] == left_out
+
+
+def test_rate_and_concurrency_are_kept(tmp_path: Path, server: JudgeServer) -> None:
+    trace_file(tmp_path / "traces.jsonl", 12)
+    judge_file(tmp_path / "judges.yaml", server, "a")
+    server.delay = 0.05
+    label(tmp_path, concurrency=3)
+    assert server.most_busy == 3
+    server.times.clear()
+    server.delay = 0
+    label(tmp_path, rate=40.0, concurrency=12, cache=tmp_path / "other")
+    # Twelve starts, eleven gaps of 25 ms; the last may come late, but the first not early.
+    assert len(server.times) == 12 and max(server.times) - min(server.times) >= 10 * 0.025
+
+
+def test_long_traces_and_traces_without_steps_are_counted(
+    tmp_path: Path, server: JudgeServer
+) -> None:
+    lines = [trace_line(1), trace_line(2, steps=40), {**trace_line(3), "steps": []}]
+    write_lines(tmp_path / "traces.jsonl", lines)
+    judges = judge_file(tmp_path / "judges.yaml", server)
+    judges.write_text(judges.read_text() + "max_chars: 600\n")
+    header, *rows = label(tmp_path)
+    assert {row["id"] for row in rows} == {"t/1"}
+    left_out = {"longer than max_chars": 1, "without steps": 1}
+    assert header["kfh"]["counts"]["left_out"] == left_out
+    whole = next(iter(server.answered))[1]
+    for step in lines[0]["steps"]:  # type: ignore[index]
+        assert lines[0]["response"][step["start"] : step["end"]].strip() in whole
+    assert "FINAL ANSWER\nThe sum = 1, \\boxed{1}" in whole and 'essential"}, {' in whole
+    write_lines(tmp_path / "traces.jsonl", lines[1:])
+    with pytest.raises(DataError, match="1 longer than max_chars, 1 without steps"):
+        label(tmp_path)
+
+
+def test_a_damaged_answer_is_asked_for_again(tmp_path: Path, server: JudgeServer) -> None:
+    trace_file(tmp_path / "traces.jsonl", 2)
+    judge_file(tmp_path / "judges.yaml", server)
+    label(tmp_path)
+    file = sorted((tmp_path / "judge-cache").rglob("*.json"))[0]
+    file.write_text('{"labels"')
+    header, *_ = label(tmp_path)
+    counts = header["kfh"]["requests"].values()
+    assert sum(own["damaged_cache_files"] for own in counts) == 1
+    assert sum(own["cached"] for own in counts) == 5 and server.answered.total() == 7
+
+
+def test_label_files_live_side_by_side_and_a_probe_takes_any(
+    tmp_path: Path, server: JudgeServer
+) -> None:
+    trace_file(tmp_path / "traces.jsonl", 8)
+    judge_file(tmp_path / "judges.yaml", server)
+    label(tmp_path, consensus="majority", segmenter="attnpo", min_chars=20)
+    source = TraceSource(
+        tmp_path / "traces.jsonl", "attnpo", 20, labels=str(tmp_path / "labels.jsonl")
+    )
+    steps = [step for trace in prepare_traces(source) for step in trace.steps]
+    assert {step.label for step in steps} == {"essential", "redundant"}
+    assert all(set(step.extra["votes"]) == {*"abc"} and "score" in step.extra for step in steps)
+    assert read_labels(tmp_path / "labels.jsonl").details["t/0"][0]["source"] == "judges, majority"
+    with pytest.raises(ConfigError, match="min_chars 20; here min_chars is 80"):
+        TraceSource(
+            tmp_path / "traces.jsonl", "attnpo", labels=str(tmp_path / "labels.jsonl")
+        ).label_file()
+    header = json.loads((tmp_path / "labels.jsonl").read_text().partition("\n")[0])["kfh"]
+    assert header["prompt_hash"].startswith("sha256:") and header["consensus"] == "majority"
+    assert header["judges"][0]["key_env"] == "KFH_TEST_KEY"
+    assert -1 < header["agreement"]["fleiss_kappa"] < 1
+
+
+@pytest.mark.parametrize(
+    "details", [{"score": "high"}, {"source": 3}, {"votes": {"a": "maybe"}}, {"votes": ["a"]}]
+)
+def test_bad_details_of_a_label_are_refused(tmp_path: Path, details: dict) -> None:
+    line = {"id": "t/0", "step": 0, "label": "essential", **details}
+    write_lines(tmp_path / "labels.jsonl", [line])
+    with pytest.raises(DataError, match="line 1: " + next(iter(details))):
+        read_labels(tmp_path / "labels.jsonl")
+
+
+# The judge file
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("judges: [", "line 1: no YAML"),
+        ("a: 1", "needs a list"),
+        ("judges: []", "at least one judge"),
+        ("judges: [{name: a}]", "base_url, model missing"),
+        ("judges: [{name: a, base_url: u, model: m, api_key: X}]", "unknown api_key.*environment"),
+        ("judges: [{name: a, base_url: u, model: m, temperature: -1}]", "temperature cannot"),
+        ("judges: [{name: a, base_url: u, model: m, max_tokens: many}]", "max_tokens cannot"),
+        ("judges: [{name: a, base_url: u, model: m, format: xml}]", "format cannot"),
+        ("judges: [{name: a, base_url: 'http://u:KEY@h', model: m}]", "holds a password"),
+        ("judges: [{name: a, base_url: u, model: m, key_env: NOT_SET_ANYWHERE}]", "is not set"),
+        ("judges: [{name: a, base_url: u, model: m, key_env: KFH_SHORT}]", "is no key"),
+        (
+            "judges: [{name: a, base_url: u, model: m, key_env: KFH_TEST_KEY}] # KEY",
+            "holds the key",
+        ),
+        ("judges: [{name: a, base_url: u, model: m}]\nprompt: p.txt", r"must hold \$problem"),
+        ("judges: [{name: a, base_url: u, model: m}]\nmax_chars: 0", "max_chars"),
+        (
+            "judges: [{name: a, base_url: u, model: m}, {name: a, base_url: u, model: n}]",
+            "a name of its own",
+        ),
+    ],
+)
+def test_a_bad_judge_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    monkeypatch.setenv("KFH_TEST_KEY", KEY)
+    monkeypatch.setenv("KFH_SHORT", "short")
+    (tmp_path / "p.txt").write_text("$problem $steps for $5", encoding="utf-8")
+    (tmp_path / "judges.yaml").write_text(text.replace("KEY}] # KEY", f"KEY}}] # {KEY}"))
+    with pytest.raises(ConfigError, match=message) as caught:
+        Panel.load(tmp_path / "judges.yaml")
+    assert KEY not in str(caught.value)
+
+
+# Answers and votes
+
+
+def test_answers_are_read_strictly() -> None:
+    entries = [{"step": 2, "label": "redundant"}, {"step": 1, "label": "essential"}]
+    text = json.dumps({"steps": entries})
+    for form in (text, f"```json\n{text}\n```", f"Hm, {{</think>\n{text}", f"  {text}\n"):
+        assert parse_verdict(form, 2) == ["essential", "redundant"]
+    for bad, kind in (
+        (f"Here it is: {text}", "invalid JSON"),
+        ("", "invalid JSON"),
+        (json.dumps(entries), "wrong schema"),
+        (text.replace("essential", "maybe"), "wrong schema"),
+        (text.replace("1", "true"), "wrong schema"),
+        (text.replace("2", "1"), "wrong steps"),
+        (text.replace("2", "3"), "wrong steps"),
+        (text.replace("1", "0"), "wrong steps"),
+    ):
+        with pytest.raises(BadVerdict) as caught:
+            parse_verdict(bad, 2)
+        assert caught.value.kind == kind, bad
+
+
+def test_consensus() -> None:
+    e, r = "essential", "redundant"
+    for votes, unanimous, majority in (
+        ([e, e, e], e, e),
+        ([e, r, e], None, e),
+        ([r, r, None], None, r),
+        ([e, r, None], None, None),
+        ([e, None, None], None, None),
+        ([e, r], None, None),
+        ([r], r, r),
+    ):
+        assert consensus_label(votes, "unanimous") == unanimous
+        assert consensus_label(votes, "majority") == majority
+    assert essential_share([e, None, r, r]) == 1 / 3 and essential_share([None]) is None
+    with pytest.raises(ConfigError, match="unknown consensus"):
+        consensus_label([e], "loud")
+
+
+def test_fleiss_kappa_against_published_figures_and_theory() -> None:
+    # Ten items, fourteen raters, five categories: the textbook table, κ = 0.210.
+    table = """0 0 0 0 14  0 2 6 4 2  0 0 3 5 6  0 3 9 2 0  2 2 8 1 1
+               7 7 0 0 0  3 2 6 3 0  2 5 3 2 2  6 5 2 1 0  0 2 2 3 7"""
+    counts = np.array(table.split(), dtype=int).reshape(10, 5)
+    assert fleiss_kappa(counts.tolist()) == pytest.approx(0.210, abs=5e-4)
+    rng = np.random.default_rng(0)
+    # By chance 0; where a vote is the truth with chance q, else a coin, it is q² in the mean.
+    for q in (0.0, 0.5, 0.9):
+        truth = rng.random((20_000, 1)) < 0.5
+        votes = np.where(rng.random((20_000, 3)) < q, truth, rng.random((20_000, 3)) < 0.5)
+        ones = votes.sum(axis=1)
+        found = fleiss_kappa(np.stack([ones, 3 - ones], axis=1).tolist())
+        assert found == pytest.approx(q**2, abs=0.02)
+    assert fleiss_kappa([[3, 0], [3, 0]]) is None and fleiss_kappa([]) is None
+    assert fleiss_kappa([[1, 0], [0, 1]]) is None
+
+
+def test_agreement_by_hand() -> None:
+    e, r = "essential", "redundant"
+    votes = [{"a": e, "b": e}, {"a": e, "b": r}, {"a": r, "b": None}, {"a": r, "b": r}]
+    found = agreement(votes)
+    assert found["steps"] == 3 and found["unanimous"] == pytest.approx(2 / 3)
+    assert found["fleiss_kappa"] == pytest.approx(1 / 3)
+    judges = found["judges"]
+    assert judges["a"] == {"steps": 4, "essential": 0.5, "agrees_with": {"b": 2 / 3}}  # type: ignore
+    assert judges["b"]["essential"] == 1 / 3  # type: ignore[index]

@@ -93,7 +93,8 @@ def measure(args: argparse.Namespace) -> None:
     """Seconds (of the wall and of the processor) of all drops, and of full forward passes."""
     import torch
 
-    from probing.causes import Ablation, CauseTrace
+    from probing.causes import Ablation
+    from probing.causetrace import CauseTrace
     from probing.models import load_model
 
     model_id = args.model or _smollm2()

@@ -1,4 +1,4 @@
-"""`kfh label`: labels for the steps of traces, by cause or by rule, and how far labellings agree."""
+"""`kfh label`: labels of steps, by cause or by rule, and how far labellings agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from probing.traces import THINK_END, ReadReport, Trace, read_traces
 
 if TYPE_CHECKING:
     from probing.agreement import Agreement, Labelling
-    from probing.causes import AblationConfig, CauseTrace, Drops
+    from probing.causes import AblationConfig, Drops
+    from probing.causetrace import CauseTrace
 
 WAYS = ("ablation", "rules", "judges")
 STEPS = "steps"  # names the labels of the trace file itself
@@ -119,7 +120,8 @@ def run_ablation(
     from transformers.utils import logging
 
     from kfh.demo import pocket_model
-    from probing.causes import Ablation, encode_causes
+    from probing.causes import Ablation
+    from probing.causetrace import encode_causes
     from probing.labelstore import LabelStore
     from probing.models import ModelCard, load_model, load_tokenizer, weights_fingerprint
 

@@ -64,12 +64,14 @@ def rule_labels(trace: Trace, phrases: Phrases | None = None) -> list[str | None
     """
     phrases = phrases or Phrases.load(data_path("phrases", "attnpo.json"))
     texts = [trace.response[step.start : step.end] for step in trace.steps]
-    confused = [_is_confused(step, text, phrases) for step, text in zip(trace.steps, texts)]
+    confused = [
+        _is_confused(step, text, phrases) for step, text in zip(trace.steps, texts, strict=True)
+    ]
     answer = set(numbers(trace.response[trace.answer_start :]))
     stated = [set(numbers(text)) for text in texts]
     later: set[str] = set()  # numbers of the later steps that are not confused
     after: list[set[str]] = []
-    for said, is_confused in zip(reversed(stated), reversed(confused)):
+    for said, is_confused in zip(reversed(stated), reversed(confused), strict=True):
         after.append(set(later))
         later |= set() if is_confused else said
     after.reverse()

@@ -16,7 +16,8 @@ from helpers import byte_tokenizer, trace_file, trace_line, write_lines
 
 from kfh.labelling import StepSource, run_ablation, run_rules
 from probing.agreement import Labelling, agreement, cohen_kappa, scores_auc
-from probing.causes import Ablation, AblationConfig, CauseTrace, cause_label, encode_causes
+from probing.causes import Ablation, AblationConfig, cause_label
+from probing.causetrace import CauseTrace, encode_causes
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files import data_path
 from probing.labels import read_labels

@@ -130,7 +130,7 @@ def label(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     resume: Annotated[bool, typer.Option(help="Ablation: go on with the labels in --out.")] = True,
     judges: Annotated[Path | None, typer.Option(help="Judges: YAML file of the judges.")] = None,
-    consensus: Annotated[str, typer.Option(help="Judges: how votes become a label.")] = "majority",
+    consensus: Annotated[str, typer.Option(help="Judges: unanimous or majority.")] = "unanimous",
     concurrency: Annotated[int, typer.Option(help="Judges: requests at a time.")] = 8,
     rate: Annotated[float, typer.Option(help="Judges: requests a second; 0: no limit.")] = 0.0,
     cache: Annotated[Path | None, typer.Option(help="Judges: folder of their answers.")] = None,

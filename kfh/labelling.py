@@ -1,0 +1,326 @@
+"""`kfh label`: labels of steps, by cause or by rule, and how far labellings agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kfh.console import console, progress_bar, talk
+from probing.errors import ConfigError, DataError
+from probing.files import file_hash
+from probing.prepare import GIVEN
+from probing.segmenters import MIN_CHARS, Segmenter, segment_trace
+from probing.traces import THINK_END, ReadReport, Trace, read_traces
+
+if TYPE_CHECKING:
+    from probing.agreement import Agreement, Labelling
+    from probing.causes import AblationConfig, Drops
+    from probing.causetrace import CauseTrace
+
+WAYS = ("ablation", "rules", "judges")
+STEPS = "steps"  # names the labels of the trace file itself
+SHOWN = 160  # characters of a step's text
+
+
+def check_label_options(
+    by: str,
+    compare: bool,
+    files: list[str] | None,
+    traces: Path | None,
+    out: Path | None,
+    judges: Path | None,
+) -> None:
+    """Refuse options of `kfh label` that contradict each other.
+
+    Raises:
+        ConfigError: what is missing, or too much.
+    """
+    if compare:
+        return
+    if by not in WAYS:
+        raise ConfigError(f"unknown --by {by!r}; choose {', '.join(WAYS)}")
+    if files:
+        raise ConfigError(f"{files[0]}: label files are for --compare; traces go to --traces")
+    for name, value in (("--traces", traces), ("--out", out)):
+        if value is None:
+            raise ConfigError(f"kfh label needs {name}")
+    if by == "judges" and judges is None:
+        raise ConfigError("--by judges needs --judges: the file that names them")
+
+
+@dataclass(frozen=True)
+class StepSource:
+    """A trace file and how its traces are cut into steps, as `kfh probe` has it."""
+
+    path: Path
+    segmenter: str = GIVEN
+    min_chars: int = MIN_CHARS
+    skip_bad: bool = False
+    think_end: str = THINK_END
+
+    @property
+    def rule(self) -> str:
+        """How steps take tokens: given spans by overlap, tiles by where they start."""
+        return "overlap" if self.segmenter == GIVEN else "start"
+
+    def segmenter_json(self) -> dict[str, Any]:
+        """The segmenter as it stands in headers."""
+        if self.segmenter == GIVEN:
+            return {"name": GIVEN}
+        return Segmenter.parse(self.segmenter, self.min_chars).to_json()
+
+    def traces(self, report: ReadReport | None = None) -> Iterator[Trace]:
+        """The traces with their steps, wrong answers and traces without a step included."""
+        cutter = None
+        if self.segmenter != GIVEN:
+            cutter = Segmenter.parse(self.segmenter, self.min_chars)
+        for trace in read_traces(
+            self.path, skip_bad=self.skip_bad, think_end=self.think_end, report=report
+        ):
+            yield segment_trace(trace, cutter) if cutter else trace
+
+    def sizes(self) -> dict[str, int]:
+        """Number of steps of every trace that has one, after the whole file was checked.
+
+        Raises:
+            DataError: a bad line, or no trace with a step.
+        """
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such trace file")
+        report = ReadReport()
+        counts = {trace.id: len(trace.steps) for trace in self.traces(report)}
+        for kind, count in report.bad.items():
+            first = report.first_bad[kind]
+            talk.print(f"[yellow]left out {count} × {kind}[/yellow], first {first}")
+        sizes = {trace_id: steps for trace_id, steps in counts.items() if steps}
+        if not sizes:
+            raise DataError(f"{self.path}: no trace has steps; cut them with --segmenter attnpo")
+        if without := len(counts) - len(sizes):
+            talk.print(f"[yellow]left out {without} traces[/yellow] without a step")
+        return sizes
+
+
+def run_ablation(
+    source: StepSource,
+    out: Path,
+    config: AblationConfig,
+    model: str | None,
+    device: str,
+    dtype: str,
+    resume: bool,
+) -> None:
+    """`kfh label --by ablation`: see `probing.causes`.
+
+    Raises:
+        KfhError: a bad trace or setting, or a model in which a step cannot be hidden.
+    """
+    from transformers.utils import logging
+
+    from kfh.demo import pocket_model
+    from probing.causes import Ablation
+    from probing.causetrace import encode_causes
+    from probing.labelstore import LabelStore
+    from probing.models import ModelCard, load_model, load_tokenizer, weights_fingerprint
+
+    logging.disable_progress_bar()
+    sizes = source.sizes()
+    name = model or str(pocket_model())
+    tokenizer = load_tokenizer(name)
+    loaded = load_model(name, device=device, dtype=dtype)
+    ablation = Ablation(loaded)
+    settings = {
+        "by": "ablation",
+        **asdict(config),
+        "model": asdict(ModelCard.of(name, loaded.config)),
+        "weights": weights_fingerprint(loaded),
+        "dtype": str(ablation.dtype),
+        "traces": file_hash(source.path),
+        "rule": source.rule,
+        "think_end": source.think_end,
+    }
+    store = LabelStore(out, source.segmenter_json(), settings, sizes)
+    done = store.open(resume)
+    left_out: dict[str, str] = {}
+    proven = False
+    with progress_bar("hiding steps", len(sizes) - len(done)) as advance:
+        for trace in source.traces():
+            if trace.id in done or trace.id not in sizes:
+                continue
+            try:
+                encoded = encode_causes(
+                    tokenizer,
+                    trace,
+                    rule=source.rule,
+                    answer=config.answer,
+                    limit=config.limit or None,
+                )
+            except DataError as error:
+                left_out[trace.id] = str(error)
+                advance(1, 0)
+                continue
+            if not proven:
+                ablation.prove(encoded)
+                proven = True
+            drops = ablation.drops(
+                encoded, deletion=config.deletion, advance=lambda tokens: advance(0, tokens)
+            )
+            store.add(label_lines(encoded, drops, config))
+            advance(1, 0)
+    if left_out:
+        first = next(iter(left_out.values()))
+        talk.print(f"[yellow]left out {len(left_out)} traces[/yellow], first {first}")
+    if len(left_out) == len(sizes):
+        raise DataError(f"{source.path}: no trace could be labelled; first {first}")
+    _report(out, resumed=len(done))
+
+
+def label_lines(trace: CauseTrace, drops: Drops, config: AblationConfig) -> list[dict[str, Any]]:
+    """The lines of a label file for one trace; a step without a token has neither score nor label.
+
+    `score` is the mean drop per counted answer token, `total` their sum, by which a step is
+    labelled, `deletion` the sum with the step deleted instead; all in nats.
+    """
+    from probing.causes import cause_label
+
+    lines = []
+    for step, total in enumerate(drops.total):
+        known = total == total  # not so for not a number
+        line = {
+            "id": trace.id,
+            "step": step,
+            "label": cause_label(float(total), config.high, config.low) if known else None,
+            "score": float(drops.mean[step]) if known else None,
+            "total": float(total) if known else None,
+            "source": "ablation",
+        }
+        if drops.deletion is not None:
+            line["deletion"] = float(drops.deletion[step]) if known else None
+        lines.append(line)
+    return lines
+
+
+def run_rules(source: StepSource, out: Path) -> None:
+    """`kfh label --by rules`: see `probing.rules`."""
+    from probing.labels import write_labels
+    from probing.rules import rule_labels
+
+    sizes = source.sizes()
+
+    def lines() -> Iterator[dict[str, Any]]:
+        with progress_bar("reading steps", len(sizes)) as advance:
+            for trace in source.traces():
+                for step, label in enumerate(rule_labels(trace)):
+                    yield {"id": trace.id, "step": step, "label": label, "source": "rules"}
+                advance(1, 0)
+
+    settings = {"by": "rules", "traces": file_hash(source.path), "think_end": source.think_end}
+    write_labels(out, lines(), source.segmenter_json(), settings=settings)
+    _report(out)
+    talk.print("[yellow]Rules are rough:[/yellow] hold them against others with --compare")
+
+
+def _report(out: Path, resumed: int = 0) -> None:
+    """Count the labels of a file."""
+    from probing.labels import read_labels
+
+    found = read_labels(out)
+    counts = Counter(label or "unlabelled" for of in found.labels.values() for label in of.values())
+    said = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
+    already = f"; {resumed} traces were there already" if resumed else ""
+    console.print(f"{len(found.labels)} traces, {counts.total()} steps ({said}) → {out}{already}")
+
+
+def read_labelling(name: str, source: StepSource | None) -> Labelling:
+    """A labelling by the path of its file, or the trace file's own by the name `steps`.
+
+    Raises:
+        ConfigError: `steps` without a trace file.
+    """
+    from probing.agreement import Labelling
+    from probing.labels import read_labels
+
+    if name != STEPS:
+        found = read_labels(Path(name))
+        labels = {(id, n): label for id, of in found.labels.items() for n, label in of.items()}
+        details = found.details.items()
+        scores = {(id, n): d["score"] for id, of in details for n, d in of.items() if "score" in d}
+        return Labelling(Path(name).name, labels, scores)
+    if source is None:
+        raise ConfigError("`steps` are the labels of the trace file: give it with --traces")
+    labels = {(t.id, n): step.label for t in source.traces() for n, step in enumerate(t.steps)}
+    return Labelling(STEPS, labels, {})
+
+
+def run_compare(names: list[str], source: StepSource | None, show: int) -> None:
+    """`kfh label --compare A B …`: see `probing.agreement`.
+
+    Args:
+        names: label files; `steps` stands for the trace file's own labels.
+        source: the trace file, for `steps` and for the texts.
+        show: number of steps to print of those that two labellings differ on.
+    """
+    from itertools import combinations
+
+    from probing.agreement import agreement
+
+    if len(names) < 2:
+        raise ConfigError("--compare needs two labellings or more: label files, or `steps`")
+    _same_segmenter(names)
+    found = [read_labelling(name, source) for name in names]
+    compared = [agreement(a, b) for a, b in combinations(found, 2)]
+    _print_table(compared)
+    texts = _texts(source, compared, show) if source and show else {}
+    for pair in compared:
+        if not show or not pair.different:
+            continue
+        console.print(f"\n[bold]{pair.first} | {pair.second}[/bold] differ on")
+        stride = max(1, len(pair.different) // show)  # spread over the whole file
+        for key, a, b in pair.different[::stride][:show]:
+            text = texts.get(key, "")
+            console.print(f"{key[0]} step {key[1]}: {a} | {b}", markup=False, highlight=False)
+            if text:
+                console.print(f"  {text}", markup=False, highlight=False)
+
+
+def _same_segmenter(names: list[str]) -> None:
+    """Refuse label files whose headers name different segmenters."""
+    from probing.labels import read_labels
+
+    cut = {name: read_labels(Path(name)).segmenter for name in names if name != STEPS}
+    known = {name: segmenter for name, segmenter in cut.items() if segmenter is not None}
+    if len({str(sorted(segmenter.items())) for segmenter in known.values()}) > 1:
+        said = ", ".join(f"{name}: {segmenter}" for name, segmenter in known.items())
+        raise ConfigError(f"these label the steps of different segmenters ({said})")
+
+
+def _print_table(compared: list[Agreement]) -> None:
+    from rich.table import Table
+
+    table = Table("first", "second", "both", "same", "kappa", "AUC 1→2", "AUC 2→1", "only 1", "2")
+    for pair in compared:
+        figures = [
+            "–" if value is None else f"{value:.3f}"
+            for value in (pair.kappa, pair.auc, pair.auc_reverse)
+        ]
+        counts = [str(n) for n in (pair.both, pair.same, pair.only_first, pair.only_second)]
+        table.add_row(pair.first, pair.second, *counts[:2], *figures, *counts[2:])
+    console.print(table)
+    console.print(
+        "both: steps with a label in both; AUC: scores of one against the labels of the other, "
+        "mean over traces; only: labelled by one alone"
+    )
+
+
+def _texts(source: StepSource, compared: list[Agreement], show: int) -> dict[tuple[str, int], str]:
+    """The texts of the steps that are labelled differently, on one line each."""
+    wanted = {key for pair in compared for key, _, _ in pair.different}
+    texts = {}
+    for trace in source.traces():
+        for number, step in enumerate(trace.steps):
+            if (trace.id, number) in wanted:
+                text = " ".join(trace.response[step.start : step.end].split())
+                texts[trace.id, number] = text[:SHOWN] + ("…" if len(text) > SHOWN else "")
+    return texts

@@ -196,25 +196,36 @@ def label(
     show: Annotated[int, typer.Option(help="Compare: steps to print of those that differ.")] = 10,
 ) -> None:
     """Label the steps of traces by cause, by rules or by judges; or compare labellings."""
-    from kfh.labelling import StepSource, check_label_options, run_ablation, run_compare, run_rules
+    from kfh.labelling import (
+        StepSource,
+        check_label_options,
+        needed,
+        run_ablation,
+        run_compare,
+        run_rules,
+    )
 
-    check_label_options(by, compare, files, traces, out, judges)
-    source = StepSource(traces, segmenter, min_chars, skip_bad, think_end) if traces else None
+    check_label_options(by, compare, files)
     if compare:
-        run_compare(files or [], source, show)
-    elif by == "judges":
+        cut = StepSource(traces, segmenter, min_chars, skip_bad, think_end) if traces else None
+        run_compare(files or [], cut, show)
+        return
+    path, target = needed(traces, "--traces"), needed(out, "--out")
+    source = StepSource(path, segmenter, min_chars, skip_bad, think_end)
+    if by == "judges":
         from kfh.judging import run_judges
 
+        panel = needed(judges, "--judges: the file that names them")
         run_judges(
-            traces, judges, out, consensus, segmenter, min_chars, concurrency, rate, cache, limit
+            path, panel, target, consensus, segmenter, min_chars, concurrency, rate, cache, limit
         )
     elif by == "rules":
-        run_rules(source, out)
+        run_rules(source, target)
     else:
         from probing.causes import AblationConfig
 
         config = AblationConfig(answer, answer_limit, high, low, deletion)
-        run_ablation(source, out, config, model, device, dtype, resume)
+        run_ablation(source, target, config, model, device, dtype, resume)
 
 
 @app.command()

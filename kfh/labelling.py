@@ -25,18 +25,22 @@ STEPS = "steps"  # names the labels of the trace file itself
 SHOWN = 160  # characters of a step's text
 
 
-def check_label_options(
-    by: str,
-    compare: bool,
-    files: list[str] | None,
-    traces: Path | None,
-    out: Path | None,
-    judges: Path | None,
-) -> None:
+def needed(value: Path | None, option: str) -> Path:
+    """The value of an option that this way of labelling cannot do without.
+
+    Raises:
+        ConfigError: it was not given.
+    """
+    if value is None:
+        raise ConfigError(f"kfh label needs {option}")
+    return value
+
+
+def check_label_options(by: str, compare: bool, files: list[str] | None) -> None:
     """Refuse options of `kfh label` that contradict each other.
 
     Raises:
-        ConfigError: what is missing, or too much.
+        ConfigError: an unknown way, or label files where none are read.
     """
     if compare:
         return
@@ -44,11 +48,6 @@ def check_label_options(
         raise ConfigError(f"unknown --by {by!r}; choose {', '.join(WAYS)}")
     if files:
         raise ConfigError(f"{files[0]}: label files are for --compare; traces go to --traces")
-    for name, value in (("--traces", traces), ("--out", out)):
-        if value is None:
-            raise ConfigError(f"kfh label needs {name}")
-    if by == "judges" and judges is None:
-        raise ConfigError("--by judges needs --judges: the file that names them")
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ def shared_cache(layers: list[tuple[Tensor, Tensor]]) -> Any:
         def __init__(self, keys: Tensor, values: Tensor) -> None:
             super().__init__()
             self.dtype, self.device = keys.dtype, keys.device
-            self.keys, self.values = keys, values
+            self.keys: Tensor = keys
+            self.values: Tensor = values
             self.is_initialized = True
 
         def update(
@@ -178,7 +179,7 @@ class Ablation:
         )
         layers = []
         for number, layer in enumerate(cache.layers):
-            if not isinstance(layer, DynamicLayer) or layer.keys is None:
+            if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
                 raise ModelError(
                     f"{self.name}: layer {number} is no plain attention over all tokens, so a "
                     "step cannot be hidden from the answer; label with another model"

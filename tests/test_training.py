@@ -564,6 +564,15 @@ def test_faults_in_the_first_batch(tmp_path):
         first_batch(make_trainer(tmp_path / "c", reward_funcs=fails_later))
 
 
+def test_public_names():
+    import rl
+
+    assert all(getattr(rl, name) is not None for name in rl.__all__)
+    assert rl.AttnPOTrainer is AttnPOTrainer
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        rl.Nothing  # noqa: B018
+
+
 def test_a_folder_with_another_run_is_not_touched(tmp_path):
     (tmp_path / "run.json").write_text(
         json.dumps({"settings": config(tmp_path, "tlmre").to_json(), "status": "interrupted"})

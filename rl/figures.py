@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -197,7 +198,7 @@ def tradeoff(evaluations: Sequence[Evaluation], points: Sequence[Point] = ()) ->
     bars = "seeds and problems" if trained else "problems"
     note = f"\n{_count_seeds(trained)}" if trained else ""
     title = f"Accuracy against length; bars: 95 % over {bars}{note}"
-    figure.suptitle(title, fontsize=10, x=0.02, ha="left")
+    figure.suptitle(_wrapped(title, figure), fontsize=10, x=0.02, ha="left")
     figure.tight_layout()
     for axes, panel in zip(grid.flat, panels, strict=False):
         here = [point for point in drawn if point.panel == panel]
@@ -304,7 +305,7 @@ def _draw(
     for axes in grid.T.flat:  # the lowest panel of each column names the steps
         if axes in [a for a, _ in ends[-2:]]:
             axes.set_xlabel("training step")
-    figure.suptitle(title, fontsize=10, x=0.02, ha="left")
+    figure.suptitle(_wrapped(title, figure), fontsize=10, x=0.02, ha="left")
     figure.tight_layout()
     # Beside each panel: a name, the line to it, and the next panel's numbers.
     room = text_width([text for _, last in ends for _, _, text, _ in last]) + 0.32
@@ -352,6 +353,12 @@ def _seeds(methods: dict[str, list[Run]]) -> str:
     text = _count_seeds(counts) + (f"\nbands: {'; '.join(bands)}" if bands else "")
     short = [f"{m} ({_reached(r)})" for m, r in methods.items() if len({*map(_last, r)}) > 1]
     return text + (f"; cut at the step of the shortest seed: {', '.join(short)}" if short else "")
+
+
+def _wrapped(title: str, figure: Figure) -> str:
+    """The title in lines that the figure can hold; a longer one would widen the picture."""
+    letters = int(13 * figure.get_figwidth())  # of 10 points
+    return "\n".join(line for text in title.split("\n") for line in wrap(text, letters))
 
 
 def _count_seeds(counts: dict[str, int]) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from kfh.evidence import plot
+
 app = typer.Typer(
     help="Key-Focus Heads: find the attention heads that look back at the reasoning steps that "
     "mattered, show them, and train with them.",
@@ -15,6 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(plot, name="plot")
 
 SkipBad = Annotated[bool, typer.Option(help="Leave bad lines out (counted) instead of stopping.")]
 ThinkEnd = Annotated[str, typer.Option(help="The text that ends the reasoning.")]
@@ -260,28 +264,6 @@ def train(
     result = run_train(out, recipe, set_ or [], resume, **options)
     if result["status"] == "interrupted":
         raise KeyboardInterrupt
-
-
-@app.command()
-def plot(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="DIR...",
-            help="Folder that kfh probe wrote; or folders of kfh train, or that hold such folders.",
-        ),
-    ],
-    metric: Annotated[str, typer.Option(help="Of a probe: sra, balanced or gating.")] = "sra",
-    smooth: Annotated[int, typer.Option(help="Of runs: steps of the moving mean.")] = 1,
-    formats: Annotated[str, typer.Option(help="Of png, svg, pdf; comma between.")] = "png,svg,pdf",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the figures; default: the one DIR, or figures.")
-    ] = None,
-) -> None:
-    """Draw a probe: heatmaps, per-layer profile, ensembles; or training runs, together."""
-    from kfh.plots import run_plot
-
-    run_plot(folders, metric, smooth, formats, out)
 
 
 @app.command(name="eval")

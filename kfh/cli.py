@@ -201,13 +201,13 @@ def label(
 ) -> None:
     """Label the steps of traces by cause, by rules or by judges; or compare labellings."""
     from kfh.labelling import (
-        StepSource,
         check_label_options,
         needed,
         run_ablation,
         run_compare,
         run_rules,
     )
+    from probing.prepare import StepSource
 
     check_label_options(by, compare, files)
     if compare:

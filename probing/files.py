@@ -12,14 +12,14 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from probing.errors import DataError
+from probing.errors import ConfigError, DataError
 
 HEADER = "kfh"
 SCHEMA = 1
@@ -124,3 +124,27 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
         if HEADER not in row:
             rows.append(row)
     return rows, False
+
+
+def refuse_other_settings(
+    path: Path, what: str, held: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    """Refuse to go on with a file whose content was made with other settings.
+
+    Args:
+        path: of the file or folder, for the message.
+        what: it holds: scores, labels, responses, …
+        held, wanted: its settings and the present ones.
+
+    Raises:
+        ConfigError: they differ; the message names each setting that does, with both values.
+    """
+    wanted = json.loads(json.dumps(wanted))  # as they come back from a file
+    differing = sorted(k for k in {*held, *wanted} if held.get(k, ...) != wanted.get(k, ...))
+    if differing:
+        was = ", ".join(f"{key} {held.get(key)!r:.100}" for key in differing)
+        now = ", ".join(f"{key} {wanted.get(key)!r:.100}" for key in differing)
+        raise ConfigError(
+            f"{path} holds {what} made with {was}; now asked for {now}. "
+            "Choose another --out, or begin anew with --no-resume."
+        )

@@ -22,8 +22,8 @@
       made.label = label;
       return made;
     };
-    $("head").append(option(0, `head set (mean of ${Viewer.setNames().join(", ")}) · SRA ${sraText(setSra)}`));
-    $("head").append(group("In the set", names.slice(0, set)));
+    $("head").append(option(0, `head set · SRA ${sraText(setSra)}`));
+    $("head").append(group("In the set (its mean: head set)", names.slice(0, set)));
     if (names.length > set) $("head").append(group("Others", names.slice(set)));
   };
 
@@ -53,7 +53,7 @@
       }
       $("grid").append(row);
     }
-    const note = `Layers upwards, heads across. SRA from 0.5 (pale) to ${best.toFixed(2)}; ringed: the set.`;
+    const note = `Layers upwards, heads across. SRA from 0.5 (pale) to ${best.toFixed(2)}; ringed: the head set, ${Viewer.setNames().join(", ")}.`;
     const missing = grid.length - heads.length;
     $("grid-legend").textContent = missing ? `${note} Scores of ${plural(missing, "head")} are left out for size.` : note;
   };

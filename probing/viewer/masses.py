@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from probing.config import Progress, no_progress
 from probing.errors import ModelError
@@ -25,6 +25,9 @@ from probing.viewer.source import FinishedProbe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# A trace, the characters of each token (`response_offsets`), and each token's mass by head.
+TraceMasses = tuple[Trace, np.ndarray, np.ndarray]
 
 # The same weights in another kernel or on another device differ by less, relative to the
 # trace's largest score; another model by far more.
@@ -58,7 +61,7 @@ def token_masses(
     *,
     device: str = "auto",
     progress: Progress = no_progress,
-) -> Iterator[tuple[Trace, Int[np.ndarray, "token 2"], Float[np.ndarray, "head token"]]]:
+) -> Iterator[TraceMasses]:
     """Capture Σ_{m ∈ F} a_{m→n} of each token n, and check it against the stored step scores.
 
     Args:
@@ -69,8 +72,7 @@ def token_masses(
         progress: makes a progress bar.
 
     Yields:
-        The trace, the characters of each token (`response_offsets`) and its mass for each head;
-        longest traces first.
+        The trace, offsets (token, 2) and masses (head, token); longest traces first.
 
     Raises:
         ModelError: the model cannot be loaded, or is not the one that was probed.

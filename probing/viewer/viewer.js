@@ -203,7 +203,8 @@
       const rank = Number.isNaN(ratio) ? "no token" : `rank ${scored.indexOf(ratio) + 1} of ${scored.length}`;
       tone(node, ratio, 2);
       node.querySelector(".ratio").textContent = ratioText(ratio);
-      node.querySelector(".rank").textContent = rank;
+      node.querySelector(".rank").textContent = rank.split(" of ")[0];
+      node.querySelector(".rank").title = rank;
       const word = LABELS[shown.steps[k].label || "none"];
       const told = `step ${k + 1} of ${count}, score ${ratioText(ratio)}, ${rank}, ${word}`;
       node.setAttribute("aria-label", told);

@@ -16,7 +16,7 @@ import base64
 import hashlib
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from probing.run import ranked_trace
 from probing.scoring import ScoredTrace
 from probing.segmenters import Phrases, Segmenter
 from probing.traces import Step, Trace
-from probing.viewer.masses import token_masses
+from probing.viewer.masses import TraceMasses, token_masses
 from probing.viewer.pack import (
     STEP_SCALE,
     TOKEN_SCALE,
@@ -133,28 +133,54 @@ def write_page(config: ViewerConfig, progress: Progress = no_progress) -> Page:
     probe = FinishedProbe.load(config.folder, config.traces)  # 1
     shown = list(_first(probe.traces(config.ids), config.limit))
     views = choose_views(probe, shown, config)  # 2
-    packed: dict[str, dict[str, str]] = {}
+    masses: Iterable[TraceMasses] = ()
     if views.token_heads:  # 3
-        found = token_masses(
+        masses = token_masses(
             probe, shown, views.token_heads, device=config.device, progress=progress
         )
-        for trace, offsets, mass in found:
-            cells = token_cells(offsets, len(trace.response))
-            ratios = cells.means(views.means(mass)) / probe.scored[trace.id].base
-            packed[trace.id] = {
-                "cells": pack_cells(trace.response, cells),
-                "mass": pack_codes(TOKEN_SCALE.encode(ratios)),
-            }
+    return pack_page(probe, shown, views, masses, config.path)  # 4
+
+
+def pack_page(
+    probe: FinishedProbe,
+    shown: Sequence[Trace],
+    views: Views,
+    masses: Iterable[TraceMasses],
+    path: Path,
+) -> Page:
+    """Pack what is known and write it.
+
+    Args:
+        probe: the finished probe.
+        shown: traces, in the order of the page.
+        views: what the head picker offers.
+        masses: of the tokens of these traces for `views.token_heads`, in any order.
+        path: the file to write.
+    """
+    packed: dict[str, dict[str, str]] = {}
+    for trace, offsets, mass in masses:
+        cells = token_cells(offsets, len(trace.response))
+        ratios = cells.means(views.means(mass)) / probe.scored[trace.id].base
+        packed[trace.id] = {
+            "cells": pack_cells(trace.response, cells),
+            "mass": pack_codes(TOKEN_SCALE.encode(ratios)),
+        }
     phrases = Phrases.load(_phrase_path(probe))
-    blocks = [json_for_html(index_of(probe, shown, views, config))]  # 4
+    blocks = [json_for_html(index_of(probe, shown, views))]
     for trace in shown:
         content = trace_block(trace, probe.scored[trace.id], probe, views, phrases)
         blocks.append(json_for_html({**content, **packed.get(trace.id, {})}))
-    with whole_file(config.path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(page_parts(_title(probe), blocks))
-    size = config.path.stat().st_size
-    held, tokens = len(views.heads), len(views.token_heads)
-    return Page(config.path, len(shown), len(probe.scored), held, len(probe.table), tokens, size)
+    return Page(
+        path,
+        len(shown),
+        len(probe.scored),
+        len(views.heads),
+        len(probe.table),
+        len(views.token_heads),
+        path.stat().st_size,
+    )
 
 
 def _first(traces: Iterator[Trace], limit: int) -> Iterator[Trace]:
@@ -194,9 +220,7 @@ def choose_views(probe: FinishedProbe, shown: Sequence[Trace], config: ViewerCon
     return Views(tuple(order[:most]), len(chosen), tuple(order[:with_tokens]))
 
 
-def index_of(
-    probe: FinishedProbe, shown: Sequence[Trace], views: Views, config: ViewerConfig
-) -> dict[str, Any]:
+def index_of(probe: FinishedProbe, shown: Sequence[Trace], views: Views) -> dict[str, Any]:
     """The page's first block: the model, its heads, and a line a trace for the list."""
     table = probe.table.set_index(["layer", "head"])
     names = ("sra", "sra_low", "sra_high", "balanced", "gating")
@@ -206,7 +230,7 @@ def index_of(
         heads.append({"layer": layer, "head": head, **figures})
     settings = probe.run["config"]
     return {
-        HEADER: file_header("trace viewer", probe=str(config.folder)),
+        HEADER: file_header("trace viewer", probe=str(probe.folder)),
         "title": _title(probe),
         "answer": settings["answer"],
         "ranked": probe.run["counts"]["ranked"],

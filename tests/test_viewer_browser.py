@@ -70,6 +70,8 @@ class Opened:
         self.page.on("console", lambda m: self.complaints.append(m.text))
         self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
         self.page.on("request", lambda r: self.requests.append(r.url))
+        self.metrics = self.context.new_cdp_session(self.page)
+        self.metrics.send("Performance.enable", {"timeDomain": "threadTicks"})
         started = time.perf_counter()
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("body[data-ready]")
@@ -80,6 +82,11 @@ class Opened:
         assert self.complaints == []
         assert [url.split("#")[0] for url in self.requests] == [self.requests[0]]
         self.context.close()
+
+    def cpu(self) -> float:
+        """CPU seconds of the page's main thread so far."""
+        metrics = self.metrics.send("Performance.getMetrics")["metrics"]
+        return next(float(m["value"]) for m in metrics if m["name"] == "TaskDuration")
 
     def texts(self, selector: str) -> list[str]:
         found: list[str] = self.page.eval_on_selector_all(
@@ -247,7 +254,12 @@ def test_markup_is_shown_as_text(opened: Opened) -> None:
     smile.hover()
     assert opened.texts("#tip-text")[0].endswith("😀")
     assert page.evaluate("() => window.pwned") is None
-    assert page.locator("img, #steps i, #list i, .head i, main script, body > script:not([type])").count() == 0
+    assert (
+        page.locator(
+            "img, #steps i, #list i, .head i, main script, body > script:not([type])"
+        ).count()
+        == 0
+    )
     assert len(opened.texts("script:not([type])")) == 1
 
 
@@ -262,29 +274,31 @@ def test_no_tokens_is_said(browser: Any, folder: Path, tmp_path: Path) -> None:
     made.close()
 
 
-# 200 traces of 5,000 tokens and 90 steps, 28 × 12 heads. On a quiet machine the page opens within
-# 2 seconds and changes traces within 0.2 (docs/LOG.md); a test beside others gets more.
-OPEN_SECONDS, SWITCH_SECONDS, HEAP_BYTES = 8.0, 1.0, 200e6
+# 200 traces of 5,000 tokens and 90 steps, 28 × 12 heads; CPU seconds of the page's main thread,
+# since the wall clock of a test measures whatever runs beside it (docs/LOG.md has both).
+OPEN_SECONDS, SWITCH_SECONDS, HEAP_BYTES = 2.0, 0.3, 100e6
 
 
 def test_two_hundred_long_traces(browser: Any, tmp_path: Path) -> None:
-    page = large_page(tmp_path)
-    assert (page.traces, page.heads, page.token_heads) == (200, 336, 7)
-    made = Opened(browser, page.path)
+    written = large_page(tmp_path)
+    assert (written.traces, written.heads, written.token_heads) == (200, 336, 7)
+    made = Opened(browser, written.path)
     heap = made.page.evaluate("() => performance.memory.usedJSHeapSize")
-    switch = (
-        "async (key) => { const t = performance.now();"
-        "document.dispatchEvent(new KeyboardEvent('keydown', {key}));"
-        "await new Promise(requestAnimationFrame); await new Promise(requestAnimationFrame);"
-        "return (performance.now() - t) / 1000; }"
-    )
-    taken = [made.page.evaluate(switch, key) for key in ("j", "j", "l", "t", "j")]
-    assert made.texts("#place") == ["4 of 200"]
+    opening = made.cpu()
+    taken = {}
+    for key in ("j", "l", "t", "k"):  # the first trace with its tokens comes last
+        before = made.cpu()
+        made.page.keyboard.press(key)
+        made.page.evaluate("() => new Promise(requestAnimationFrame)")
+        made.page.evaluate("() => new Promise(requestAnimationFrame)")
+        taken[key] = round(made.cpu() - before, 3)
+    assert made.texts("#place") == ["1 of 200"] and len(made.texts(".step")) == 90
+    assert made.page.locator(".step.built").count() < 40  # those in sight, not all
     print(
-        f"{page.size / 1e6:.1f} MB, open {made.seconds:.2f} s, heap {heap / 1e6:.0f} MB, "
-        f"j {taken[0]:.3f} {taken[1]:.3f}, l {taken[2]:.3f}, t {taken[3]:.3f}, j {taken[4]:.3f} s"
+        f"{written.size / 1e6:.1f} MB, heap {heap / 1e6:.0f} MB; opened in {made.seconds:.1f} s, "
+        f"{opening:.2f} CPU s; CPU s by key: {taken}"
     )
-    assert made.seconds < OPEN_SECONDS
+    assert opening < OPEN_SECONDS
     assert heap < HEAP_BYTES
-    assert max(taken) < SWITCH_SECONDS
+    assert max(taken.values()) < SWITCH_SECONDS
     made.close()

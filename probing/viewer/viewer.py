@@ -29,7 +29,7 @@ from probing.errors import ConfigError
 from probing.files import HEADER, file_header, whole_file
 from probing.passes import Head
 from probing.prepare import SourceReport
-from probing.ranking import ranking_counts
+from probing.ranking import step_ranking_accuracy
 from probing.run import ranked_trace
 from probing.scoring import ScoredTrace
 from probing.segmenters import Phrases, Segmenter
@@ -51,6 +51,7 @@ SCRIPTS = ("data.js", "viewer.js", "events.js")
 # What a page may hold, before base64 adds a third: 28 × 12 heads of 200 traces of 90 steps fit.
 STEP_BYTES = 12 << 20
 TOKEN_BYTES = 16 << 20
+PAIR_BYTES = 16 << 20  # of the comparisons that are held at once
 LIMIT = 200
 OTHERS = 4
 
@@ -280,8 +281,14 @@ def trace_sra(
     if ranked is None:
         return None
     scores = views.means(ranked.scores[probe.places(views.heads)])
-    counts = ranking_counts(np.ascontiguousarray(scores), ranked.essential[None])
-    return counts.sra()[:, 0], int(counts.pairs[0])
+    essential = ranked.essential
+    pairs = int(essential.sum() * (~essential).sum())
+    size = max(1, PAIR_BYTES // (8 * pairs))
+    parts = [
+        step_ranking_accuracy(scores[at : at + size], essential)
+        for at in range(0, len(scores), size)
+    ]
+    return np.concatenate(parts), pairs
 
 
 def _set_sra(probe: FinishedProbe) -> float:
@@ -298,13 +305,14 @@ def trace_block(
     text = trace.response
     places = np.array([[step.start, step.end] for step in trace.steps])
     units = utf16_offsets(text, places).tolist()
+    pattern = phrases.pattern()
     think, answer = utf16_offsets(text, np.array([trace.reasoning_end, trace.answer_start]))
     return {
         "text": text,
         "think": int(think),
         "answer": int(answer),
         "steps": [
-            [*span, step.label, *opening(text, step, phrases), int(tokens)]
+            [*span, step.label, *opening(text, step, phrases, pattern), int(tokens)]
             for span, step, tokens in zip(units, trace.steps, own.tokens, strict=True)
         ],
         "scores": pack_codes(step_codes(own, probe, views)),
@@ -320,20 +328,23 @@ def step_codes(
         return STEP_SCALE.encode(scores / own.base)
 
 
-def opening(text: str, step: Step, phrases: Phrases) -> tuple[str | None, str | None]:
+def opening(
+    text: str, step: Step, phrases: Phrases, pattern: re.Pattern[str]
+) -> tuple[str | None, str | None]:
     """Kind of a step and the phrase that it opens with, None where it opens with none.
 
-    A segmenter's own kind stands, but for branching, which it counts as confused.
+    A segmenter's own kind stands, but for branching, which it counts as confused. `pattern` is
+    that of the phrases, compiled once.
 
     Example:
         >>> found = Phrases("p", {"Wait": "confused"}, "")
-        >>> opening("So. Wait, no", Step(4, 12), found)
+        >>> opening("So. Wait, no", Step(4, 12), found, found.pattern())
         ('confused', 'Wait')
     """
     start = (
         step.start + len(text[step.start : step.end]) - len(text[step.start : step.end].lstrip())
     )
-    match = phrases.pattern().match(text, start, step.end)
+    match = pattern.match(text, start, step.end)
     kind = phrases.kinds[match.group()] if match else None
     if step.kind is not None and not (step.kind == "confused" and kind == "branching"):
         kind = step.kind

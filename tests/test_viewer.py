@@ -63,7 +63,7 @@ def test_codes_err_no_more_than_stated(scale: Any) -> None:
     ratios = 2 ** np.random.default_rng(0).uniform(scale.low, scale.high, 5000)
     again = scale.decode(scale.encode(ratios))
     assert np.abs(again / ratios - 1).max() <= scale.error * (1 + 1e-9)
-    assert scale.error < {"uint16": 0.00015, "uint8": 0.034}[scale.kind]
+    assert scale.error < {"uint16": 0.00015, "uint8": 0.042}[scale.kind]
     ends = scale.encode(np.array([0.0, 1e-9, 1e9, np.inf, np.nan]))
     assert ends.tolist() == [1, 1, scale.last, scale.last, 0]
 

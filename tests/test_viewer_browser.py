@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ def browser() -> Iterator[Any]:
     path = chromium()
     sync_api = pytest.importorskip("playwright.sync_api")
     flags = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-    flags += " disable-component-update disable-sync enable-precise-memory-info"
+    flags += " disable-component-update disable-sync"
     with sync_api.sync_playwright() as p:
         made = p.chromium.launch(executable_path=path, args=[f"--{f}" for f in flags.split()])
         yield made
@@ -104,7 +105,9 @@ def opened(browser: Any, page_file: Path) -> Iterator[Opened]:
 
 def ratios_of(page_file: Path, trace: int, view: int) -> list[str]:
     block = blocks(page_file)[f"trace-{trace}"]
-    return [f"{r:.2f}" for r in STEP_SCALE.decode(codes(block["scores"], "u2", 17))[view]]
+    exact = STEP_SCALE.decode(codes(block["scores"], "u2", 17))[view]
+    assert exact.min() > 0.095  # smaller ones are written with two digits
+    return [f"{ratio:.2f}" for ratio in exact]
 
 
 def test_page_shows_the_trace(opened: Opened, page_file: Path) -> None:
@@ -276,15 +279,27 @@ def test_no_tokens_is_said(browser: Any, folder: Path, tmp_path: Path) -> None:
 
 # 200 traces of 5,000 tokens and 90 steps, 28 × 12 heads; CPU seconds of the page's main thread,
 # since the wall clock of a test measures whatever runs beside it (docs/LOG.md has both).
-OPEN_SECONDS, SWITCH_SECONDS, HEAP_BYTES = 2.0, 0.3, 100e6
+OPEN_SECONDS, SWITCH_SECONDS, MEMORY_BYTES = 2.0, 0.3, 500e6
+
+
+def renderer_memory(browser: Any) -> float:
+    """Resident bytes of the largest renderer; 0 where /proc does not tell."""
+    found = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
+    sizes = [0.0]
+    for process in found:
+        status = Path(f"/proc/{process['id']}/status")
+        if process["type"] == "renderer" and status.exists():
+            match = re.search(r"VmRSS:\s+(\d+) kB", status.read_text())
+            sizes += [float(match[1]) * 1024] if match else []
+    return max(sizes)
 
 
 def test_two_hundred_long_traces(browser: Any, tmp_path: Path) -> None:
     written = large_page(tmp_path)
     assert (written.traces, written.heads, written.token_heads) == (200, 336, 7)
     made = Opened(browser, written.path)
-    heap = made.page.evaluate("() => performance.memory.usedJSHeapSize")
     opening = made.cpu()
+    memory = renderer_memory(browser)
     taken = {}
     for key in ("j", "l", "t", "k"):  # the first trace with its tokens comes last
         before = made.cpu()
@@ -295,10 +310,10 @@ def test_two_hundred_long_traces(browser: Any, tmp_path: Path) -> None:
     assert made.texts("#place") == ["1 of 200"] and len(made.texts(".step")) == 90
     assert made.page.locator(".step.built").count() < 40  # those in sight, not all
     print(
-        f"{written.size / 1e6:.1f} MB, heap {heap / 1e6:.0f} MB; opened in {made.seconds:.1f} s, "
-        f"{opening:.2f} CPU s; CPU s by key: {taken}"
+        f"{written.size / 1e6:.1f} MB, renderer {memory / 1e6:.0f} MB; opened in "
+        f"{made.seconds:.1f} s, {opening:.2f} CPU s; CPU s by key: {taken}"
     )
     assert opening < OPEN_SECONDS
-    assert heap < HEAP_BYTES
+    assert memory < MEMORY_BYTES
     assert max(taken.values()) < SWITCH_SECONDS
     made.close()

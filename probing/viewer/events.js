@@ -214,7 +214,7 @@
       traces.length < scored ? `${traces.length} of ${plural(scored, "scored trace")}.` : `All ${plural(scored, "scored trace")}.`,
       `Step scores of ${heads.length} of ${plural(grid.length, "head")}, to 0.02 %.`,
       tokenViews
-        ? `Tokens of the head set and of ${tokenViews - 1} heads, to 4 %.`
+        ? `Tokens of the head set and of ${tokenViews - 1} heads, to 5 %.`
         : "Without the attention of single tokens (made with --no-tokens).",
       answer === "all" ? "" : `Answer tokens: ${answer}.`,
       `Made by kfh ${kfh.version}, ${kfh.made}.`,
@@ -233,6 +233,7 @@
     const wanted = new URLSearchParams(location.hash.slice(1));
     const trace = Data.index.traces.findIndex((line) => line.id === wanted.get("trace"));
     const view = Data.index.heads.findIndex((h) => `${h.layer}.${h.head}` === wanted.get("head"));
+    Viewer.findPrefix();
     Viewer.arrange();
     Viewer.chooseView(view + 1);
     if (Data.index.traces.length) Viewer.showTrace(Math.max(trace, 0));

@@ -15,7 +15,12 @@
   };
 
   const plural = (count, one) => `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
-  const ratioText = (ratio) => (Number.isNaN(ratio) ? "–" : ratio.toFixed(ratio < 9.995 ? 2 : 0));
+  /* Two decimals; of small numbers, by which some heads still rank, two digits. */
+  const ratioText = (ratio) => {
+    if (Number.isNaN(ratio)) return "–";
+    if (ratio < 0.00095) return "< 0.001";
+    return ratio < 0.095 ? ratio.toPrecision(2) : ratio.toFixed(ratio < 9.995 ? 2 : 0);
+  };
   const sraText = (sra) => (sra === null || sra === undefined ? "–" : sra.toFixed(3));
   const head = (view) => (view ? Data.index.heads[view - 1] : null);
   const keyOf = (view) => (view ? `${head(view).layer}.${head(view).head}` : "set");
@@ -61,13 +66,24 @@
     markListed();
   };
 
+  /* Long ids that begin alike would all be cut off before they differ. */
+  let prefix = "";
+  const findPrefix = () => {
+    const ids = Data.index.traces.map((line) => line.id);
+    if (ids.length < 2 || Math.max(...ids.map((id) => id.length)) < 25) return;
+    let shared = 0;
+    while (ids.every((id) => id[shared] !== undefined && id[shared] === ids[0][shared])) shared += 1;
+    prefix = ids[0].slice(0, shared).match(/^(.*[/_:-])?/)[0];
+  };
+
   const entry = (i) => {
     const line = Data.index.traces[i];
     const marks = { true: ["✓", "correct"], false: ["✗", "incorrect"], null: ["·", "not known"] };
     const [sign, word] = marks[String(line.correct)];
     const mark = element("span", `verdict ${word.replace(" ", "-")}`, sign);
     mark.title = word;
-    const name = element("bdi", "id", line.id);
+    const name = element("bdi", "id", line.id.slice(prefix.length));
+    name.title = line.id;
     const sra = element("span", "sra", line.sra ? sraText(line.sra[state.view]) : "–");
     sra.title = `SRA of this trace by ${nameOf(state.view)}`;
     const item = element("li", "", mark, name, sra, element("bdi", "about", line.problem.slice(0, 160)));
@@ -110,7 +126,10 @@
     ];
     $("meta").replaceChildren(element("bdi", "id", line.id), ` · ${facts.join(" · ")}`);
     $("problem").textContent = line.problem;
-    $("answer").textContent = shown.text.slice(shown.answer);
+    const answer = shown.text.slice(shown.answer);
+    const text = answer.trimStart();
+    const lead = element("span", "lead", answer.slice(0, answer.length - text.length));
+    $("answer").replaceChildren(lead, text);
     hideTip();
     buildSteps();
     paint();
@@ -149,7 +168,8 @@
 
   /* Text that belongs to no step still is part of the trace. */
   const between = (from, to) => {
-    const item = element("li", "between", shown.text.slice(from, to));
+    const text = shown.text.slice(from, to);
+    const item = element("li", text.trim() ? "between" : "between blank", text);
     item.title = "in no step";
     return item;
   };
@@ -233,7 +253,7 @@
     } else {
       const right = Math.round(2 * sra * line.pairs) / 2;
       $("says").replaceChildren(
-        subject, ` puts ${right} of ${plural(line.pairs, "pair")} right: SRA `,
+        subject, ` puts ${right.toLocaleString("en")} of ${plural(line.pairs, "pair")} right: SRA `,
         element("b", "", sraText(sra)), `.${all}`,
       );
     }
@@ -330,6 +350,7 @@
     node.classList.add("live");
   };
 
+  const ratioOf = (ratio) => (ratio < 0.1 ? ratio.toFixed(4) : ratio.toPrecision(2));
   const showTip = (cell) => {
     const c = Number(cell.dataset.cell);
     const ratio = shown.mass(state.view, c);
@@ -339,7 +360,7 @@
     $("tip-text").textContent = text.replace(/\n/g, "↵").replace(/ /g, "␣").replace(/\t/g, "⇥");
     const share = (100 * ratio * count) / line.tokens;
     const several = count > 1 ? ` (mean of ${count} tokens)` : "";
-    $("tip-mass").textContent = `${ratio < 0.0041 ? "< 0.004" : ratio.toPrecision(2)} × uniform${several}`
+    $("tip-mass").textContent = `${ratio < 7e-5 ? "< 0.0001" : ratioOf(ratio)} × uniform${several}`
       + ` · ${share < 0.01 ? "< 0.01" : share.toFixed(2)} % of the attention`;
     const tip = $("tip");
     tip.hidden = false;
@@ -377,6 +398,6 @@
 
   Object.assign(window, { Viewer: {
     state, arrange, moveTrace, showTrace, chooseStep, chooseView, toggleTokens, look, showTip, hideTip,
-    moveCell, keyOf, setNames, sraText, plural, element,
+    moveCell, keyOf, setNames, findPrefix, sraText, plural, element,
   } });
 })();

@@ -156,7 +156,7 @@ def pack_codes(codes: UInt[np.ndarray, "*any"]) -> str:
 
 # Within a <script> only `</script` and `<!--` are special; all of these are escaped, so that no
 # parser, of HTML or of JavaScript, finds anything of its own in the text of a trace.
-_UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+_UNSAFE = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def json_for_html(content: Any) -> str:
@@ -167,4 +167,6 @@ def json_for_html(content: Any) -> str:
         '{"a":"\\\\u003c/script\\\\u003e\\\\u0026"}'
     """
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.translate(_UNSAFE)
+    for character, escape in _UNSAFE.items():  # ten times as fast as str.translate
+        text = text.replace(character, escape)
+    return text

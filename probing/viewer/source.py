@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class FinishedProbe:
         found._check_sources()
         return found
 
-    @property
+    @cached_property
     def heads(self) -> list[Head]:
         """All heads, in the order of the scores' rows."""
         return [

@@ -166,7 +166,7 @@
     watchSteps();
   };
 
-  /* Text that belongs to no step still is part of the trace. */
+  /* Text of no step is still part of the trace. */
   const between = (from, to) => {
     const text = shown.text.slice(from, to);
     const item = element("li", text.trim() ? "between" : "between blank", text);
@@ -269,15 +269,13 @@
     const last = Data.index.heads.length;
     state.view = Math.min(Math.max(view, 0), last);
     $("head").value = String(state.view);
-    const key = keyOf(state.view);
     for (const cell of $("grid").querySelectorAll("[data-view]")) {
       const own = cell.dataset.view === String(state.view);
       cell.setAttribute("aria-selected", String(own));
       cell.tabIndex = own ? 0 : -1;
     }
     // The grid stays in the order of Tab when the mean of the set, no cell of it, is picked.
-    const first = $("grid").querySelector("[data-view]");
-    if (key === "set" && first) first.tabIndex = 0;
+    if (!state.view) $("grid").querySelector("[data-view]").tabIndex = 0;
     if ($("sort").value === "low" || $("sort").value === "high") arrange();
     else for (const item of $("list").children) {
       const { sra } = Data.index.traces[item.dataset.trace];
@@ -373,7 +371,7 @@
 
   const hideTip = () => {
     $("tip").hidden = true;
-    for (const cell of document.querySelectorAll(".cell.at")) cell.classList.remove("at");
+    document.querySelector(".cell.at")?.classList.remove("at");
   };
 
   const moveCell = (by) => {
@@ -387,7 +385,7 @@
     showTip(cells[state.cell]);
   };
 
-  // ---- the page as a whole: what events.js and the tests use
+  // ---- what events.js uses
 
   const remember = () => {
     const line = Data.index.traces[state.trace];

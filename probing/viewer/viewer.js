@@ -24,7 +24,7 @@
   const sraText = (sra) => (sra === null || sra === undefined ? "–" : sra.toFixed(3));
   const head = (view) => (view ? Data.index.heads[view - 1] : null);
   const keyOf = (view) => (view ? `${head(view).layer}.${head(view).head}` : "set");
-  const setNames = () => Data.index.heads.slice(0, Data.index.set).map((h) => `${h.layer}.${h.head}`);
+  const setNames = () => Data.index.heads.slice(0, Data.index.set).map((_, i) => keyOf(i + 1));
   const nameOf = (view) => (view ? `head ${keyOf(view)}` : "the head set");
   const sraOf = (view) => (view ? head(view).sra : Data.index.setSra);
   const hasTokens = () => Boolean(shown && shown.cells) && state.view < Data.index.tokenViews;
@@ -148,14 +148,13 @@
       if (step.start > at) items.push(between(at, step.start));
       items.push(stepItem(step, k));
       at = step.end;
-      const word = LABELS[step.label || "none"];
       const bar = element("button", `bar ${step.label || "none"}`);
       Object.assign(bar, { type: "button", tabIndex: -1 });
       bar.dataset.step = k;
       bars.push(bar);
       const mark = element("b", `mark ${step.label || "none"}`);
       mark.dataset.step = k;
-      mark.title = `step ${k + 1}: ${word}`;
+      mark.title = `step ${k + 1}: ${LABELS[step.label || "none"]}`;
       marks.push(mark);
     });
     if (shown.think > at) items.push(between(at, shown.think));
@@ -266,8 +265,7 @@
   };
 
   const chooseView = (view) => {
-    const last = Data.index.heads.length;
-    state.view = Math.min(Math.max(view, 0), last);
+    state.view = Math.min(Math.max(view, 0), Data.index.heads.length);
     $("head").value = String(state.view);
     for (const cell of $("grid").querySelectorAll("[data-view]")) {
       const own = cell.dataset.view === String(state.view);

@@ -47,3 +47,47 @@ def plot_runs(
     from kfh.plots import run_plot
 
     run_plot(folders, metric, smooth, formats, out)
+
+
+@plot.command(name="trace")
+def plot_trace(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished kfh probe.")],
+    html: Annotated[
+        bool, typer.Option("--html", help="One page of all traces, to open in a browser.")
+    ] = False,
+    traces: Annotated[
+        Path | None, typer.Option(help="The probe's trace file, where it has moved.")
+    ] = None,
+    ids: Annotated[
+        str, typer.Option(help="Traces, comma between; default: the longest, or --limit of them.")
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(help="Page: most traces; default 200, 0 is all.")
+    ] = None,
+    heads: Annotated[
+        str,
+        typer.Option(
+            help="Such as 2.3,2.1. Figure: their mean; default: the head set. Page: heads beside "
+            "the set whose tokens are shown; default: the 4 best by SRA."
+        ),
+    ] = "",
+    tokens: Annotated[
+        bool, typer.Option(help="Page: attention of single tokens; loads the model.")
+    ] = True,
+    formats: Annotated[
+        str, typer.Option(help="Figure: of png, svg, pdf; comma between.")
+    ] = "png,svg,pdf",
+    device: Annotated[str, typer.Option(help="Page: auto, cpu, cuda, …")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: trace.html or trace.* in DIR.")
+    ] = None,
+) -> None:
+    """Show traces: steps by score, labels, phrase kinds, heads, tokens.
+
+    A page holds at most 12 MB of step scores (so many heads as fit, best first) and 16 MB of
+    tokens, before base64; what is left out it says.
+    """
+    settings = dict(locals())
+    from kfh.tracing import run_trace
+
+    run_trace(**settings)

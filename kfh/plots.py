@@ -26,14 +26,12 @@ def run_plot(
         DataError: a folder that holds nothing to draw, or damaged files.
     """
     from probing.errors import ConfigError
-    from probing.figures import FORMATS, save_figure
+    from probing.figures import save_figure
     from probing.selection import check_metric
     from rl.runs import is_probe
 
     check_metric(metric)
-    kinds = [kind.strip() for kind in formats.split(",") if kind.strip()]
-    if not kinds or set(kinds) - set(FORMATS):
-        raise ConfigError(f"unknown formats {formats!r}; choose of {', '.join(FORMATS)}")
+    kinds = figure_formats(formats)
     if smooth < 1:
         raise ConfigError(f"--smooth is a number of steps, at least 1, not {smooth}")
     probes = [folder for folder in folders if is_probe(folder)]
@@ -49,6 +47,21 @@ def run_plot(
             path = place / f"{name}.{kind}"
             save_figure(figure, path)
             console.print(f"→ {path}")
+
+
+def figure_formats(text: str) -> list[str]:
+    """Formats of figures, comma between.
+
+    Raises:
+        ConfigError: none, or an unknown one.
+    """
+    from probing.errors import ConfigError
+    from probing.figures import FORMATS
+
+    kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
+    if not kinds or set(kinds) - set(FORMATS):
+        raise ConfigError(f"unknown formats {text!r}; choose of {', '.join(FORMATS)}")
+    return kinds
 
 
 def probe_figures(folder: Path, metric: str) -> dict[str, Figure]:

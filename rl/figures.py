@@ -1,14 +1,13 @@
 """Figures of training runs, as functions that return a matplotlib figure.
 
-Colours are the Okabe–Ito set; methods differ in dashes and markers too. Runs of one method are
-averaged over seeds, over the steps that all of its seeds have reached.
+The look is that of `probing.style`; a method keeps its colour, dash and marker in every figure.
+Runs of one method are averaged over seeds, over the steps that all of its seeds have reached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from probing.figures import BLUE, GREEN, GREY, ORANGE, plain
+from probing.style import (
+    AMBER,
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    TITLE,
+    plain,
+    styled,
+    wrapped,
+)
 from rl.direct_labels import Label, label_ends, label_points, text_width
 from rl.intervals import hierarchical_bootstrap, over_seeds, share
 from rl.runs import INITIAL, PHRASES, Evaluation, Point, Run, group, table
@@ -24,7 +36,6 @@ from rl.runs import INITIAL, PHRASES, Evaluation, Point, Run, group, table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SKY, PURPLE, AMBER, BLACK = "#56B4E9", "#CC79A7", "#E69F00", "#000000"
 LOOKS = {
     INITIAL: (BLACK, "-", "o"),
     "attnpo": (BLUE, "-", "o"),
@@ -98,6 +109,7 @@ def averaged(columns: Sequence[pd.Series]) -> Curve:
     return Curve(joined.index.to_numpy(), mean, low, high)
 
 
+@styled
 def training(runs: Sequence[Run], smooth: int = 1) -> Figure | None:
     """Tokens, accuracy, reward, attenuated share, redundant steps and seconds over the steps.
 
@@ -106,12 +118,14 @@ def training(runs: Sequence[Run], smooth: int = 1) -> Figure | None:
     return _over_steps(runs, PANELS, "Training", smooth)
 
 
+@styled
 def phrases(runs: Sequence[Run], smooth: int = 1) -> Figure | None:
     """Transition phrases by kind, per 1,000 tokens, over the steps; None without data."""
     panels = {f"phrases.{kind}": f"{kind}, per 1,000 tokens" for kind in PHRASES}
     return _over_steps(runs, panels, "Transition phrases", smooth)
 
 
+@styled
 def stability(runs: Sequence[Run]) -> Figure | None:
     """SRA of the head set, and correlation of all head scores with step 0, over the steps.
 
@@ -165,6 +179,7 @@ def points_of(evaluations: Sequence[Evaluation]) -> list[Point]:
     return found
 
 
+@styled
 def tradeoff(evaluations: Sequence[Evaluation], points: Sequence[Point] = ()) -> Figure | None:
     """Accuracy against tokens with both 95 % intervals, a panel a decoding or benchmark.
 
@@ -198,7 +213,7 @@ def tradeoff(evaluations: Sequence[Evaluation], points: Sequence[Point] = ()) ->
     bars = "seeds and problems" if trained else "problems"
     note = f"\n{_count_seeds(trained)}" if trained else ""
     title = f"Accuracy against length; bars: 95 % over {bars}{note}"
-    figure.suptitle(_wrapped(title, figure), fontsize=10, x=0.02, ha="left")
+    figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize=TITLE, x=0.02, ha="left")
     figure.tight_layout()
     for axes, panel in zip(grid.flat, panels, strict=False):
         here = [point for point in drawn if point.panel == panel]
@@ -305,7 +320,7 @@ def _draw(
     for axes in grid.T.flat:  # the lowest panel of each column names the steps
         if axes in [a for a, _ in ends[-2:]]:
             axes.set_xlabel("training step")
-    figure.suptitle(_wrapped(title, figure), fontsize=10, x=0.02, ha="left")
+    figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize=TITLE, x=0.02, ha="left")
     figure.tight_layout()
     # Beside each panel: a name, the line to it, and the next panel's numbers.
     room = text_width([text for _, last in ends for _, _, text, _ in last]) + 0.32
@@ -353,12 +368,6 @@ def _seeds(methods: dict[str, list[Run]]) -> str:
     text = _count_seeds(counts) + (f"\nbands: {'; '.join(bands)}" if bands else "")
     short = [f"{m} ({_reached(r)})" for m, r in methods.items() if len({*map(_last, r)}) > 1]
     return text + (f"; cut at the step of the shortest seed: {', '.join(short)}" if short else "")
-
-
-def _wrapped(title: str, figure: Figure) -> str:
-    """The title in lines that the figure can hold; a longer one would widen the picture."""
-    letters = int(13 * figure.get_figwidth())  # of 10 points
-    return "\n".join(line for text in title.split("\n") for line in wrap(text, letters))
 
 
 def _count_seeds(counts: dict[str, int]) -> str:

@@ -196,14 +196,18 @@ def sentence(points: Sequence[Point], k: int, agree: float = AGREE) -> str:
     if found:
         least = min(point.same for point in points[:-1] if point.problems >= found.problems)
         return (
-            f"From {found.problems} problems on, {heads} as with all {everything} in {least:.0%} "
-            "of draws or more."
+            f"From {found.problems} problems on, {heads} as with all {everything} in "
+            f"{_percent(least)} of draws or more."
         )
     return (
         f"No number of problems below {everything} is enough: with {largest.problems}, {heads} as "
-        f"with all in {largest.same:.0%} of draws ({largest.shared:.0%} of the heads in the mean, "
-        f"by chance {largest.chance:.0%})."
+        f"with all in {_percent(largest.same)} of draws ({_percent(largest.shared)} of the heads "
+        f"in the mean, by chance {_percent(largest.chance)})."
     )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def measure_folder(
@@ -245,7 +249,7 @@ def measure_folder(
         "metric": metric,
         "heads": len(probe.pairs),
         "k": k,
-        "selection": "top",
+        "probe_selection": config["select"],
         "best_head": list(best),
         "seed": seed,
         "agree": AGREE,

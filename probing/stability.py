@@ -8,7 +8,7 @@ of docs/PAPER.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -305,28 +305,32 @@ def stability(
     names: Sequence[str] | None = None,
     metric: str = "sra",
     seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Everything that `kfh stability` prints, draws and writes; see `read_probes` for errors."""
+    """Everything that `kfh stability` prints, draws and writes; see `read_probes` for errors.
+
+    `advance` is called after each pair, for a progress bar.
+    """
     probes, pairs = read_probes(folders, names, metric)
     described = []
     for probe in probes:
-        half = float("nan") if probe.values is None else half_correlation(probe, seed=seed)
+        half, whole = _reliability(probe, seed)
         described.append(
             {
                 "name": probe.name,
                 **(probe.about or {}),
                 "chosen": [list(head) for head in probe.chosen],
-                "halves": _known(half),
-                "reliability": _known(spearman_brown(half)),
+                "halves": half,
+                "reliability": whole,
             }
         )
     reliable = {d["name"]: d["reliability"] for d in described}
     compared = []
     for i, a in enumerate(probes):
         for b in probes[i + 1 :]:
-            both = reliable[a.name], reliable[b.name]
-            top = None if None in both else ceiling(*both)
+            top = _ceiling(reliable[a.name], reliable[b.name])
             compared.append({**compare(a, b, pairs, seed), "ceiling": top})
+            advance()
     return {
         HEADER: file_header("stability of heads"),
         "metric": metric,
@@ -337,6 +341,33 @@ def stability(
         "probes": described,
         "pairs": compared,
     }
+
+
+def compare_with_first(folders: Sequence[Path], seed: int = 0) -> list[dict[str, Any]]:
+    """The first of the probes held against each other one, by the metric that it chose by.
+
+    Folders of one name are told apart by number. See `read_probes` for errors.
+    """
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [f"{name} {number}" for number, name in enumerate(names)]
+    metric = ProbeFolder.load(folders[0]).run["config"]["by"]
+    probes, pairs = read_probes(folders, names, metric)
+    reliable = [_reliability(probe, seed)[1] for probe in probes]
+    return [
+        {**compare(probes[0], other, pairs, seed), "ceiling": _ceiling(reliable[0], own)}
+        for other, own in zip(probes[1:], reliable[1:], strict=True)
+    ]
+
+
+def _reliability(probe: Probed, seed: int) -> tuple[float | None, float | None]:
+    """Correlation of halves, and the reliability of the whole; None where nothing is known."""
+    half = float("nan") if probe.values is None else half_correlation(probe, seed=seed)
+    return _known(half), _known(spearman_brown(half))
+
+
+def _ceiling(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else ceiling(a, b)
 
 
 def write_stability(found: dict[str, Any], out: Path) -> Path:

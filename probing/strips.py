@@ -127,7 +127,10 @@ def _band(trace: Trace, ratios: np.ndarray, title: str, tokens: np.ndarray | Non
         band.bar(edges[:-1][mine], 1, np.diff(edges)[mine], align="edge", color=colour, lw=0)
     upper.axhline(1, color=GREY, ls=":", lw=1.4)
     top = _highest(ratios)
-    upper.set(xlim=(0, edges[-1]), ylim=(min(0.0, ratios.min()), 1.18 * max(1.0, ratios.max())))
+    upper.set(
+        xlim=(0, edges[-1]),
+        ylim=(min(0.0, float(np.nanmin(ratios))), 1.18 * max(1.0, float(np.nanmax(ratios)))),
+    )
     band.set(xlim=(0, edges[-1]), ylim=(0, 1), yticks=[])
     unit = "character" if tokens is None else "token"
     band.set_xlabel(f"{unit} of the reasoning ({len(trace.steps)} steps)")

@@ -383,3 +383,27 @@ def _last(run: Run) -> int:
 
 def _reached(runs: list[Run]) -> str:
     return f"{min(map(_last, runs))} of {max(map(_last, runs))}"
+
+
+def draw_correlation(axes: Axes, runs: Sequence[Run]) -> None:
+    """Pearson correlation of all head scores with step 0, on given axes, a curve a method.
+
+    Args:
+        axes: with a legend when done; no direct labels, which would need room beside it.
+        runs: those with probes of the policy.
+    """
+    methods = group(runs)
+    looks = _looks(methods)
+    for number, (method, seeds) in enumerate(methods.items()):
+        columns = [
+            pd.DataFrame(run.probe).set_index("step")["correlation"].astype(float) for run in seeds
+        ]
+        curve = averaged(columns)
+        _line(axes, curve, looks[method], number)
+        axes.lines[-1].set_label(f"{method}, {_count_seeds({method: len(seeds)})}")
+    lowest = min(float(np.min(line.get_ydata())) for line in axes.lines)
+    axes.set(xlabel="training step", ylabel="Pearson of head scores with step 0")
+    axes.set_ylim(min(0.0, lowest), 1.05)
+    axes.axhline(0.85, color=GREY, ls=":", lw=1.2, label="0.85 (the paper: above)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="lower left")

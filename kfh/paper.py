@@ -115,11 +115,11 @@ def _heatmap(run: Any, axes: Axes) -> None:
 
 
 def _ensembles(run: Any, axes: Axes) -> None:
-    from probing.style import plain
+    from probing.style import legend_above, plain
 
     run.draw_ensembles(axes)
     plain(axes, "ensembles")
-    axes.legend()
+    legend_above(axes)
 
 
 def step_rows(folder: Path) -> list[dict[str, Any]]:
@@ -170,7 +170,7 @@ def draw_interventions(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks], fontsize=SMALL)
     for place, (_, name) in enumerate(ARMS.items()):
         axes.text(place, -0.1, name, transform=axes.get_xaxis_transform(), ha="center", va="top")
-    axes.set_xlabel("steps removed", labelpad=28)
+    axes.set_xlabel("steps removed", labelpad=26)
     counts = sorted({int(row["traces"]) for row in rows})
     traces = "–".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     axes.set_ylabel(f"accuracy, {traces} traces")
@@ -227,7 +227,7 @@ def _over_checkpoints(pairs: Sequence[dict[str, Any]], axes: Axes) -> None:
     names = [spell(pair["b"]) for pair in pairs]
     axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 3 else 0, ha="center")
     lowest = min(pair["pearson_low"] or pair["pearson"] for pair in pairs)
-    axes.set(xlim=(-0.6, len(pairs) - 0.4), ylim=(min(0.0, lowest), 1.05))
+    axes.set(xlim=(-0.6, len(pairs) - 0.4), ylim=(min(0.8, lowest - 0.05), 1.02))
     axes.set_ylabel(f"Pearson with {spell(pairs[0]['a'])}")
     plain(axes, "stability")
     if np.any([pair["ceiling"] is not None for pair in pairs]):

@@ -18,7 +18,19 @@ from matplotlib.ticker import MaxNLocator
 
 from probing.folder import read_tables
 from probing.strips import step_strip as step_strip
-from probing.style import BLUE, GREEN, GREY, LABEL, ORANGE, RED, TICK, TITLE, plain, styled
+from probing.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    LABEL,
+    ORANGE,
+    RED,
+    TICK,
+    TITLE,
+    legend_above,
+    plain,
+    styled,
+)
 from probing.style import FORMATS as FORMATS
 from probing.style import save_figure as save_figure
 
@@ -115,7 +127,7 @@ class RunFigures:
         bar = axes.figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03)
         bar.ax.tick_params(labelsize=TICK)
         if classes:
-            bar.set_ticks(CLASSES, labels=[f"{value:.2f}".lstrip("0") or "0" for value in CLASSES])
+            bar.set_ticks(CLASSES, labels=[f"{value:.2f}" for value in CLASSES])
         for layer, head in self.chosen():
             axes.plot(head, layer, "o", mfc="none", mec=RED, mew=1.4, ms=7)
         axes.set(xlabel="head", ylabel="layer")
@@ -201,6 +213,6 @@ class RunFigures:
 
     def _finish(self, figure: Figure, axes: Axes, title: str) -> Figure:
         plain(axes, title)
-        axes.legend()
+        legend_above(axes, 2)
         figure.tight_layout()
         return figure

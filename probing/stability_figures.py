@@ -51,7 +51,7 @@ def stability_figure(found: dict[str, Any]) -> Figure:
         found: the content of stability.json.
     """
     count = len(found["probes"])
-    side = max(3.0, 0.62 * count + 1.5)
+    side = max(3.0, 0.5 * count + 1.4)
     figure = Figure(figsize=(side + 4.6, side + 1.0))
     left, right = figure.subplots(1, 2, width_ratios=[side, 3.8])
     draw_matrix(left, found)
@@ -84,10 +84,11 @@ def matrix(found: dict[str, Any]) -> np.ndarray:
 def draw_matrix(axes: Axes, found: dict[str, Any]) -> None:
     """The matrix of `matrix` with its numbers."""
     grid = matrix(found)
-    axes.imshow(grid, vmin=-1, vmax=1, cmap="cividis", aspect="equal")
+    lowest = -1.0 if np.nanmin(grid) < 0 else 0.0
+    axes.imshow(grid, vmin=lowest, vmax=1, cmap="cividis", aspect="equal")
     for (row, column), value in np.ndenumerate(grid):
         text = "–" if np.isnan(value) else f"{value:.2f}"
-        dark = np.isnan(value) or value > 0.3
+        dark = np.isnan(value) or value > lowest + 0.6 * (1 - lowest)
         own = {"fontstyle": "italic"} if row == column else {}
         colour = BLACK if dark else "white"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=SMALL, **own)
@@ -115,12 +116,13 @@ def draw_overlap(axes: Axes, found: dict[str, Any]) -> None:
         axes.fill_between(sizes, shared.min(0), shared.max(0), color=BLUE, alpha=0.15, lw=0)
         label = f"mean of {len(shared)} pairs; least to most"
         axes.plot(sizes, shared.mean(0), color=BLUE, marker="o", ms=4, label=label)
-    axes.set(xlabel="heads in each top set (k)", ylabel="heads shared", ylim=(-0.2, None))
+    axes.set(xlabel="heads in each top set (k)", ylabel="heads shared")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain(axes, "overlap of the top k")
     axes.legend(loc="upper left", fontsize=SMALL)
     top = sizes[-1]
-    axes.set_ylim(-0.2, top * (1.25 + 0.075 * min(len(shared), MOST_PAIRS)))
+    entries = 3 + (len(shared) if len(shared) <= MOST_PAIRS else 1)
+    axes.set_ylim(-0.2, top * (1.06 + 0.09 * entries))
 
 
 def _short(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -81,10 +81,10 @@ def step_text(trace: Trace, number: int) -> str:
     return spell(text if len(text) <= SHOWN + 1 else f"{text[:SHOWN]}…")
 
 
-def _legend(axes: Axes, trace: Trace, **options: object) -> None:
+def _legend(axes: Axes, trace: Trace, hatched: bool, **options: Any) -> None:
     labels = [step.label for step in trace.steps]
     found = [
-        Patch(facecolor=colour, hatch=hatch, edgecolor="white", lw=0, label=name)
+        Patch(facecolor=colour, hatch=hatch * hatched, edgecolor="white", lw=0, label=name)
         for label, (colour, hatch) in LABEL_LOOK.items()
         for name in [f"{label or 'no label'} ({labels.count(label)})"]
         if label in labels
@@ -104,7 +104,7 @@ def _bars(trace: Trace, ratios: np.ndarray, title: str, tokens: np.ndarray | Non
     axes.axvline(1, color=GREY, ls=":", lw=1.4)
     axes.set_xlabel("step score / S_base (dotted: uniform attention)")
     plain(axes)
-    _legend(axes, trace, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _legend(axes, trace, True, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.suptitle(wrapped(spell(title), 7.6), x=0.02, ha="left")
     figure.tight_layout()
     return figure
@@ -129,7 +129,7 @@ def _band(trace: Trace, ratios: np.ndarray, title: str, tokens: np.ndarray | Non
     top = _highest(ratios)
     upper.set(
         xlim=(0, edges[-1]),
-        ylim=(min(0.0, float(np.nanmin(ratios))), 1.18 * max(1.0, float(np.nanmax(ratios)))),
+        ylim=(min(0.0, float(np.nanmin(ratios))), 1.25 * max(1.0, float(np.nanmax(ratios)))),
     )
     band.set(xlim=(0, edges[-1]), ylim=(0, 1), yticks=[])
     unit = "character" if tokens is None else "token"
@@ -138,11 +138,13 @@ def _band(trace: Trace, ratios: np.ndarray, title: str, tokens: np.ndarray | Non
     upper.set_ylabel("step score / S_base")
     plain(upper)
     band.spines[["top", "right", "left"]].set_visible(False)
-    _legend(upper, trace, loc="lower right", ncols=3, bbox_to_anchor=(1.0, 1.0), borderaxespad=0)
+    _legend(
+        upper, trace, False, loc="lower right", ncols=3, bbox_to_anchor=(1.0, 1.0), borderaxespad=0
+    )
     _number(upper, top, edges, ratios)
     words.set_axis_off()
     lines = [f"{i + 1}  ({ratios[n]:.2f})  {step_text(trace, n)}" for i, n in enumerate(top)]
-    words.text(0, 0.12, "\n".join(lines), fontsize=SMALL, va="top", transform=words.transAxes)
+    words.text(0, 0.72, "\n".join(lines), fontsize=SMALL, va="top", transform=words.transAxes)
     figure.suptitle(wrapped(spell(title), 7.6), x=0.02, ha="left")
     figure.subplots_adjust(left=0.09, right=0.98, top=0.84, bottom=0.02)
     return figure
@@ -155,13 +157,30 @@ def _highest(ratios: np.ndarray) -> list[int]:
 
 
 def _number(axes: Axes, top: list[int], edges: np.ndarray, ratios: np.ndarray) -> None:
-    """Numbers above the highest steps; of neighbours that would touch, the later goes up a row."""
-    width, rows = edges[-1] - edges[0], {0: -np.inf}
-    lift = 0.055 * axes.get_ylim()[1]
-    for i, place in enumerate(top):
-        middle = float(edges[place] + edges[place + 1]) / 2
-        row = next((r for r in range(NAMED) if middle - rows.get(r, -np.inf) > 0.025 * width), 0)
-        rows[row] = middle
-        axes.text(
-            middle, ratios[place] + lift * (0.3 + row), str(i + 1), fontsize=SMALL, ha="center"
+    """Numbers of the highest steps in a row above the curve, each with a line to its step."""
+    low, high = axes.get_ylim()
+    row, gap = low + 0.93 * (high - low), 0.03 * edges[-1]
+    middles = [float(edges[place] + edges[place + 1]) / 2 for place in top]
+    for i, (place, x) in enumerate(zip(top, apart(middles, gap, edges[-1]), strict=True)):
+        axes.annotate(
+            str(i + 1),
+            (middles[i], ratios[place]),
+            (x, row),
+            fontsize=SMALL,
+            ha="center",
+            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 1, "shrinkB": 1},
         )
+
+
+def apart(wanted: list[float], gap: float, end: float) -> list[float]:
+    """Rising places at least `gap` apart and, where they fit, below `end`, pushed to the right.
+
+    Example: (1, 2, 9) with a gap of 3 below 10: (1, 4, 9).
+    """
+    found: list[float] = []
+    for place in wanted:
+        found.append(max(place, found[-1] + gap) if found else place)
+    for i in reversed(range(len(found))):
+        limit = end if i == len(found) - 1 else found[i + 1] - gap
+        found[i] = min(found[i], limit)
+    return found

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from probing.files import whole_file
 
@@ -71,11 +72,27 @@ def plain(axes: Axes, title: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def legend_above(axes: Axes, columns: int = 3) -> None:
+    """The legend between title and axes, where it hides no curve. Call it after `plain`."""
+    entries = len(axes.get_legend_handles_labels()[0])
+    if not entries:
+        return
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2,
+        columnspacing=1.2, handlelength=2.4,
+    )  # fmt: skip
+    rows = -(-entries // columns)
+    axes.set_title(
+        axes.get_title(loc="left"), fontsize=TITLE, loc="left", pad=6 + (TICK + 5.5) * rows
+    )
+
+
 def panel_letters(panels: Iterable[Axes]) -> None:
-    """(a), (b), … before the title of each panel, in bold."""
+    """(a), (b), … before the title of each panel, in bold; the title stays where it is."""
     for letter, axes in zip("abcdefgh", panels, strict=False):
         title = axes.get_title(loc="left")
-        axes.set_title(f"$\\bf{{({letter})}}$ {title}", fontsize=TITLE, loc="left")
+        text = next(t for t in axes.findobj(Text) if t.get_text() == title and t.axes is axes)
+        text.set_text(f"$\\bf{{({letter})}}$ {title}")
 
 
 def wrapped(title: str, inches: float) -> str:

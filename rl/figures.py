@@ -7,7 +7,6 @@ Runs of one method are averaged over seeds, over the steps that all of its seeds
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +29,7 @@ from probing.style import (
     wrapped,
 )
 from rl.direct_labels import Label, label_ends, label_points, text_width
-from rl.intervals import hierarchical_bootstrap, over_seeds, share
+from rl.intervals import Curve, averaged, hierarchical_bootstrap, share, smoothed
 from rl.runs import INITIAL, PHRASES, Evaluation, Point, Run, group, table
 
 if TYPE_CHECKING:
@@ -68,16 +67,6 @@ MOST_SINGLE = 3  # runs; with more, the single heads hide the rest
 Look = tuple[str, object, str]
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A value by step: mean over seeds, and the ends of its band (equal to it for one seed)."""
-
-    steps: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
 def all_figures(
     runs: Sequence[Run],
     evaluations: Sequence[Evaluation] = (),
@@ -92,21 +81,6 @@ def all_figures(
         "phrases": phrases(runs, smooth),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
-
-
-def smoothed(values: pd.Series, width: int) -> pd.Series:
-    """Centred moving mean over `width` steps; at the ends over the steps that there are."""
-    return values if width <= 1 else values.rolling(width, center=True, min_periods=1).mean()
-
-
-def averaged(columns: Sequence[pd.Series]) -> Curve:
-    """Mean over seeds with its band (see `over_seeds`), over the steps that all seeds have."""
-    joined = pd.concat([column.dropna() for column in columns], axis=1, join="inner").sort_index()
-    figures = [over_seeds(row) for row in joined.to_numpy(dtype=float)]
-    mean, low, high = (
-        np.array([getattr(figure, name) for figure in figures]) for name in ("value", "low", "high")
-    )
-    return Curve(joined.index.to_numpy(), mean, low, high)
 
 
 @styled
@@ -403,7 +377,7 @@ def draw_correlation(axes: Axes, runs: Sequence[Run]) -> None:
         axes.lines[-1].set_label(f"{method}, {_count_seeds({method: len(seeds)})}")
     lowest = min(float(np.min(line.get_ydata())) for line in axes.lines)
     axes.set(xlabel="training step", ylabel="Pearson of head scores with step 0")
-    axes.set_ylim(min(0.0, lowest), 1.05)
+    axes.set_ylim(min(0.8, lowest - 0.05), 1.02)
     axes.axhline(0.85, color=GREY, ls=":", lw=1.2, label="0.85 (the paper: above)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="lower left")

@@ -16,8 +16,8 @@ from matplotlib.text import Annotation, Text
 
 from probing.errors import DataError
 from rl.direct_labels import label_ends, label_points, spread_out
-from rl.figures import LOOKS, all_figures, averaged, smoothed, stability, training
-from rl.intervals import over_seeds
+from rl.figures import LOOKS, all_figures, stability, training
+from rl.intervals import averaged, over_seeds, smoothed
 from rl.runs import find_runs, group, read_evaluations, read_points, read_run, table
 
 ROOT = Path(__file__).parent.parent

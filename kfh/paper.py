@@ -170,7 +170,7 @@ def draw_interventions(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks], fontsize=SMALL)
     for place, (_, name) in enumerate(ARMS.items()):
         axes.text(place, -0.1, name, transform=axes.get_xaxis_transform(), ha="center", va="top")
-    axes.set_xlabel("steps removed", labelpad=26)
+    axes.set_xlabel("number of steps", labelpad=26)
     counts = sorted({int(row["traces"]) for row in rows})
     traces = "–".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     axes.set_ylabel(f"accuracy, {traces} traces")
@@ -220,7 +220,7 @@ def _over_checkpoints(pairs: Sequence[dict[str, Any]], axes: Axes) -> None:
         y = pair["pearson"]
         low, high = (pair[f"pearson_{end}"] for end in ("low", "high"))
         ends = None if low is None else [[max(0.0, y - low)], [max(0.0, high - y)]]
-        axes.errorbar(x, y, yerr=ends, color=BLUE, marker="o", ms=5, capsize=3)
+        axes.errorbar(x, y, yerr=ends, color=BLUE, marker="o", ms=4, capsize=3)
         if pair["ceiling"] is not None:
             label = "ceiling (reliability)" if x == 0 else None
             axes.plot([x - 0.3, x + 0.3], [pair["ceiling"]] * 2, color=GREY, ls=":", label=label)

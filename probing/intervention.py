@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
+from probing.causetrace import CauseTrace
 from probing.errors import ConfigError
 from probing.outcomes import Outcome
 from probing.tokens import ANSWERS
@@ -23,33 +24,27 @@ if TYPE_CHECKING:
     from probing.headset import HeadSet
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedTrace:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PreparedTrace(CauseTrace):
     """A trace as token ids, with what the interventions need to know of it.
 
-    `ids[:context]` is prompt and reasoning, `ids[context:answer]` the end marker,
-    `ids[answer:]` the correct answer up to its last counted token.
+    `ids[:context]` is prompt and reasoning, `ids[context:behind]` the end marker,
+    `ids[behind:]` the correct answer up to its last counted token. The model answers from
+    `ids[:answer]`: `answer` is `behind`, but where the box alone is asked for it is the place
+    behind the opened box.
     """
 
-    id: str
     group: str  # its problem
-    ids: Int[np.ndarray, "token"]
     prompt_tokens: int
-    context: int
-    answer: int  # the model answers from ids[:answer]
-    counted: Bool[np.ndarray, "token"]  # answer tokens whose log-probability is summed
-    spans: Int[np.ndarray, "step 2"]  # half open, in tokens of the context; may be empty spans
+    behind: int
+    answer: int
     scores: Float[np.ndarray, "step"]  # by the head set, nothing changed; not a number: no token
     labels: tuple[str | None, ...]  # of the steps: essential, redundant, None
     own_correct: bool = True  # the answer that follows is correct, so its log-probability counts
 
-    def __len__(self) -> int:
-        """Number of tokens."""
-        return len(self.ids)
 
-
-# judge(trace, ids): whether the ids generated behind the end marker (the end token may be the
-# last of them) give the right answer.
+# judge(trace, ids): whether the ids generated behind `ids[:answer]` (the end token may be the last
+# of them) give the right answer.
 Judge = Callable[[PreparedTrace, Sequence[int]], bool]
 
 

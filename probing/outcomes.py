@@ -136,5 +136,3 @@ class OutcomeStore:
                 f"{self.path} holds outcomes made with {before}; now asked for {asked}. "
                 "Choose another --out, or begin anew with --no-resume."
             )
-
-

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -115,9 +115,56 @@ def scaled_weights(
     return scaled / scaled.sum(-1, keepdim=True)
 
 
+class EditedRows(NamedTuple):
+    """Where in one trace of a batch an edit acts, in one layer."""
+
+    trace: int  # its place in the batch
+    at: Int[Tensor, "row"]  # among the queries
+    columns: Bool[Tensor, "key"]
+
+
+def edited_rows(
+    call: AttentionCall, queries: Bool[Tensor, "batch query"], columns: Bool[Tensor, "batch token"]
+) -> Iterator[EditedRows]:
+    """The places of a layer's call; a layer with a window holds the last of the keys only."""
+    if queries.shape[1] != call.query.shape[2]:
+        raise RuntimeError(
+            f"the edit is for {queries.shape[1]} tokens, {call.query.shape[2]} went in"
+        )
+    seen = columns[:, -call.key.shape[2] :]
+    for trace, row in enumerate(queries):
+        at = row.nonzero()[:, 0]
+        if len(at):
+            yield EditedRows(trace, at, seen[trace])
+
+
+def weighted_values(
+    call: AttentionCall,
+    value: Float[Tensor, "batch kv key dim"],
+    heads: list[int],
+    place: EditedRows,
+    workspace: Workspace,
+    *,
+    keep: Bool[Tensor, "key"] | None = None,
+    shift: Float[Tensor, "key"] | None = None,
+) -> Float[Tensor, "head row dim"]:
+    """Σ_n a_{m→n} v_n of some heads, over the columns kept, or with scores shifted; float32."""
+    rows = Rows(call, heads, workspace)
+    group = call.query.shape[1] // value.shape[1]
+    values = value[place.trace, torch.tensor(heads, device=value.device) // group].float()
+    out = values.new_empty((len(heads), len(place.at), values.shape[-1]))
+    for chunk in rows.chunks(place.trace, place.at, int(place.at[-1]), shift):
+        weights = chunk.probs[:, :, 0]
+        length = weights.shape[-1]
+        if keep is not None:
+            weights = weights * keep[:length]
+        out[chunk.kv, chunk.rows] = weights @ values[chunk.kv, :length]
+    return out
+
+
 @dataclass(frozen=True, eq=False)
 class EditPass:
-    """One edit in one forward pass, or several under the same places.
+    """One edit in one forward pass.
 
     `queries` (batch, query) are the edited ones of the tokens that go in, `columns` (batch, token)
     the edited of all tokens so far, those in the cache first. Both are None for edits everywhere.
@@ -139,12 +186,14 @@ class EditPass:
         if self.edit.where == ALL:
             output[:, :, heads] = 0 if means is None else means.to(output.dtype)
             return output
-        for trace, at, columns in self._places(call):
-            new = self._rows(call, value, heads, trace, at, columns)
+        if self.queries is None or self.columns is None:
+            raise RuntimeError("an edit from the answer to steps needs to know both")
+        for place in edited_rows(call, self.queries, self.columns):
+            new = self._new(call, value, heads, place)
             if means is not None:
                 new += means[:, None]
-            places = at[:, None], torch.tensor(heads, device=output.device)
-            output[trace].index_put_(places, new.transpose(0, 1).to(output.dtype))
+            to = place.at[:, None], torch.tensor(heads, device=output.device)
+            output[place.trace].index_put_(to, new.transpose(0, 1).to(output.dtype))
         return output
 
     def _means(
@@ -155,44 +204,15 @@ class EditPass:
         found = torch.stack([self.edit.means[layer, head] for head in heads])
         return found.to(like.device, torch.float32)
 
-    def _places(self, call: AttentionCall) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Trace, edited queries, edited columns; a layer with a window may hold fewer keys."""
-        if self.queries is None or self.columns is None:
-            raise RuntimeError("an edit from the answer to steps needs to know both")
-        if self.queries.shape[1] != call.query.shape[2]:
-            raise RuntimeError(
-                f"the edit is for {self.queries.shape[1]} tokens, {call.query.shape[2]} went in"
-            )
-        columns = self.columns[:, -call.key.shape[2] :]
-        for trace, row in enumerate(self.queries):
-            at = row.nonzero()[:, 0]
-            if len(at):
-                yield trace, at, columns[trace]
-
-    def _rows(
-        self,
-        call: AttentionCall,
-        value: Tensor,
-        heads: list[int],
-        trace: int,
-        at: Int[Tensor, "row"],
-        columns: Bool[Tensor, "key"],
+    def _new(
+        self, call: AttentionCall, value: Tensor, heads: list[int], place: EditedRows
     ) -> Float[Tensor, "head row dim"]:
         """z of the edited heads and rows; where parts are replaced, without the part."""
-        rows = Rows(call, heads, self.workspace)
-        group = call.query.shape[1] // value.shape[1]
-        values = value[trace, torch.tensor(heads, device=value.device) // group].float()
-        scale = self.edit.kind == "scale"
+        if self.edit.kind != "scale":
+            return weighted_values(call, value, heads, place, self.workspace, keep=~place.columns)
         factor = math.log(self.edit.factor) if self.edit.factor else -math.inf
-        shift = torch.where(columns, factor, 0.0) if scale else None
-        out = values.new_empty((len(heads), len(at), values.shape[-1]))
-        for chunk in rows.chunks(trace, at, int(at[-1]), shift):
-            weights = chunk.probs[:, :, 0]
-            length = weights.shape[-1]
-            if not scale:
-                weights = weights * ~columns[:length]
-            out[chunk.kv, chunk.rows] = weights @ values[chunk.kv, :length]
-        return out
+        shift = torch.where(place.columns, factor, 0.0)
+        return weighted_values(call, value, heads, place, self.workspace, shift=shift)
 
 
 class HeadEdits(InFront):

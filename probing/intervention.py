@@ -36,7 +36,6 @@ class PreparedTrace(CauseTrace):
 
     group: str  # its problem
     prompt_tokens: int
-    behind: int
     answer: int
     scores: Float[np.ndarray, "step"]  # by the head set, nothing changed; not a number: no token
     labels: tuple[str | None, ...]  # of the steps: essential, redundant, None

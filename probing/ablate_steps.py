@@ -1,9 +1,9 @@
 """Intervention on steps: remove some, and let the model answer again from the end marker.
 
 Arms, for each number k of steps: `high`, the k with the highest score by the head set; `low`, the k
-with the lowest; and the controls `random`, k drawn evenly, `matched`, k of which none is high, drawn
-so that they have about as many tokens as the high ones, and `recent`, the last k. In `none` nothing
-is removed. It is token ids that are taken out; no text is tokenised again.
+with the lowest; and the controls `random`, k drawn evenly, `matched`, k of which none is high and
+that have about as many tokens as the high ones, and `recent`, the last k. In `none` nothing is
+removed. It is token ids that are taken out; no text is tokenised again.
 """
 
 from __future__ import annotations

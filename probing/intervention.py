@@ -101,6 +101,7 @@ class Setup:
     tokenizer: Any
     heads: HeadSet
     traces: Sequence[PreparedTrace]  # those still to be done
+    reference: Sequence[PreparedTrace]  # all of them, done or not: what means are taken over
     config: InterventionConfig
     judge: Judge
     ends: frozenset[int] = frozenset()  # the tokens that end an answer

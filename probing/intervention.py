@@ -36,7 +36,6 @@ class PreparedTrace(CauseTrace):
 
     group: str  # its problem
     prompt_tokens: int
-    behind: int
     answer: int
     scores: Float[np.ndarray, "step"]  # by the head set, nothing changed; not a number: no token
     labels: tuple[str | None, ...]  # of the steps: essential, redundant, None
@@ -102,6 +101,7 @@ class Setup:
     tokenizer: Any
     heads: HeadSet
     traces: Sequence[PreparedTrace]  # those still to be done
+    reference: Sequence[PreparedTrace]  # all of them, done or not: what means are taken over
     config: InterventionConfig
     judge: Judge
     ends: frozenset[int] = frozenset()  # the tokens that end an answer

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,8 @@ from probing.errors import ModelError
 from probing.headedits import HeadEdit, HeadEdits
 from probing.intervention import PreparedTrace
 
+# Called with the real tokens that go in and the edited columns, before a pass under it.
+Observe = Callable[[Tensor, Tensor | None], AbstractContextManager[None]]
 Spans = Sequence[Int[np.ndarray, "span 2"]]  # of each trace: half open, in tokens of its context
 
 
@@ -73,7 +75,7 @@ def every_step(traces: Sequence[PreparedTrace]) -> Spans:
     return [trace.spans for trace in traces]
 
 
-class Answering:
+class EditedAnswers:
     """Runs answers over their contexts.
 
     Args:
@@ -95,14 +97,15 @@ class Answering:
         self,
         traces: Sequence[PreparedTrace],
         edit: HeadEdit | None = None,
-        under: AbstractContextManager[Any] | None = None,
+        *,
+        observe: Observe | None = None,
     ) -> Reading:
         """The contexts of a batch, under an edit at all positions or none.
 
         Args:
             traces: with equally many tokens between context and answer (`batches`).
             edit: at all positions.
-            under: stands for the edit where it is given (an observer).
+            observe: stands for the edit where it is given.
 
         Raises:
             ModelError: a layer keeps no plain keys and values.
@@ -117,7 +120,8 @@ class Answering:
             mask[row, width - trace.context :] = 1
         cache = DynamicCache(config=self.model.config)
         mask = mask.to(self.device)
-        with under or self.edits.under(edit):
+        manager = observe(mask.bool(), None) if observe else self.edits.under(edit)
+        with manager:
             self._forward(ids.to(self.device), mask, cache, **self._last)
         for number, layer in enumerate(cache.layers):
             if not isinstance(layer, DynamicLayer):
@@ -135,7 +139,7 @@ class Answering:
         *,
         spans: Spans | None = None,
         tails: Sequence[Int[np.ndarray, "token"]] | None = None,
-        observe: Any = None,
+        observe: Observe | None = None,
     ) -> list[Float[np.ndarray, "token"]]:
         """log p of each token behind the first of Q, for each trace.
 
@@ -144,7 +148,7 @@ class Answering:
             edit: what is done to the heads.
             spans: the edited columns; default all steps.
             tails: what stands behind the context; default the trace's own.
-            observe: stands for the edit: called with queries and columns, gives a context manager.
+            observe: stands for the edit where it is given.
 
         Returns:
             For each trace the log-probabilities of tail[1:].

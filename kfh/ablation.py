@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # part → module and function that give its outcomes (`probing.intervention.Part`)
 PARTS = {
     "steps": ("probing.ablate_steps", "ablate_steps"),
+    "heads": ("probing.ablate_heads", "ablate_heads"),
+    "steering": ("probing.steering", "steer"),
 }
 RESULT = "ablation.json"
 OUTCOMES = "outcomes.jsonl"

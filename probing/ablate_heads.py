@@ -31,7 +31,7 @@ from probing.copies import (
     source_shares,
     value_runs,
 )
-from probing.edited import EditedAnswers, Reading, batches
+from probing.edited import EditedAnswers, Reading, Spans, batches
 from probing.errors import ModelError
 from probing.headedits import ALL, HeadEdit, HeadEdits
 from probing.headmeans import Means, head_means
@@ -114,7 +114,7 @@ class HeadWork:
             if altered is not None:
                 altered = self.answers.read(altered.traces, arm.edit)
             self.setup.advance(sum(trace.context for trace in batch.traces))
-        found = self._answers(reading, arm.edit)
+        found = self.answer(reading, arm.edit)
         sources = [
             self._sources(reading, row, batch.runs[row], arm.edit)
             for row in range(len(batch.traces))
@@ -131,13 +131,15 @@ class HeadWork:
                     found[row]["extra"]["follow"] = next(followed)
         return found, sources
 
-    def _answers(self, reading: Reading, edit: HeadEdit | None) -> list[dict[str, Any]]:
-        """Log-probability of the correct answer, and the verdict on the greedy one."""
+    def answer(
+        self, reading: Reading, edit: HeadEdit | None, spans: Spans | None = None
+    ) -> list[dict[str, Any]]:
+        """Log-probability of the correct answer, and the verdict on the greedy one, by trace."""
         limit = self.setup.config.max_answer_tokens
-        chances = self.answers.log_probabilities(reading, edit)
+        chances = self.answers.log_probabilities(reading, edit, spans=spans)
         decoded: list[list[int]] | list[None] = [None] * len(reading.traces)
         if limit:
-            decoded = self.answers.greedy(reading, edit, max_tokens=limit)
+            decoded = self.answers.greedy(reading, edit, spans=spans, max_tokens=limit)
         self.setup.advance(sum(map(len, chances)) + sum(len(ids or ()) for ids in decoded))
         found: list[dict[str, Any]] = []
         for trace, of, ids in zip(reading.traces, chances, decoded, strict=True):

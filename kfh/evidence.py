@@ -33,7 +33,7 @@ def plot_runs(
         list[Path],
         typer.Argument(
             metavar="DIR...",
-            help="Folder that kfh probe wrote; or folders of kfh train, or that hold such folders.",
+            help="Folder of kfh probe or kfh ablate; or folders of kfh train, or that hold such.",
         ),
     ],
     metric: Annotated[str, typer.Option(help="Of a probe: sra, balanced or gating.")] = "sra",
@@ -43,7 +43,7 @@ def plot_runs(
         Path | None, typer.Option(help="Folder for the figures; default: the one DIR, or figures.")
     ] = None,
 ) -> None:
-    """Draw a probe: heatmaps, per-layer profile, ensembles; or training runs, together."""
+    """Draw a probe, an ablation, or training runs together."""
     from kfh.plots import run_plot
 
     run_plot(folders, metric, smooth, formats, out)

@@ -8,12 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kfh.console import console, plain_table, progress_bar, talk
+from kfh.console import console, progress_bar
 from probing.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
 
     from probing.claims import Verdict
     from probing.headset import HeadSet
@@ -246,6 +245,7 @@ def report(job: Job, store: OutcomeStore, judge: AnswerJudge) -> None:
     Raises:
         DataError: there is no outcome at all.
     """
+    from kfh.ablation_tables import print_result
     from probing.claims import verdicts
     from probing.effects import differences, summarise
 
@@ -255,6 +255,11 @@ def report(job: Job, store: OutcomeStore, judge: AnswerJudge) -> None:
     if not outcomes:
         raise DataError(f"{job.source.path}: no outcome: every trace was left out")
     counted = counts(job, parts, store, judge)
+    if "steps" in parts:
+        short = counted["parts"]["steps"]["too_few_steps"].values()
+        if min(short) == counted["parts"]["steps"]["traces"]:
+            least = min(job.config.remove)
+            raise DataError(f"{job.source.path}: no trace has more than {least} steps to remove")
     table = summarise(outcomes, job.config.seed)
     against = differences(outcomes, job.config.seed)
     found = list(verdicts(against))
@@ -301,72 +306,3 @@ def write_result(
         "verdicts": [verdict.to_json() for verdict in found],
     }
     write_json(job.out / RESULT, content)
-
-
-def print_result(
-    table: pd.DataFrame, against: pd.DataFrame, found: Sequence[Verdict], counted: dict[str, Any]
-) -> None:
-    """Tables by part, what was left out, and a line for every claim."""
-    for part in table["part"].unique():
-        console.print(part_table(part, table, against, counted))
-    for verdict in found:
-        console.print(verdict_line(verdict), highlight=False)
-    for reason, number in counted["left_out"].items():
-        talk.print(f"[yellow]left out {number} traces:[/yellow] {reason}")
-    short = counted["parts"].get("steps", {}).get("too_few_steps", {})
-    for k, number in short.items():
-        if number:
-            talk.print(f"[yellow]{number} traces have at most {k} steps:[/yellow] none for k = {k}")
-    if counted["verifier_faults"]:
-        talk.print(f"[yellow]the verifier failed on answers:[/yellow] {counted['verifier_faults']}")
-    console.print(f"held out from the choice of heads: {counted['held_out']}")
-
-
-def part_table(
-    part: str, table: pd.DataFrame, against: pd.DataFrame, counted: dict[str, Any]
-) -> Table:
-    """A row an arm, mode and dose: measures with intervals, and the difference to random."""
-    own = table[table["part"] == part]
-    extras = [m for m in own["measure"].unique() if m not in ("accuracy", "logprob")]
-    shown = plain_table(
-        f"{part}: {counted['parts'][part]['traces']} traces; − random: paired difference",
-        "arm",
-        "dose",
-        "n",
-        "accuracy [dim]95 %[/dim]",
-        "− random",
-        "logprob [dim]95 %[/dim]",
-        "− random",
-        *extras,
-    )
-    for key, cells in own.groupby(["arm", "mode", "dose"], sort=False):
-        arm, mode, dose = key
-        paired = against[(against[["arm", "mode", "dose"]] == list(key)).all(axis=1)]
-        paired = paired[(paired["part"] == part) & (paired["against"] == "random")]
-        row = [f"{arm} {mode}".strip(), f"{dose:g}", str(cells["traces"].max())]
-        for measure, form in (("accuracy", ".3f"), ("logprob", ".2f")):
-            row += [interval(cells, measure, form), interval(paired, measure, f"+{form}")]
-        row += [interval(cells, measure, ".2f", short=True) for measure in extras]
-        shown.add_row(*row)
-    return shown
-
-
-def interval(rows: pd.DataFrame, measure: str, form: str, short: bool = False) -> str:
-    """A measure with its interval; a dash where it does not exist."""
-    of = rows[rows["measure"] == measure]
-    if of.empty:
-        return "–"
-    one = of.iloc[0]
-    value = f"{one['value']:{form}}"
-    return value if short else f"{value} [dim]{one['low']:{form}} {one['high']:{form}}[/dim]"
-
-
-def verdict_line(verdict: Verdict) -> str:
-    """A claim, yes or no by dose, with the differences and their intervals."""
-    doses = []
-    for dose in verdict.doses:
-        said = "[green]yes[/green]" if dose["holds"] else "[yellow]no[/yellow]"
-        low, high = dose["low"], dose["high"]
-        doses.append(f"{dose['dose']:g}: {said} {dose['value']:+.3f} ({low:+.3f} to {high:+.3f})")
-    mode = f" [{verdict.mode}]" if verdict.mode else ""
-    return f"{verdict.text}{mode}? {'; '.join(doses)}"

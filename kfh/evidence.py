@@ -33,7 +33,7 @@ def plot_runs(
         list[Path],
         typer.Argument(
             metavar="DIR...",
-            help="Folder that kfh probe wrote; or folders of kfh train, or that hold such folders.",
+            help="Folder of kfh probe or kfh ablate; or folders of kfh train, or that hold such.",
         ),
     ],
     metric: Annotated[str, typer.Option(help="Of a probe: sra, balanced or gating.")] = "sra",
@@ -43,7 +43,7 @@ def plot_runs(
         Path | None, typer.Option(help="Folder for the figures; default: the one DIR, or figures.")
     ] = None,
 ) -> None:
-    """Draw a probe: heatmaps, per-layer profile, ensembles; or training runs, together."""
+    """Draw a probe, an ablation, or training runs together."""
     from kfh.plots import run_plot
 
     run_plot(folders, metric, smooth, formats, out)
@@ -60,6 +60,13 @@ def ablate(
     traces: Annotated[Path | None, typer.Option(help="Trace file (JSONL, .gz too).")] = None,
     parts: Annotated[str, typer.Option(help="Of steps; comma between.")] = "steps",
     remove: Annotated[str, typer.Option(help="Steps: how many to remove.")] = "1,2,3",
+    modes: Annotated[
+        str,
+        typer.Option(help="Heads: zero or mean, then /all positions or /answer-to-steps."),
+    ] = "zero/all,mean/all,zero/answer-to-steps",
+    factors: Annotated[
+        str, typer.Option(help="Steering: factors on the attention to a step.")
+    ] = "0,0.25,0.5,1,2,4",
     draws: Annotated[int, typer.Option(help="Random draws of each control.")] = 5,
     answer: Annotated[
         str,
@@ -94,7 +101,7 @@ def ablate(
     seed: Annotated[int, typer.Option(help="Of random draws and bootstrap.")] = 0,
 ) -> None:
     """Remove steps or change heads, let the model answer again, and say what that costs."""
-    from kfh.ablation import numbers, run_ablate
+    from kfh.ablation import numbers, run_ablate, words
 
     run_ablate(
         model=model,
@@ -110,6 +117,8 @@ def ablate(
         trust_remote_code=trust_remote_code,
         config={
             "remove": numbers(remove, "--remove"),
+            "modes": words(modes),
+            "factors": numbers(factors, "--factors", float),
             "draws": draws,
             "answer": answer,
             "answer_limit": answer_limit,

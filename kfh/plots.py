@@ -1,4 +1,4 @@
-"""`kfh plot`: figures of a probe, or of training runs together."""
+"""`kfh plot`: figures of a probe, of interventions, or of training runs together."""
 
 from __future__ import annotations
 
@@ -36,13 +36,16 @@ def run_plot(
         raise ConfigError(f"unknown formats {formats!r}; choose of {', '.join(FORMATS)}")
     if smooth < 1:
         raise ConfigError(f"--smooth is a number of steps, at least 1, not {smooth}")
-    probes = [folder for folder in folders if is_probe(folder)]
-    if probes and len(folders) > 1:
+    alone = [folder for folder in folders if is_probe(folder) or is_ablation(folder)]
+    if alone and len(folders) > 1:
         raise ConfigError(
-            f"{probes[0]} holds a probe: it is drawn alone; give it by itself, and training runs "
-            "by themselves"
+            f"{alone[0]} holds a probe or an ablation: it is drawn alone; give it by itself, and "
+            "training runs by themselves"
         )
-    drawn = probe_figures(folders[0], metric) if probes else training_figures(folders, smooth)
+    if alone and is_ablation(alone[0]):
+        drawn = ablation_figures(alone[0])
+    else:
+        drawn = probe_figures(folders[0], metric) if alone else training_figures(folders, smooth)
     place = out or (folders[0] if len(folders) == 1 else folders[0].parent / "figures")
     for name, figure in drawn.items():
         for kind in kinds:
@@ -56,6 +59,18 @@ def probe_figures(folder: Path, metric: str) -> dict[str, Figure]:
     from probing.figures import RunFigures
 
     return RunFigures.load(folder).all(metric)
+
+
+def is_ablation(folder: Path) -> bool:
+    """Whether `kfh ablate` wrote its result there."""
+    return (folder / "ablation.json").is_file()
+
+
+def ablation_figures(folder: Path) -> dict[str, Figure]:
+    """Every figure of an ablation by its file name."""
+    from probing.intervention_figures import InterventionFigures
+
+    return InterventionFigures.load(folder).all()
 
 
 def training_figures(folders: Sequence[Path], smooth: int) -> dict[str, Figure]:

@@ -7,6 +7,7 @@ over the counted answer tokens), and what the part put into `extra`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -65,14 +66,20 @@ def group_interval(
     sums = np.bincount(groups, values, minlength=count)
     sizes = np.bincount(groups, minlength=count).astype(float)
     mean = float(values.mean())
-    rng = np.random.default_rng([seed, count])
-    weights = rng.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
+    weights = _resampled(count, seed)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile((weights @ sums) / (weights @ sizes), [tail, 1 - tail])
     if share and np.ptp(values) == 0:
         reach = 1 - tail ** (1 / count)
         low, high = low - reach, high + reach
     return mean, float(low), float(high)
+
+
+@lru_cache(maxsize=16)
+def _resampled(count: int, seed: int) -> Float[np.ndarray, "resample group"]:
+    """How often each group is drawn in each resample; the same for every measure."""
+    rng = np.random.default_rng([seed, count])
+    return rng.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.float64)
 
 
 def _figure(frame: pd.DataFrame, measure: str, column: str, seed: int, bounded: bool) -> dict:

@@ -75,6 +75,7 @@ class Job:
     parts: tuple[str, ...]
     out: Path
     only: str
+    limit: int | None
 
 
 def run_ablate(
@@ -125,7 +126,7 @@ def run_ablate(
     choice = choose_traces(file, head_set, only, limit)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     loaded = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    job = Job(model, head_set, file, choice, settings, chosen, out, only)
+    job = Job(model, head_set, file, choice, settings, chosen, out, only, limit)
     store, judge = carry_out(job, loaded, tokenizer, resume)
     report(job, store, judge)
 
@@ -176,6 +177,8 @@ def stored_settings(job: Job, model: Any) -> dict[str, Any]:
         "rule": job.source.rule,
         "heads": [list(pair) for pair in job.heads.pairs],
         "heads_answer": job.heads.answer,
+        "only": job.only,  # both decide what means of heads are taken over
+        "limit": job.limit,
         **job.config.to_json(),
     }
 
@@ -299,7 +302,6 @@ def write_result(
     content = {
         HEADER: file_header("ablation", settings=store.settings),
         "head_set": {"heads": store.settings["heads"], "model": asdict(job.heads.model)},
-        "only": job.only,
         "counts": counted,
         "summary": table.to_dict("records"),
         "differences": against.to_dict("records"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from probing.headset import HeadSet
     from probing.intervened import Choice
     from probing.intervention import InterventionConfig, Part, PreparedTrace
-    from probing.outcomes import OutcomeStore
+    from probing.outcomes import Outcome, OutcomeStore
     from probing.prepare import TraceSource
     from rl.answers import AnswerJudge
 
@@ -266,9 +266,27 @@ def report(job: Job, store: OutcomeStore, judge: AnswerJudge) -> None:
     table = summarise(outcomes, job.config.seed)
     against = differences(outcomes, job.config.seed)
     found = list(verdicts(against))
-    write_result(job, store, counted, table, against, found)
-    print_result(table, against, found, counted)
+    correlations = dose_response(outcomes, job.config.seed)
+    write_result(job, store, counted, table, against, found, correlations)
+    print_result(table, against, found, correlations, counted)
     console.print(f"→ {job.out}: {RESULT}, {OUTCOMES}; kfh plot {job.out} draws them")
+
+
+def dose_response(outcomes: Sequence[Outcome], seed: int) -> dict[str, dict[str, Any]]:
+    """Steering: the mean rank correlation of factor and `follow`, by arm, with intervals."""
+    import numpy as np
+
+    from probing.effects import group_interval
+    from probing.steering import dose_correlations
+
+    groups = {one.trace: one.group for one in outcomes}
+    found = {}
+    for arm, by_trace in dose_correlations(outcomes).items():
+        numbers = np.unique([groups[trace] for trace in by_trace], return_inverse=True)[1]
+        values = np.array(list(by_trace.values()))
+        value, low, high = group_interval(values, numbers, seed=seed)
+        found[arm] = {"value": value, "low": low, "high": high, "traces": len(values)}
+    return found
 
 
 def counts(
@@ -295,6 +313,7 @@ def write_result(
     table: pd.DataFrame,
     against: pd.DataFrame,
     found: Sequence[Verdict],
+    correlations: dict[str, dict[str, Any]],
 ) -> None:
     """Write `ablation.json`: settings, counts, summary, differences, verdicts."""
     from probing.files import HEADER, file_header, write_json
@@ -306,5 +325,6 @@ def write_result(
         "summary": table.to_dict("records"),
         "differences": against.to_dict("records"),
         "verdicts": [verdict.to_json() for verdict in found],
+        "dose_correlations": correlations,
     }
     write_json(job.out / RESULT, content)

@@ -426,7 +426,7 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         ({"config": {"remove": (0,)}}, ConfigError, "at least 1"),
         ({"config": {"draws": 0}}, ConfigError, "draws must be"),
         ({"config": {"answer": "some"}}, ConfigError, "unknown answer"),
-        ({"traces": wrong}, DataError, "no trace is left .* 1 wrong answer"),
+        ({"traces": wrong}, DataError, "no trace is left .*1 wrong answer"),
         ({"heads": "deepseek-r1-distill-qwen-1.5b"}, ModelError, "does not fit"),
         ({"traces": short, "config": {"remove": (99,)}}, DataError, "more than 99 steps"),
     ):

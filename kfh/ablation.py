@@ -165,8 +165,10 @@ def stored_settings(job: Job, model: Any) -> dict[str, Any]:
     from probing.files import file_hash
     from probing.models import ModelCard, weights_fingerprint
 
+    card = asdict(ModelCard.of(job.model, model.config))
+    del card["id"]  # a folder may move; the weights decide
     return {
-        "model": asdict(ModelCard.of(job.model, model.config)),
+        "model": card,
         "weights": weights_fingerprint(model),
         "dtype": str(next(model.parameters()).dtype),
         "traces": file_hash(job.source.path),

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 FILE = "ablation.json"
 PURPLE = "#CC79A7"
 BARS = {  # arm → colour, hatch, name
+    "chosen": (ORANGE, "", "the head set"),
     "high": (ORANGE, "", "highest scores"),
     "matched": (PURPLE, "xx", "random, as many tokens"),
     "random": (GREY, "..", "random"),
     "recent": (GREEN, "\\\\", "most recent"),
     "low": (BLUE, "//", "lowest scores"),
-    "chosen": (ORANGE, "", "the head set"),
 }
 LINES = {
     "chosen": (ORANGE, "-", "o", "head set, to the step"),

@@ -25,7 +25,7 @@ from probing.intervention import PreparedTrace
 from probing.lens import open_bridge
 from probing.passes import Head
 
-Hook = tuple[str, Callable[..., Tensor]]
+Hook = tuple[str, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +78,14 @@ class LensAnswers:
         hooks = [] if edit is None or edit.idle else edit_hooks(edit, queries, columns)
         fired: set[str] = set()
 
-        def watched(name: str, hook: Callable[..., Tensor]) -> Hook:
-            def call(value: Tensor, hook_point: Any = None, **options: Any) -> Tensor:
-                fired.add(name)
-                return hook(value)
+        def watched(name: str, act: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+            def call(value: Tensor, hook: Any) -> Tensor:
+                fired.add(name)  # the hook itself may go by another name
+                return act(value)
 
-            return name, lambda value, hook: call(value)
+            return call
 
-        watching = [watched(name, hook) for name, hook in hooks]
+        watching = [(name, watched(name, act)) for name, act in hooks]
         out: Tensor = self.bridge.run_with_hooks(ids, fwd_hooks=watching, return_type="logits")
         if missing := {name for name, _ in hooks} - fired:
             raise ModelError(f"TransformerLens fired no {', '.join(sorted(missing))}")
@@ -177,7 +177,7 @@ class LensAnswers:
         queries: Tensor,
         columns: Tensor,
     ) -> dict[int, Tensor]:
-        """hook_z of some layers; the edit is of one layer at a time, so that none moves the next."""
+        """hook_z of some layers, each with the edit of this layer alone."""
         found: dict[int, Tensor] = {}
         for layer in layers:
             hooks: list[Any] = []
@@ -266,10 +266,7 @@ def _set_pattern(
         pattern = pattern.clone()
         old = pattern[:, heads]
         keys = columns[:, None, None, :]
-        if factor is None:
-            new = old.masked_fill(keys, 0)
-        else:
-            new = scaled_weights(old, keys, factor)
+        new = old.masked_fill(keys, 0) if factor is None else scaled_weights(old, keys, factor)
         pattern[:, heads] = torch.where(queries[:, None, :, None], new, old)
         return pattern
 

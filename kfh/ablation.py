@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from probing.headset import HeadSet
     from probing.intervened import Choice
     from probing.intervention import InterventionConfig, Part, PreparedTrace
-    from probing.outcomes import OutcomeStore
+    from probing.outcomes import Outcome, OutcomeStore
     from probing.prepare import TraceSource
     from rl.answers import AnswerJudge
 
@@ -75,6 +75,7 @@ class Job:
     parts: tuple[str, ...]
     out: Path
     only: str
+    limit: int | None
 
 
 def run_ablate(
@@ -125,7 +126,7 @@ def run_ablate(
     choice = choose_traces(file, head_set, only, limit)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     loaded = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    job = Job(model, head_set, file, choice, settings, chosen, out, only)
+    job = Job(model, head_set, file, choice, settings, chosen, out, only, limit)
     store, judge = carry_out(job, loaded, tokenizer, resume)
     report(job, store, judge)
 
@@ -164,8 +165,10 @@ def stored_settings(job: Job, model: Any) -> dict[str, Any]:
     from probing.files import file_hash
     from probing.models import ModelCard, weights_fingerprint
 
+    card = asdict(ModelCard.of(job.model, model.config))
+    del card["id"]  # a folder may move; the weights decide
     return {
-        "model": asdict(ModelCard.of(job.model, model.config)),
+        "model": card,
         "weights": weights_fingerprint(model),
         "dtype": str(next(model.parameters()).dtype),
         "traces": file_hash(job.source.path),
@@ -176,6 +179,8 @@ def stored_settings(job: Job, model: Any) -> dict[str, Any]:
         "rule": job.source.rule,
         "heads": [list(pair) for pair in job.heads.pairs],
         "heads_answer": job.heads.answer,
+        "only": job.only,  # both decide what means of heads are taken over
+        "limit": job.limit,
         **job.config.to_json(),
     }
 
@@ -263,9 +268,27 @@ def report(job: Job, store: OutcomeStore, judge: AnswerJudge) -> None:
     table = summarise(outcomes, job.config.seed)
     against = differences(outcomes, job.config.seed)
     found = list(verdicts(against))
-    write_result(job, store, counted, table, against, found)
-    print_result(table, against, found, counted)
+    correlations = dose_response(outcomes, job.config.seed)
+    write_result(job, store, counted, table, against, found, correlations)
+    print_result(table, against, found, correlations, counted)
     console.print(f"→ {job.out}: {RESULT}, {OUTCOMES}; kfh plot {job.out} draws them")
+
+
+def dose_response(outcomes: Sequence[Outcome], seed: int) -> dict[str, dict[str, Any]]:
+    """Steering: the mean rank correlation of factor and `follow`, by arm, with intervals."""
+    import numpy as np
+
+    from probing.effects import group_interval
+    from probing.steering import dose_correlations
+
+    groups = {one.trace: one.group for one in outcomes}
+    found = {}
+    for arm, by_trace in dose_correlations(outcomes).items():
+        numbers = np.unique([groups[trace] for trace in by_trace], return_inverse=True)[1]
+        values = np.array(list(by_trace.values()))
+        value, low, high = group_interval(values, numbers, seed=seed)
+        found[arm] = {"value": value, "low": low, "high": high, "traces": len(values)}
+    return found
 
 
 def counts(
@@ -292,6 +315,7 @@ def write_result(
     table: pd.DataFrame,
     against: pd.DataFrame,
     found: Sequence[Verdict],
+    correlations: dict[str, dict[str, Any]],
 ) -> None:
     """Write `ablation.json`: settings, counts, summary, differences, verdicts."""
     from probing.files import HEADER, file_header, write_json
@@ -299,10 +323,10 @@ def write_result(
     content = {
         HEADER: file_header("ablation", settings=store.settings),
         "head_set": {"heads": store.settings["heads"], "model": asdict(job.heads.model)},
-        "only": job.only,
         "counts": counted,
         "summary": table.to_dict("records"),
         "differences": against.to_dict("records"),
         "verdicts": [verdict.to_json() for verdict in found],
+        "dose_correlations": correlations,
     }
     write_json(job.out / RESULT, content)

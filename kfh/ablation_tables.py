@@ -13,25 +13,39 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-FORMS = {"accuracy": ".3f", "logprob": ".2f"}
-UNITS = {"accuracy": "accuracy of the new answer", "logprob": "log-probability, nats"}
+FORMS = {"accuracy": ".3f", "logprob": ".2f", "follow": ".2f", "source_kept": ".3f"}
+UNITS = {
+    "accuracy": "accuracy of the new answer",
+    "logprob": "log-probability of the correct answer, nats",
+    "follow": "how far the answer follows an altered step, nats",
+    "source_kept": "share of values copied from the same step as before",
+}
 DOSES = {"steps": "k", "heads": "heads", "steering": "factor"}
 
 
 def print_result(
-    table: pd.DataFrame, against: pd.DataFrame, found: Sequence[Verdict], counted: dict[str, Any]
+    table: pd.DataFrame,
+    against: pd.DataFrame,
+    found: Sequence[Verdict],
+    correlations: dict[str, dict[str, Any]],
+    counted: dict[str, Any],
 ) -> None:
     """Tables by part, a line for every claim, and what was left out."""
     for part in table["part"].unique():
         own, pairs = (frame[frame["part"] == part] for frame in (table, against))
         traces = counted["parts"][part]["traces"]
-        for measure in MEASURES:
+        for measure in MEASURES[part]:
             if measure in set(own["measure"]):
                 console.print(measure_table(part, traces, measure, own, pairs))
-        console.print(extras_table(part, own))
+        if set(own["measure"]) - set(MEASURES[part]):
+            console.print(extras_table(part, own))
         for verdict in found:
             if verdict.question.part == part:
                 console.print(verdict_line(verdict), highlight=False, soft_wrap=True)
+        if part == "steering":
+            for arm, row in correlations.items():
+                said = interval([row], ".3f")
+                console.print(f"rank correlation of factor and follow, {arm}: {said}")
         console.print()
     print_counts(counted)
 
@@ -60,12 +74,11 @@ def measure_table(
     """A row an arm, mode and dose: the measure, and its paired differences."""
     form = FORMS[measure]
     shown = plain_table(
-        f"{part}, {traces} traces: {UNITS[measure]}; paired differences to nothing changed, "
-        "to random",
+        f"{part}, {traces} traces: {UNITS[measure]}\n− paired difference",
         "arm",
         DOSES[part],
         "n",
-        f"{measure} [dim]95 %[/dim]",
+        f"{measure.replace('_', ' ')} [dim]95 %[/dim]",
         "− nothing",
         "− random",
     )
@@ -85,7 +98,7 @@ def measure_table(
 
 def extras_table(part: str, own: pd.DataFrame) -> Table:
     """The means of what else was measured, a row an arm, mode and dose."""
-    extras = own[~own["measure"].isin(MEASURES)]
+    extras = own[~own["measure"].isin(MEASURES[part])]
     names = list(dict.fromkeys(extras["measure"]))
     titles = [name.replace("_", " ") for name in names]
     shown = plain_table(f"{part}: what else was measured, means", "arm", DOSES[part], *titles)
@@ -115,4 +128,5 @@ def verdict_line(verdict: Verdict) -> str:
         name = f"{DOSES[verdict.question.part]} {dose['dose']:g}"
         doses.append(f"{name}: {said}, {dose['value']:{form}} ({low} to {high})")
     mode = f" ({verdict.mode})" if verdict.mode else ""
-    return f"{verdict.text}{mode}? {'; '.join(doses)}"
+    text = verdict.text.replace("_", " ")
+    return f"{text}{mode}? {'; '.join(doses)}"

@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from probing.outcomes import NONE, RANDOM, Outcome
 
 MATCHED = "matched"
-CONTROLS = (RANDOM, MATCHED)
+OTHER_STEP = "other-step"  # steering: the head set, to another step
+CONTROLS = (RANDOM, MATCHED, OTHER_STEP)
 KEYS = ["part", "arm", "mode", "dose"]
-MEASURES = ("accuracy", "logprob")  # those that every part has
 RESAMPLES = 4000
 LEVEL = 0.95
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from probing.claims import MEASURES
 from probing.errors import DataError
 from probing.figures import BLUE, GREEN, GREY, ORANGE, plain
 from probing.outcomes import NONE
@@ -24,17 +25,23 @@ if TYPE_CHECKING:
 FILE = "ablation.json"
 PURPLE = "#CC79A7"
 BARS = {  # arm → colour, hatch, name
+    "chosen": (ORANGE, "", "the head set"),
     "high": (ORANGE, "", "highest scores"),
     "matched": (PURPLE, "xx", "random, as many tokens"),
     "random": (GREY, "..", "random"),
     "recent": (GREEN, "\\\\", "most recent"),
     "low": (BLUE, "//", "lowest scores"),
-    "chosen": (ORANGE, "", "the head set"),
 }
-LINES = {"chosen": (ORANGE, "-", "o"), "random": (GREY, "--", "s")}
+LINES = {
+    "chosen": (ORANGE, "-", "o", "head set, to the step"),
+    "random": (GREY, "--", "s", "random heads, to the step"),
+    "other-step": (BLUE, ":", "^", "head set, to another step"),
+}
 AXES = {
     "accuracy": "accuracy of the new answer",
     "logprob": "log-probability of the\ncorrect answer (nats)",
+    "source_kept": "values copied from the\nsame step as before (share)",
+    "follow": "how far the answer follows\nan altered step (nats)",
 }
 
 
@@ -68,22 +75,23 @@ class InterventionFigures:
 
     def steps(self) -> Figure:
         """Bars by number of steps removed and by arm; the line is the answer to the whole trace."""
-        return self._bars("steps", ["dose"], "steps removed", "Answers with steps removed")
+        return self._bars("steps", "dose", "steps removed", "Answers with steps removed")
 
     def heads(self) -> Figure:
         """Bars by way of ablation: the head set against random heads of its layers."""
-        return self._bars("heads", ["mode"], "", "Answers with heads ablated")
+        return self._bars("heads", "mode", "", "Answers with heads ablated")
 
     def steering(self) -> Figure:
         """Dose and response: the factor on attention to a step, and what the answer makes of it."""
-        figure = Figure(figsize=(8.4, 3.6))
         own = self.summary[self.summary["part"] == "steering"]
-        for axes, measure in zip(figure.subplots(1, 2), AXES, strict=True):
+        figure, panels = self._panels("steering")
+        for measure, axes in panels.items():
             of = own[own["measure"] == measure]
-            for (arm, mode), rows in of[of["arm"] != NONE].groupby(["arm", "mode"], sort=False):
-                colour, dash, marker = LINES[arm]
-                rows = rows.sort_values("dose")
-                name = f"{BARS[arm][2]}{f', {mode}' if mode else ''}"
+            none = of[of["arm"] == NONE]
+            for arm in (arm for arm in LINES if arm in set(of["arm"])):
+                colour, dash, marker, name = LINES[arm]
+                # At the factor 1 nothing is changed, whatever the arm.
+                rows = pd.concat([of[of["arm"] == arm], none]).sort_values("dose")
                 axes.plot(
                     rows["dose"], rows["value"], color=colour, ls=dash, marker=marker, ms=4,
                     label=name,
@@ -100,17 +108,28 @@ class InterventionFigures:
             plain(axes)
         return self._finish(figure, "steering", "Answers under steered attention")
 
-    def _bars(self, part: str, by: list[str], xlabel: str, title: str) -> Figure:
+    def _panels(self, part: str) -> tuple[Figure, dict[str, Axes]]:
+        """A panel a measure that the part has, at most two in a row."""
+        there = set(self.summary[self.summary["part"] == part]["measure"])
+        measures = [measure for measure in MEASURES[part] if measure in there]
+        rows = -(-len(measures) // 2)
+        figure = Figure(figsize=(8.4, 0.6 + 3.0 * rows))
+        axes = figure.subplots(rows, 2, squeeze=False).flatten()
+        for spare in axes[len(measures) :]:
+            spare.set_axis_off()
+        return figure, dict(zip(measures, axes, strict=False))
+
+    def _bars(self, part: str, by: str, xlabel: str, title: str) -> Figure:
         own = self.summary[self.summary["part"] == part]
         changed = own[own["arm"] != NONE]
-        groups = list(dict.fromkeys(changed[by[0]]))
+        groups = list(dict.fromkeys(changed[by]))
         arms = [arm for arm in BARS if arm in set(changed["arm"])]
         width = 0.84 / len(arms)
-        figure = Figure(figsize=(8.4, 3.6))
-        for axes, measure in zip(figure.subplots(1, 2), AXES, strict=True):
+        figure, panels = self._panels(part)
+        for measure, axes in panels.items():
             of = own[own["measure"] == measure]
             for place, arm in enumerate(arms):
-                rows = of[of["arm"] == arm].set_index(by[0]).reindex(groups)
+                rows = of[of["arm"] == arm].set_index(by).reindex(groups)
                 where = np.arange(len(groups)) + (place - (len(arms) - 1) / 2) * width
                 reach = np.abs(rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy())
                 colour, hatch, name = BARS[arm]
@@ -119,10 +138,10 @@ class InterventionFigures:
                     edgecolor="white", lw=0, error_kw={"lw": 1}, label=name,
                 )  # fmt: skip
             self._none_line(axes, of)
-            names = [f"{group:g}" if by == ["dose"] else str(group) for group in groups]
+            names = [f"{g:g}" if by == "dose" else g.replace("/", "\n") for g in groups]
             axes.set_xticks(range(len(groups)), names)
             axes.set(xlabel=xlabel, ylabel=AXES[measure])
-            if measure == "accuracy":
+            if measure in ("accuracy", "source_kept"):
                 axes.set_ylim(0, 1.04)
             plain(axes)
         return self._finish(figure, part, title)
@@ -145,7 +164,7 @@ class InterventionFigures:
             fontsize=10, x=0.01, ha="left",
         )  # fmt: skip
         handles, names = figure.axes[0].get_legend_handles_labels()
-        figure.tight_layout(rect=(0, 0.08, 1, 1))
+        figure.tight_layout(rect=(0, 0.28 / figure.get_figheight(), 1, 1))
         figure.legend(
             handles, names, loc="lower center", ncols=len(names), fontsize=8, frameon=False
         )

@@ -14,7 +14,7 @@ import torch
 from families import tiny
 from helpers import byte_tokenizer, model_folder, trace_line, write_lines
 
-from kfh.ablation import run_ablate
+from kfh.ablation import dose_response, run_ablate
 from kfh.plots import run_plot
 from probing.ablate_steps import ablate_steps, removals
 from probing.answering import Answerer, without
@@ -25,6 +25,7 @@ from probing.files import data_path
 from probing.headset import HeadFigures, HeadSet
 from probing.intervened import choose_traces, prepare_interventions, source_of
 from probing.intervention import InterventionConfig, PreparedTrace, Setup
+from probing.intervention_figures import InterventionFigures
 from probing.models import ModelCard, load_tokenizer
 from probing.outcomes import Outcome, OutcomeStore
 from probing.ranking import RankedTrace
@@ -231,6 +232,52 @@ def test_verdicts_need_the_whole_interval() -> None:
     assert lowered.doses[0]["value"] < 0 and not lowered.holds
 
 
+def test_heads_and_steering_are_claimed_and_drawn_from_their_own_measures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    outcomes = []
+    for t in range(30):
+        base = {"group": f"g{t}", "tokens": 3, "trace": f"t{t}", "logprob": -1.0, "correct": True}
+        noise = 0.1 * rng.normal()
+        kept = {"follow": 2.0 + noise, "source_kept": 1.0, "overlap": 0.0}
+        for mode in ("zero/all", "mean/all"):
+            for arm, down in (("chosen", 1.5), ("random", 0.2)):
+                extra = {"follow": kept["follow"] - down, "source_kept": 1 - down / 2}
+                outcomes.append(Outcome("heads", arm, mode, 1, 0, extra=extra, **base))
+        outcomes.append(Outcome("heads", "none", "", 0, 0, extra=kept, **base))
+        outcomes.append(Outcome("steering", "none", "", 1, 0, extra=kept, **base))
+        for factor in (0.0, 0.5, 2.0):
+            for arm, slope in (("chosen", 1.0), ("random", 0.1), ("other-step", -1.0)):
+                extra = {"follow": kept["follow"] + slope * (factor - 1) + 0.01 * rng.normal()}
+                outcomes.append(Outcome("steering", arm, "scale", factor, 0, extra=extra, **base))
+    table, against = summarise(outcomes), differences(outcomes)
+    said = {(v.text, v.measure): v for v in verdicts(against)}
+    assert said["ablating the chosen heads lowers follow", "follow"].holds
+    assert said["… more than random heads of the same layers", "source_kept"].holds
+    assert not said["ablating the chosen heads lowers logprob", "logprob"].holds
+    down = said["attention turned down lowers follow", "follow"]
+    up = said["attention turned up raises follow", "follow"]
+    assert [d["dose"] for d in down.doses] == [0, 0.5] and [d["dose"] for d in up.doses] == [2]
+    assert down.holds and up.holds and said["… more than to another step", "follow"].holds
+    correlations = dose_response(outcomes, 0)
+    assert correlations["chosen"]["value"] == pytest.approx(1)
+    assert correlations["other-step"]["value"] == pytest.approx(-1)
+    parts = {part: {"traces": 30} for part in ("heads", "steering")}
+    run = {
+        "summary": table.to_dict("records"),
+        "head_set": {"heads": [[2, 3]], "model": {"id": "m"}},
+        "counts": {"parts": parts},
+    }
+    (tmp_path / "ablation.json").write_text(json.dumps(run), encoding="utf-8")
+    figures = InterventionFigures.load(tmp_path).all()
+    assert set(figures) == {"ablation-heads", "ablation-steering"}
+    panels = [axes for axes in figures["ablation-heads"].axes if axes.patches]
+    assert len(panels) == 4
+    heights = [bar.get_height() for bar in panels[2].patches if bar.get_width() < 1]
+    assert heights == pytest.approx([0.25, 0.25, 0.9, 0.9])
+    line = next(li for li in figures["ablation-steering"].axes[0].lines if len(li.get_xdata()) == 4)
+    assert line.get_xdata().tolist() == [0, 0.5, 1, 2]
+
+
 def test_the_store_keeps_whole_lines_of_the_same_settings(tmp_path: Path) -> None:
     path = tmp_path / "outcomes.jsonl"
     store = OutcomeStore(path, {"k": [1, 2]})
@@ -426,7 +473,7 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         ({"config": {"remove": (0,)}}, ConfigError, "at least 1"),
         ({"config": {"draws": 0}}, ConfigError, "draws must be"),
         ({"config": {"answer": "some"}}, ConfigError, "unknown answer"),
-        ({"traces": wrong}, DataError, "no trace is left .* 1 wrong answer"),
+        ({"traces": wrong}, DataError, "no trace is left .*1 wrong answer"),
         ({"heads": "deepseek-r1-distill-qwen-1.5b"}, ModelError, "does not fit"),
         ({"traces": short, "config": {"remove": (99,)}}, DataError, "more than 99 steps"),
     ):

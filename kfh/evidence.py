@@ -66,7 +66,7 @@ def ablate(
     ] = "zero/all,mean/all,zero/answer-to-steps",
     factors: Annotated[
         str, typer.Option(help="Steering: factors on the attention to a step.")
-    ] = "0,0.25,0.5,1,2,4",
+    ] = "0,0.001,0.01,0.1,0.5,1,2,8",
     backend: Annotated[
         str, typer.Option(help="What edits heads: transformers or transformer-lens (slow).")
     ] = "transformers",

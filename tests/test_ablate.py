@@ -275,7 +275,8 @@ def test_heads_and_steering_are_claimed_and_drawn_from_their_own_measures(tmp_pa
     heights = [bar.get_height() for bar in panels[2].patches if bar.get_width() < 1]
     assert heights == pytest.approx([0.25, 0.25, 0.9, 0.9])
     line = next(li for li in figures["ablation-steering"].axes[0].lines if len(li.get_xdata()) == 4)
-    assert line.get_xdata().tolist() == [0, 0.5, 1, 2]
+    assert list(line.get_xdata()) == [0, 1, 2, 3]
+    assert np.allclose(line.get_ydata(), [1, 1.5, 2, 3], atol=0.1), "the factor 1 is no change"
 
 
 def test_the_store_keeps_whole_lines_of_the_same_settings(tmp_path: Path) -> None:

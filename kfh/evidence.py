@@ -129,7 +129,7 @@ def ablate(
         str | None, typer.Option(help="Head file of `kfh probe`, or a shipped head set.")
     ] = None,
     traces: Annotated[Path | None, typer.Option(help="Trace file (JSONL, .gz too).")] = None,
-    parts: Annotated[str, typer.Option(help="Of steps; comma between.")] = "steps",
+    parts: Annotated[str, typer.Option(help="Of steps, heads, steering; comma between.")] = "steps",
     remove: Annotated[str, typer.Option(help="Steps: how many to remove.")] = "1,2,3",
     modes: Annotated[
         str,
@@ -137,7 +137,7 @@ def ablate(
     ] = "zero/all,mean/all,zero/answer-to-steps",
     factors: Annotated[
         str, typer.Option(help="Steering: factors on the attention to a step.")
-    ] = "0,0.25,0.5,1,2,4",
+    ] = "0,0.001,0.01,0.1,0.5,1,2,8",
     backend: Annotated[
         str, typer.Option(help="What edits heads: transformers or transformer-lens (slow).")
     ] = "transformers",

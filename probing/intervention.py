@@ -68,7 +68,7 @@ class InterventionConfig:
     remove: tuple[int, ...] = (1, 2, 3)
     draws: int = 5
     modes: tuple[str, ...] = ("zero/all", "mean/all", "zero/answer-to-steps")
-    factors: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+    factors: tuple[float, ...] = (0.0, 0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 8.0)
     answer: str = "all"
     answer_limit: int = 0
     max_answer_tokens: int = 64

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, tiny
+from families import tiny
 from torch import Tensor
 
 from probing.attention import AttentionCapture
@@ -69,7 +69,7 @@ def output_of(layer) -> torch.nn.Linear:
     return attention.dense if hasattr(attention, "dense") else attention.o_proj
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-multi-query", "qwen2-window", "gemma2", "phi3"])
+@pytest.mark.parametrize("family", ["llama-multi-query", "qwen2-window", "gemma2"])
 def test_silenced_heads_are_heads_without_output_weights(family: str) -> None:
     """Zero: columns of o_proj set to zero. Mean: the mean's projection added as a bias."""
     model, trace = tiny(family), TRACES[0]
@@ -95,8 +95,8 @@ def test_silenced_heads_are_heads_without_output_weights(family: str) -> None:
     assert (mean - zero).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("factor", [0.0, 0.25, 4.0])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen2-window", "gemma2"])
+@pytest.mark.parametrize("factor", [0.0, 4.0])
+@pytest.mark.parametrize("family", ["llama", "qwen2-window", "gemma2"])
 def test_scale_is_ln_factor_added_to_the_scores(
     family: str, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +128,9 @@ def test_scale_is_ln_factor_added_to_the_scores(
     assert (found - plain).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["llama-multi-query", "qwen2-window", "gemma2", "gemma3", "gpt_neox"]
+)
 def test_cache_batch_and_decoding_are_the_whole_sequence(family: str) -> None:
     """Left-padded contexts, kept and forked, against single passes without a cache."""
     model = tiny(family)
@@ -138,14 +140,14 @@ def test_cache_batch_and_decoding_are_the_whole_sequence(family: str) -> None:
         for edit in EDITS:
             reading = answers.read(TRACES, edit) if edit and edit.where == ALL else plain
             chances = answers.log_probabilities(reading, edit)
-            decoded = answers.greedy(reading, edit, max_tokens=3)
+            decoded = answers.greedy(reading, edit, max_tokens=2)
             for row, trace in enumerate(TRACES):
                 logits = whole(model, edits, trace, trace.ids, edit).log_softmax(-1)
                 targets = torch.from_numpy(trace.ids[1:])[:, None]
                 expected = logits[:-1].gather(-1, targets)[trace.context :, 0]
                 np.testing.assert_allclose(chances[row], expected, atol=2e-4)
                 ids = trace.ids[: trace.answer].tolist()
-                while len(ids) < trace.answer + 3 and ids[-1] != 2:
+                while len(ids) < trace.answer + 2 and ids[-1] != 2:
                     ids.append(int(whole(model, edits, trace, ids, edit)[-1].argmax()))
                 assert decoded[row] == ids[trace.answer :]
 
@@ -181,7 +183,7 @@ def test_means_are_of_the_tokens_they_say(family: str) -> None:
         torch.testing.assert_close(means[2, 3], torch.cat(parts).mean(0), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral-window", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gpt_neox"])
 def test_transformer_lens_agrees(family: str) -> None:
     from probing.lens_edits import LensAnswers
 
@@ -314,22 +316,23 @@ def test_errors() -> None:
         HeadEdit.of_mode("zero", HEADS)
     model = tiny("llama")
     queries = torch.ones((1, 4), dtype=torch.bool)
+    answer, missing = HeadEdit("zero", HEADS, ANSWER), HeadEdit("zero", ((4, 0),))
     with HeadEdits(model) as edits:
-        with (
-            pytest.raises(ModelError, match="no head 4.0"),
-            edits.under(HeadEdit("zero", ((4, 0),))),
-        ):
+        with pytest.raises(ModelError, match=r"no head 4\.0"), edits.under(missing):
             pass
-        answer = HeadEdit("zero", HEADS, ANSWER)
         with pytest.raises(ValueError, match="needs queries"), edits.under(answer):
             pass
-        with pytest.raises(ValueError, match="among the edited columns"):
-            with edits.under(answer, queries, queries):
-                pass
-        with pytest.raises(RuntimeError, match="4 tokens, 5 went in"):
-            with edits.under(answer, queries, ~queries):
-                model(torch.zeros((1, 5), dtype=torch.long))
-    with pytest.raises(RuntimeError, match="within a `with` block"), edits.under(answer):
+        with (
+            pytest.raises(ValueError, match="among the edited columns"),
+            edits.under(answer, queries, queries),
+        ):
+            pass
+        with (
+            pytest.raises(RuntimeError, match="4 tokens, 5 went in"),
+            edits.under(answer, queries, ~queries),
+        ):
+            model(torch.zeros((1, 5), dtype=torch.long))
+    with pytest.raises(RuntimeError, match="within a `with` block"), edits.under(None):
         pass
 
 

@@ -39,7 +39,8 @@ def draw_trace(out: Path) -> None:
     Args:
         out: folder of a finished probe; `trace.png` is written there.
     """
-    from probing.figures import save_figure, step_strip
+    from probing.strips import step_strip
+    from probing.style import save_figure
     from probing.viewer.source import FinishedProbe
 
     probe = FinishedProbe.load(out)

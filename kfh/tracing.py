@@ -101,17 +101,18 @@ def draw_strip(
     out: Path | None,
 ) -> None:
     """Draw one trace's steps by the mean of the heads; without an id the one of most steps."""
-    from kfh.plots import figure_formats
+    from kfh.plots import checked_formats
     from probing.errors import ConfigError
-    from probing.figures import save_figure, step_strip
+    from probing.strips import step_strip
+    from probing.style import save_figure
     from probing.viewer.source import FinishedProbe
 
-    kinds = figure_formats(formats)
+    kinds = checked_formats(formats)
     if len(ids) > 1:
         raise ConfigError("a figure shows one trace: give one --ids, or --html for a page of many")
     paths = [out] if out else [folder / f"trace.{kind}" for kind in kinds]
     if out:
-        figure_formats(out.suffix[1:])
+        checked_formats(out.suffix[1:])
     probe = FinishedProbe.load(folder, traces)
     trace: Any = max(probe.traces(ids or None), key=lambda item: (len(item.steps), item.id))
     chosen = heads or tuple(probe.head_set.pairs)

@@ -143,12 +143,7 @@ def prepare_traces(source: TraceSource, report: SourceReport | None = None) -> I
         DataError: a bad line (without `skip_bad`), or no trace that can be ranked.
     """
     report = report if report is not None else SourceReport()
-    labels = source.label_file()
-    for trace in source.traces(report.reading):
-        if source.keep == "correct" and trace.correct is False:
-            report.left_out["wrong answer"] += 1
-            continue
-        ready = labels.apply(trace) if labels else trace
+    for ready in cut_traces(source, report):
         found = {step.label for step in ready.steps}
         if not {"essential", "redundant"} <= found:
             reason = "no steps" if not ready.steps else "labels of one kind only, or none"
@@ -163,3 +158,19 @@ def prepare_traces(source: TraceSource, report: SourceReport | None = None) -> I
             f"{source.path}: no trace can be ranked ({reasons}). Ranking needs correct traces "
             "whose steps are labelled essential and redundant; see --keep and --labels."
         )
+
+
+def cut_traces(source: TraceSource, report: SourceReport) -> Iterator[Trace]:
+    """Stream the traces of a source with their final steps and labels, labelled or not.
+
+    Wrong answers (`keep="correct"`) are left out and counted.
+
+    Raises:
+        DataError: a bad line (without `skip_bad`).
+    """
+    labels = source.label_file()
+    for trace in source.traces(report.reading):
+        if source.keep == "correct" and trace.correct is False:
+            report.left_out["wrong answer"] += 1
+            continue
+        yield labels.apply(trace) if labels else trace

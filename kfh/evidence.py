@@ -58,7 +58,7 @@ def ablate(
         str | None, typer.Option(help="Head file of `kfh probe`, or a shipped head set.")
     ] = None,
     traces: Annotated[Path | None, typer.Option(help="Trace file (JSONL, .gz too).")] = None,
-    parts: Annotated[str, typer.Option(help="Of steps; comma between.")] = "steps",
+    parts: Annotated[str, typer.Option(help="Of steps, heads, steering; comma between.")] = "steps",
     remove: Annotated[str, typer.Option(help="Steps: how many to remove.")] = "1,2,3",
     modes: Annotated[
         str,

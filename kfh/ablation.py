@@ -30,7 +30,7 @@ PARTS = {
 }
 RESULT = "ablation.json"
 OUTCOMES = "outcomes.jsonl"
-SHIPPED = "pocket"  # the head set of the embedded model
+SHIPPED = "pocket-3"  # the three heads of the embedded model: what one leaves, another does
 
 
 def numbers(text: str, option: str, kind: Callable[[str], Any] = int) -> tuple[Any, ...]:

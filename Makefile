@@ -48,7 +48,9 @@ wheel-check: wheel  ## the wheel, alone in a folder, finds the data that it carr
 	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -c "import pathlib, probing, probing.headset as h, probing.files as f; \
 	  assert pathlib.Path(probing.__file__).is_relative_to(pathlib.Path.cwd()), probing.__file__; \
 	  assert probing.segment('Wait, so. ' * 20) and h.shipped_head_sets(); \
-	  f.data_path('prompts', 'judge.txt'); print('the wheel works')"
+	  f.data_path('prompts', 'judge.txt'); \
+	  import kfh; t = pathlib.Path(kfh.__file__).parent / 'templates'; \
+	  assert len(list(t.glob('report.*.j2'))) == 2, t; print('the wheel works')"
 
 clean:
 	rm -rf $(VENV) dist build runs

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kfh.evidence import plot
+from kfh.evidence import plot, report
 
 app = typer.Typer(
     help="Key-Focus Heads: find the attention heads that look back at the reasoning steps that "
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 
 app.add_typer(plot, name="plot")
+app.command()(report)
 
 SkipBad = Annotated[bool, typer.Option(help="Leave bad lines out (counted) instead of stopping.")]
 ThinkEnd = Annotated[str, typer.Option(help="The text that ends the reasoning.")]

@@ -47,3 +47,21 @@ def plot_runs(
     from kfh.plots import run_plot
 
     run_plot(folders, metric, smooth, formats, out)
+
+
+def report(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Folder that holds results: of kfh probe, train, eval, …"
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page (.html); default: report.html in DIR.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Its title.")] = None,
+) -> None:
+    """Report what was run and found, with its caveats: one HTML page, and Markdown beside it."""
+    from kfh.report import run_report
+
+    run_report(folder, out, title)

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kfh-ready
 
-.PHONY: env demo pocket test lint format bench wheel wheel-check clean
+.PHONY: env demo pocket test notebooks notebooks-write lint format bench wheel wheel-check clean
 
 env: $(STAMP)
 
@@ -22,6 +22,12 @@ demo: env  ## the whole way on the embedded model
 
 test: env  ## all tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+notebooks: env  ## run every notebook from the start; its outputs must be those committed
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/run_notebooks.py
+
+notebooks-write: env  ## the same, and write the outputs
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/run_notebooks.py --write
 
 lint: env  ## lint, format, types
 	$(BIN)/ruff check .

@@ -6,6 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kfh.report_evidence import (
+    ABLATION,
+    SAMPLE_SIZE,
+    STABILITY,
+    finder,
+    read_ablation,
+    read_sample_size,
+    read_stability,
+)
 from kfh.report_parts import Place, Section
 from kfh.report_probe import find_probes, read_probe
 from kfh.report_runs import (
@@ -30,6 +39,9 @@ class Kind:
 # In the order of the report.
 KINDS = [
     Kind("probe", find_probes, read_probe),
+    Kind("sample size", finder(SAMPLE_SIZE), read_sample_size),
+    Kind("stability", finder(STABILITY), read_stability),
+    Kind("interventions", finder(ABLATION), read_ablation),
     Kind("training", find_runs, read_runs),
     Kind("comparison", find_comparisons, read_comparison),
     Kind("evaluation", find_evaluations, read_evaluation),

@@ -1,4 +1,4 @@
-"""Execute the notebooks: `python tests/notebooks.py [--write] [NAME …]` (make notebooks).
+"""Execute the notebooks: `python tests/run_notebooks.py [--write] [NAME …]` (make notebooks).
 
 Each is run from the start in a temporary folder that sees the data and results of this tree.
 Without --write its outputs are held against the committed ones: a cell that prints must have
@@ -67,7 +67,9 @@ def differences(ours: Any, theirs: Any) -> list[str]:
         elif "varies" not in mine.metadata.get("tags", []):
             for one, two in zip(mine.outputs, other.outputs, strict=True):
                 if not same_text(text_of(one), text_of(two)):
-                    found.append(f"cell {place}: was {text_of(one)!r:.300}, is {text_of(two)!r:.300}")
+                    found.append(
+                        f"cell {place}: was {text_of(one)!r:.300}, is {text_of(two)!r:.300}"
+                    )
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kfh.evidence import plot, report
+from kfh.evidence import plot, report, sample_size, stability
 
 app = typer.Typer(
     help="Key-Focus Heads: find the attention heads that look back at the reasoning steps that "
@@ -20,6 +20,8 @@ app = typer.Typer(
 
 app.add_typer(plot, name="plot")
 app.command()(report)
+app.command()(stability)
+app.command(name="sample-size")(sample_size)
 
 SkipBad = Annotated[bool, typer.Option(help="Leave bad lines out (counted) instead of stopping.")]
 ThinkEnd = Annotated[str, typer.Option(help="The text that ends the reasoning.")]

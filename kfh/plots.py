@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 def run_plot(
-    folders: Sequence[Path], metric: str, smooth: int, formats: str, out: Path | None
+    folders: Sequence[Path],
+    metric: str,
+    smooth: int,
+    formats: str,
+    out: Path | None,
+    traces: Path | None = None,
+    trace: str | None = None,
 ) -> None:
     """Draw what the folders hold: see `probing.figures` and `rl.figures`.
 
@@ -26,14 +32,11 @@ def run_plot(
         DataError: a folder that holds nothing to draw, or damaged files.
     """
     from probing.errors import ConfigError
-    from probing.figures import FORMATS, save_figure
     from probing.selection import check_metric
     from rl.runs import is_probe
 
     check_metric(metric)
-    kinds = [kind.strip() for kind in formats.split(",") if kind.strip()]
-    if not kinds or set(kinds) - set(FORMATS):
-        raise ConfigError(f"unknown formats {formats!r}; choose of {', '.join(FORMATS)}")
+    kinds = checked_formats(formats)
     if smooth < 1:
         raise ConfigError(f"--smooth is a number of steps, at least 1, not {smooth}")
     probes = [folder for folder in folders if is_probe(folder)]
@@ -42,8 +45,37 @@ def run_plot(
             f"{probes[0]} holds a probe: it is drawn alone; give it by itself, and training runs "
             "by themselves"
         )
-    drawn = probe_figures(folders[0], metric) if probes else training_figures(folders, smooth)
-    place = out or (folders[0] if len(folders) == 1 else folders[0].parent / "figures")
+    if not probes and (traces or trace):
+        raise ConfigError("--traces and --trace are of a probe; there is none in these folders")
+    drawn = (
+        probe_figures(folders[0], metric, traces, trace)
+        if probes
+        else training_figures(folders, smooth)
+    )
+    save_all(
+        drawn, out or (folders[0] if len(folders) == 1 else folders[0].parent / "figures"), kinds
+    )
+
+
+def checked_formats(formats: str) -> list[str]:
+    """The formats of an option such as `png,svg`.
+
+    Raises:
+        ConfigError: none, or an unknown one.
+    """
+    from probing.errors import ConfigError
+    from probing.style import FORMATS
+
+    kinds = [kind.strip() for kind in formats.split(",") if kind.strip()]
+    if not kinds or set(kinds) - set(FORMATS):
+        raise ConfigError(f"unknown formats {formats!r}; choose of {', '.join(FORMATS)}")
+    return kinds
+
+
+def save_all(drawn: dict[str, Figure], place: Path, kinds: Sequence[str]) -> None:
+    """Write figures by their names in each format, and say where."""
+    from probing.style import save_figure
+
     for name, figure in drawn.items():
         for kind in kinds:
             path = place / f"{name}.{kind}"
@@ -51,11 +83,34 @@ def run_plot(
             console.print(f"→ {path}")
 
 
-def probe_figures(folder: Path, metric: str) -> dict[str, Figure]:
-    """Every figure of a finished probe by its file name."""
-    from probing.figures import RunFigures
+def probe_figures(
+    folder: Path, metric: str, traces: Path | None = None, trace: str | None = None
+) -> dict[str, Figure]:
+    """Every figure of a finished probe by its file name.
 
-    return RunFigures.load(folder).all(metric)
+    The strip of one trace needs the trace file and the step scores; where they have gone the
+    strip is left out, and that is said, unless a trace was asked for.
+
+    Raises:
+        DataError: no finished probe, or a trace that was asked for and cannot be drawn.
+    """
+    from probing.errors import DataError
+    from probing.figures import RunFigures
+    from probing.folder import ProbeFolder
+    from probing.stability_figures import sample_size_figure
+    from probing.strips import strip_of
+    from rl.runs import read_object
+
+    figures = RunFigures.load(folder).all(metric)
+    try:
+        figures["strip"] = strip_of(ProbeFolder.load(folder), traces, trace)
+    except DataError as error:
+        if traces or trace:
+            raise
+        talk.print(f"[yellow]no strip of a trace:[/yellow] {error}")
+    if (folder / "sample_size.json").is_file():
+        figures["sample_size"] = sample_size_figure(read_object(folder / "sample_size.json"))
+    return figures
 
 
 def training_figures(folders: Sequence[Path], smooth: int) -> dict[str, Figure]:

@@ -116,9 +116,8 @@ def _claims_table(verdicts: Sequence[Mapping[str, Any]]) -> TextTable:
 
 def read_stability(place: Place) -> Section:
     """Several probes compared: correlations beside their ceiling, shared heads, figures."""
-    from probing.stability_figures import stability_figure
-
     from kfh.stability import notes
+    from probing.stability_figures import stability_figure
 
     content = read_json(place.folder / STABILITY)
     section = Section(f"Stability of {len(content['probes'])} probes")

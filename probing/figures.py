@@ -1,12 +1,10 @@
-"""Figures of a probe, as functions that return a matplotlib figure.
+"""Figures of a probe, as functions that return a matplotlib figure, or draw on given axes.
 
-Colours come from `cividis` and the Okabe–Ito set, which readers with any colour vision can tell
-apart; lines differ in dashes too. Nothing here touches pyplot or its global state.
+The look is that of `probing.style`; one trace alone is drawn by `probing.strips`.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,68 +16,32 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from probing.errors import DataError
-from probing.files import whole_file
-from probing.traces import Trace
+from probing.folder import read_tables
+from probing.strips import step_strip as step_strip
+from probing.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    LABEL,
+    ORANGE,
+    RED,
+    TICK,
+    TITLE,
+    legend_above,
+    plain,
+    styled,
+)
+from probing.style import FORMATS as FORMATS
+from probing.style import save_figure as save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from probing.results import ProbeResult
 
-FORMATS = ("png", "svg", "pdf")
 CLASSES = (0.0, 0.60, 0.75, 0.90, 1.0)  # the paper's colour classes of SRA
 NAMES = {"sra": "SRA", "balanced": "balanced SRA", "gating": "gating accuracy"}
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 _STYLE = {"top": (BLUE, "-", "o"), "greedy": (ORANGE, "--", "s")}
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the path's ending, whole or not at all."""
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=150, bbox_inches="tight")
-
-
-def plain(axes: Axes, title: str = "") -> None:
-    """The look that all curves share: title at the left, no frame above and to the right."""
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-LABEL_LOOK = {"essential": (ORANGE, ""), "redundant": (BLUE, "//"), None: (GREY, "..")}
-MOST_STEPS = 60
-
-
-def step_strip(trace: Trace, ratios: np.ndarray, title: str = "") -> Figure:
-    """One trace, a bar a step: how far its score lies above or below the baseline.
-
-    Args:
-        trace: with its steps; the first 60 are drawn.
-        ratios: (step,) score of each step over S_base (no unit); the line at 1 is what uniform
-            attention would give.
-        title: above the figure.
-    """
-    steps = trace.steps[:MOST_STEPS]
-    figure = Figure(figsize=(8, 1.2 + 0.24 * len(steps)))
-    axes = figure.subplots()
-    shown = set()
-    for row, (step, ratio) in enumerate(zip(steps, ratios, strict=False)):
-        colour, hatch = LABEL_LOOK[step.label]
-        name = step.label or "no label"
-        label = None if name in shown else name
-        shown.add(name)
-        axes.barh(row, ratio, color=colour, hatch=hatch, edgecolor="white", lw=0, label=label)
-    texts = [" ".join(trace.response[step.start : step.end].split()) for step in steps]
-    # A dollar sign would begin a formula.
-    rows = [(text if len(text) < 56 else f"{text[:54]}…").replace("$", r"\$") for text in texts]
-    axes.set_yticks(range(len(steps)), rows, fontsize=7.5)
-    axes.invert_yaxis()
-    axes.axvline(1, color=GREY, ls=":", lw=1.4)
-    axes.set_xlabel("step score / S_base")
-    plain(axes, title)
-    axes.legend(fontsize=8, frameon=False)
-    figure.tight_layout()
-    return figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +65,7 @@ class RunFigures:
         Raises:
             DataError: a file is missing or damaged.
         """
-        try:
-            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            return cls(pd.read_parquet(folder / "sra.parquet"), run)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{folder}: no finished probe ({error}); run `kfh probe --out {folder}` first"
-            ) from error
+        return cls(*read_tables(folder))
 
     def all(self, metric: str = "sra") -> dict[str, Figure]:
         """Every figure by its file name."""
@@ -143,32 +99,42 @@ class RunFigures:
         points = self.run["curves"][config["select"]][: config["top"]]
         return [(int(layer), int(head)) for layer, head in (p["added"] for p in points)]
 
+    @styled
     def heatmap(self, metric: str = "sra") -> Figure:
         """Layer × head: the paper's colour classes on the left, continuous on the right."""
-        grid = self.grid(metric)
-        layers, heads = grid.shape
+        layers, heads = self.grid(metric).shape
         figure = Figure(figsize=(2.6 + 0.36 * max(heads, 8), 1.8 + 0.17 * max(layers, 10)))
         left, right = figure.subplots(1, 2, sharey=True)
-        colours = colormaps["cividis"](np.linspace(0.08, 1.0, len(CLASSES) - 1))
-        classes = BoundaryNorm(CLASSES, len(CLASSES) - 1)
-        bounds = {"norm": classes, "cmap": ListedColormap(colours)}
-        span = {"vmin": np.nanmin(grid), "vmax": np.nanmax(grid), "cmap": "cividis"}
-        for axes, colouring in ((left, bounds), (right, span)):
-            image = axes.imshow(grid, aspect="auto", origin="lower", **colouring)
-            bar = figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03)
-            bar.ax.tick_params(labelsize=7)
-            for layer, head in self.chosen():
-                axes.plot(head, layer, "o", mfc="none", mec="#CC3311", mew=1.4, ms=7)
-            axes.set_xlabel("head")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        left.set_ylabel("layer")
-        left.set_title("classes", fontsize=9)
-        right.set_title("continuous", fontsize=9)
-        figure.suptitle(f"{self.title(metric)}; red: the head set", fontsize=10)
+        self.draw_heatmap(left, metric)
+        self.draw_heatmap(right, metric, classes=False)
+        left.set_title("classes", fontsize=LABEL)
+        right.set(title="continuous", ylabel="")
+        figure.suptitle(f"{self.title(metric)}; red: the head set", fontsize=TITLE)
         figure.tight_layout()
         return figure
 
+    def draw_heatmap(self, axes: Axes, metric: str = "sra", classes: bool = True) -> None:
+        """Layer × head on given axes, the head set ringed; by classes, or continuous."""
+        grid = self.grid(metric)
+        if classes:
+            colours = colormaps["cividis"](np.linspace(0.08, 1.0, len(CLASSES) - 1))
+            norm = BoundaryNorm(CLASSES, len(CLASSES) - 1)
+            colouring: dict[str, Any] = {"norm": norm, "cmap": ListedColormap(colours)}
+        else:
+            ends = {"vmin": np.nanmin(grid), "vmax": np.nanmax(grid)}
+            colouring = {**ends, "cmap": "cividis"}
+        image = axes.imshow(grid, aspect="auto", origin="lower", **colouring)
+        bar = axes.figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03)
+        bar.ax.tick_params(labelsize=TICK)
+        if classes:
+            bar.set_ticks(CLASSES, labels=[f"{value:.2f}" for value in CLASSES])
+        for layer, head in self.chosen():
+            axes.plot(head, layer, "o", mfc="none", mec=RED, mew=1.4, ms=7)
+        axes.set(xlabel="head", ylabel="layer")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+    @styled
     def layers(self, metric: str = "sra") -> Figure:
         """Per-layer profile: best head, mean, and the span of all heads of the layer."""
         by_layer = self.table.groupby("layer")[metric]
@@ -184,6 +150,7 @@ class RunFigures:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return self._finish(figure, axes, self.title(metric))
 
+    @styled
     def heads(self, metric: str = "sra") -> Figure:
         """All heads from best to worst, with intervals; what the best reaches by chance."""
         table = self.table.sort_values(metric, ascending=False, kind="stable")
@@ -207,24 +174,25 @@ class RunFigures:
         axes.set(xlabel="rank of the head", ylabel=NAMES[metric])
         return self._finish(figure, axes, self.title(metric))
 
+    @styled
     def ensembles(self) -> Figure:
         """Held-out figure of ensembles of 1 … 10 heads, chosen as the top k and greedily."""
         metric = self.run["config"]["by"]
         figure = Figure(figsize=(6.4, 3.6))
         axes = figure.subplots()
+        self.draw_ensembles(axes)
+        title = self.title(metric).replace("by layer and head", "of ensembles")
+        return self._finish(figure, axes, title)
+
+    def draw_ensembles(self, axes: Axes) -> None:
+        """The curves of `ensembles` on given axes, with the best trivial scorer."""
+        metric = self.run["config"]["by"]
         for how, points in self.run["curves"].items():
             colour, dash, marker = _STYLE[how]
             curve = pd.DataFrame(points).astype({"heads": int})
             values = curve[[metric, f"{metric}_low", f"{metric}_high"]].astype(float)
-            axes.plot(
-                curve["heads"],
-                values[metric],
-                color=colour,
-                ls=dash,
-                marker=marker,
-                ms=4,
-                label=how,
-            )
+            look: dict[str, Any] = {"color": colour, "ls": dash, "marker": marker, "ms": 4}
+            axes.plot(curve["heads"], values[metric], label=how, **look)
             axes.fill_between(
                 curve["heads"], values.iloc[:, 1], values.iloc[:, 2], color=colour, alpha=0.13, lw=0
             )
@@ -232,9 +200,6 @@ class RunFigures:
         held = len(self.run["counts"]["held_out_traces"])
         axes.set(xlabel="heads in the ensemble", ylabel=f"{NAMES[metric]}, {held} held-out traces")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return self._finish(
-            figure, axes, self.title(metric).replace("by layer and head", "of ensembles")
-        )
 
     def _controls(self, axes: Axes, metric: str, note: str = "") -> None:
         """A line for the best trivial scorer, and one for chance."""
@@ -248,6 +213,6 @@ class RunFigures:
 
     def _finish(self, figure: Figure, axes: Axes, title: str) -> Figure:
         plain(axes, title)
-        axes.legend(fontsize=8, frameon=False)
+        legend_above(axes, 2)
         figure.tight_layout()
         return figure

@@ -11,10 +11,12 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
+from probing.style import SMALL
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SIZE = 7.5  # points
+SIZE = SMALL  # points
 Label = tuple[float, float, str, str]  # x, y, text, colour
 
 

@@ -1,14 +1,12 @@
 """Figures of training runs, as functions that return a matplotlib figure.
 
-Colours are the Okabe–Ito set; methods differ in dashes and markers too. Runs of one method are
-averaged over seeds, over the steps that all of its seeds have reached.
+The look is that of `probing.style`; a method keeps its colour, dash and marker in every figure.
+Runs of one method are averaged over seeds, over the steps that all of its seeds have reached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,15 +14,27 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from probing.figures import BLUE, GREEN, GREY, ORANGE, plain
+from probing.style import (
+    AMBER,
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    TITLE,
+    plain,
+    styled,
+    wrapped,
+)
 from rl.direct_labels import Label, label_ends, label_points, text_width
-from rl.intervals import hierarchical_bootstrap, over_seeds, share
+from rl.intervals import Curve, averaged, hierarchical_bootstrap, share, smoothed
 from rl.runs import INITIAL, PHRASES, Evaluation, Point, Run, group, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SKY, PURPLE, AMBER, BLACK = "#56B4E9", "#CC79A7", "#E69F00", "#000000"
 LOOKS = {
     INITIAL: (BLACK, "-", "o"),
     "attnpo": (BLUE, "-", "o"),
@@ -57,16 +67,6 @@ MOST_SINGLE = 3  # runs; with more, the single heads hide the rest
 Look = tuple[str, object, str]
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A value by step: mean over seeds, and the ends of its band (equal to it for one seed)."""
-
-    steps: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
 def all_figures(
     runs: Sequence[Run],
     evaluations: Sequence[Evaluation] = (),
@@ -83,21 +83,7 @@ def all_figures(
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def smoothed(values: pd.Series, width: int) -> pd.Series:
-    """Centred moving mean over `width` steps; at the ends over the steps that there are."""
-    return values if width <= 1 else values.rolling(width, center=True, min_periods=1).mean()
-
-
-def averaged(columns: Sequence[pd.Series]) -> Curve:
-    """Mean over seeds with its band (see `over_seeds`), over the steps that all seeds have."""
-    joined = pd.concat([column.dropna() for column in columns], axis=1, join="inner").sort_index()
-    figures = [over_seeds(row) for row in joined.to_numpy(dtype=float)]
-    mean, low, high = (
-        np.array([getattr(figure, name) for figure in figures]) for name in ("value", "low", "high")
-    )
-    return Curve(joined.index.to_numpy(), mean, low, high)
-
-
+@styled
 def training(runs: Sequence[Run], smooth: int = 1) -> Figure | None:
     """Tokens, accuracy, reward, attenuated share, redundant steps and seconds over the steps.
 
@@ -106,12 +92,14 @@ def training(runs: Sequence[Run], smooth: int = 1) -> Figure | None:
     return _over_steps(runs, PANELS, "Training", smooth)
 
 
+@styled
 def phrases(runs: Sequence[Run], smooth: int = 1) -> Figure | None:
     """Transition phrases by kind, per 1,000 tokens, over the steps; None without data."""
     panels = {f"phrases.{kind}": f"{kind}, per 1,000 tokens" for kind in PHRASES}
     return _over_steps(runs, panels, "Transition phrases", smooth)
 
 
+@styled
 def stability(runs: Sequence[Run]) -> Figure | None:
     """SRA of the head set, and correlation of all head scores with step 0, over the steps.
 
@@ -165,6 +153,7 @@ def points_of(evaluations: Sequence[Evaluation]) -> list[Point]:
     return found
 
 
+@styled
 def tradeoff(evaluations: Sequence[Evaluation], points: Sequence[Point] = ()) -> Figure | None:
     """Accuracy against tokens with both 95 % intervals, a panel a decoding or benchmark.
 
@@ -198,7 +187,7 @@ def tradeoff(evaluations: Sequence[Evaluation], points: Sequence[Point] = ()) ->
     bars = "seeds and problems" if trained else "problems"
     note = f"\n{_count_seeds(trained)}" if trained else ""
     title = f"Accuracy against length; bars: 95 % over {bars}{note}"
-    figure.suptitle(_wrapped(title, figure), fontsize=10, x=0.02, ha="left")
+    figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize=TITLE, x=0.02, ha="left")
     figure.tight_layout()
     for axes, panel in zip(grid.flat, panels, strict=False):
         here = [point for point in drawn if point.panel == panel]
@@ -305,7 +294,7 @@ def _draw(
     for axes in grid.T.flat:  # the lowest panel of each column names the steps
         if axes in [a for a, _ in ends[-2:]]:
             axes.set_xlabel("training step")
-    figure.suptitle(_wrapped(title, figure), fontsize=10, x=0.02, ha="left")
+    figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize=TITLE, x=0.02, ha="left")
     figure.tight_layout()
     # Beside each panel: a name, the line to it, and the next panel's numbers.
     room = text_width([text for _, last in ends for _, _, text, _ in last]) + 0.32
@@ -355,12 +344,6 @@ def _seeds(methods: dict[str, list[Run]]) -> str:
     return text + (f"; cut at the step of the shortest seed: {', '.join(short)}" if short else "")
 
 
-def _wrapped(title: str, figure: Figure) -> str:
-    """The title in lines that the figure can hold; a longer one would widen the picture."""
-    letters = int(13 * figure.get_figwidth())  # of 10 points
-    return "\n".join(line for text in title.split("\n") for line in wrap(text, letters))
-
-
 def _count_seeds(counts: dict[str, int]) -> str:
     if len({*counts.values()}) == 1:
         n = next(iter(counts.values()))
@@ -374,3 +357,27 @@ def _last(run: Run) -> int:
 
 def _reached(runs: list[Run]) -> str:
     return f"{min(map(_last, runs))} of {max(map(_last, runs))}"
+
+
+def draw_correlation(axes: Axes, runs: Sequence[Run]) -> None:
+    """Pearson correlation of all head scores with step 0, on given axes, a curve a method.
+
+    Args:
+        axes: with a legend when done; no direct labels, which would need room beside it.
+        runs: those with probes of the policy.
+    """
+    methods = group(runs)
+    looks = _looks(methods)
+    for number, (method, seeds) in enumerate(methods.items()):
+        columns = [
+            pd.DataFrame(run.probe).set_index("step")["correlation"].astype(float) for run in seeds
+        ]
+        curve = averaged(columns)
+        _line(axes, curve, looks[method], number)
+        axes.lines[-1].set_label(f"{method}, {_count_seeds({method: len(seeds)})}")
+    lowest = min(float(np.min(line.get_ydata())) for line in axes.lines)
+    axes.set(xlabel="training step", ylabel="Pearson of head scores with step 0")
+    axes.set_ylim(min(0.8, lowest - 0.05), 1.02)
+    axes.axhline(0.85, color=GREY, ls=":", lw=1.2, label="0.85 (the paper: above)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="lower left")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from scipy.stats import norm, t
 
 from rl.pocket.measure import Figure
@@ -107,3 +108,28 @@ def over_seeds(values: NDArray[np.float64]) -> Figure:
         return Figure(mean, float(values.min()), float(values.max()), n)
     reach = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return Figure(mean, mean - reach, mean + reach, n)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A value by step: mean over seeds, and the ends of its band (equal to it for one seed)."""
+
+    steps: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def smoothed(values: pd.Series, width: int) -> pd.Series:
+    """Centred moving mean over `width` steps; at the ends over the steps that there are."""
+    return values if width <= 1 else values.rolling(width, center=True, min_periods=1).mean()
+
+
+def averaged(columns: Sequence[pd.Series]) -> Curve:
+    """Mean over seeds with its band (see `over_seeds`), over the steps that all seeds have."""
+    joined = pd.concat([column.dropna() for column in columns], axis=1, join="inner").sort_index()
+    figures = [over_seeds(row) for row in joined.to_numpy(dtype=float)]
+    mean, low, high = (
+        np.array([getattr(figure, name) for figure in figures]) for name in ("value", "low", "high")
+    )
+    return Curve(joined.index.to_numpy(), mean, low, high)

@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from families import tiny
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -73,3 +79,44 @@ def model_folder(path: Path, family: str = "llama") -> Path:
     tiny(family, vocab_size=len(tokenizer)).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def drawn_texts(figure: Figure) -> list[tuple[Text, Bbox]]:
+    """Every text that a figure really draws, with its box in pixels (of an annotation: its text).
+
+    What is only declared, such as ticks outside the limits, is left out.
+    """
+    drawn: list[Text] = []
+    original = Text.draw
+
+    def record(self: Text, renderer: Any, *args: Any, **options: Any) -> None:
+        if self.get_visible() and self.get_text().strip():
+            drawn.append(self)
+        original(self, renderer, *args, **options)
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # settles the layout
+    with patch.object(Text, "draw", record):
+        canvas.draw()
+    renderer = canvas.get_renderer()
+    return [(text, Text.get_window_extent(text, renderer)) for text in dict.fromkeys(drawn)]
+
+
+def overlapping_texts(figure: Figure) -> list[tuple[str, str]]:
+    """Pairs of texts of a figure whose boxes overlap by more than a pixel."""
+    found = [(text.get_text(), box.padded(-0.5)) for text, box in drawn_texts(figure)]
+    return [
+        (one, other)
+        for i, (one, box) in enumerate(found)
+        for other, second in found[:i]
+        if box.overlaps(second)
+    ]
+
+
+def check_texts(figure: Figure) -> None:
+    """A figure's texts: there are some, none over another, none below 7 points."""
+    texts = drawn_texts(figure)
+    assert texts, "a figure without a text"
+    assert overlapping_texts(figure) == []
+    small = {text.get_text(): text.get_fontsize() for text, _ in texts if text.get_fontsize() < 7}
+    assert not small

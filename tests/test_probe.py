@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from families import tiny
-from helpers import model_folder, trace_file, trace_line, write_lines
+from helpers import check_texts, model_folder, trace_file, trace_line, write_lines
 
 import probing
 from probing.config import ProbeConfig
@@ -300,6 +300,7 @@ def test_figures(finished: tuple, tmp_path: Path, metric: str) -> None:
     figures = run.all(metric)
     assert set(figures) == {"heatmap", "layers", "heads", "ensembles"}
     for name, figure in figures.items():
+        check_texts(figure)
         for kind in ("png", "svg", "pdf"):
             path = tmp_path / f"{name}.{kind}"
             save_figure(figure, path)

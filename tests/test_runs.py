@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import check_texts
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
 from probing.errors import DataError
 from rl.direct_labels import label_ends, label_points, spread_out
-from rl.figures import LOOKS, all_figures, averaged, smoothed, stability, training
-from rl.intervals import over_seeds
+from rl.figures import LOOKS, all_figures, stability, training
+from rl.intervals import averaged, over_seeds, smoothed
 from rl.runs import find_runs, group, read_evaluations, read_points, read_run, table
 
 ROOT = Path(__file__).parent.parent
@@ -254,7 +255,8 @@ def test_figures_draw_what_the_runs_say(tmp_path: Path) -> None:
     assert "attnpo 3, grpo 1" in figures["training"].get_suptitle()
     assert "t-interval" in figures["training"].get_suptitle()
     for figure in figures.values():
-        assert all(apart(boxes_of) for boxes_of in [boxes(figure)])
+        assert apart(boxes(figure))
+        check_texts(figure)
     assert training([]) is None
 
 

@@ -168,7 +168,8 @@ def _runner(method: str, model: Any) -> Any:
     """A function of (ids, answer) that does one forward pass by the method."""
     import torch
 
-    from probing.attention import AttentionCapture, trunk_of
+    from probing.attention import AttentionCapture
+    from probing.registry import trunk_of
 
     trunk = trunk_of(model)
     if method == "trunk":

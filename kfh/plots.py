@@ -1,4 +1,4 @@
-"""`kfh plot`: figures of a probe, or of training runs together."""
+"""`kfh plot`: figures of a probe, of interventions, or of training runs together."""
 
 from __future__ import annotations
 
@@ -39,22 +39,23 @@ def run_plot(
     kinds = checked_formats(formats)
     if smooth < 1:
         raise ConfigError(f"--smooth is a number of steps, at least 1, not {smooth}")
-    probes = [folder for folder in folders if is_probe(folder)]
-    if probes and len(folders) > 1:
+    alone = [folder for folder in folders if is_probe(folder) or is_ablation(folder)]
+    if alone and len(folders) > 1:
         raise ConfigError(
-            f"{probes[0]} holds a probe: it is drawn alone; give it by itself, and training runs "
-            "by themselves"
+            f"{alone[0]} holds a probe or an ablation: it is drawn alone; give it by itself, and "
+            "training runs by themselves"
         )
+    probes = [folder for folder in alone if not is_ablation(folder)]
     if not probes and (traces or trace):
         raise ConfigError("--traces and --trace are of a probe; there is none in these folders")
-    drawn = (
-        probe_figures(folders[0], metric, traces, trace)
-        if probes
-        else training_figures(folders, smooth)
-    )
-    save_all(
-        drawn, out or (folders[0] if len(folders) == 1 else folders[0].parent / "figures"), kinds
-    )
+    if alone and not probes:
+        drawn = ablation_figures(alone[0])
+    elif probes:
+        drawn = probe_figures(probes[0], metric, traces, trace)
+    else:
+        drawn = training_figures(folders, smooth)
+    place = out or (folders[0] if len(folders) == 1 else folders[0].parent / "figures")
+    save_all(drawn, place, kinds)
 
 
 def checked_formats(formats: str) -> list[str]:
@@ -111,6 +112,18 @@ def probe_figures(
     if (folder / "sample_size.json").is_file():
         figures["sample_size"] = sample_size_figure(read_object(folder / "sample_size.json"))
     return figures
+
+
+def is_ablation(folder: Path) -> bool:
+    """Whether `kfh ablate` wrote its result there."""
+    return (folder / "ablation.json").is_file()
+
+
+def ablation_figures(folder: Path) -> dict[str, Figure]:
+    """Every figure of an ablation by its file name."""
+    from probing.intervention_figures import InterventionFigures
+
+    return InterventionFigures.load(folder).all()
 
 
 def training_figures(folders: Sequence[Path], smooth: int) -> dict[str, Figure]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from probing.errors import ModelError
 from probing.passes import CapturePass, Head, relative
+from probing.registry import Attention, InFront
 from probing.rows import AttentionCall, Workspace, eager_in_chunks, eager_of
 
 PROOF_TOKENS = 40
@@ -40,14 +40,7 @@ class _Enough(Exception):
     """Leaves the forward pass after the deepest layer needed (4)."""
 
 
-def trunk_of(model: torch.nn.Module) -> torch.nn.Module:
-    """The transformer without its language-model head; through a PEFT wrapper as well."""
-    unwrap: Any = getattr(model, "get_base_model", lambda: model)
-    trunk: torch.nn.Module = getattr(unwrap(), "base_model", model)
-    return trunk
-
-
-class AttentionCapture:
+class AttentionCapture(InFront):
     """Captures the attention mass of the answer, for all heads or for chosen ones.
 
     Args:
@@ -75,48 +68,15 @@ class AttentionCapture:
         prove: bool = True,
         early_exit: bool = True,
     ) -> None:
-        self.model = model
-        self.trunk = trunk_of(model)
+        super().__init__(model)
         self.early_exit = early_exit
         self._workspace = Workspace(chunk_bytes)
-        self._modules = {id(module) for module in self.trunk.modules()}
-        self._implementations = _implementations(self.trunk)
-        self._previous: dict[str, Callable[..., Any] | None] = {}
         self._pass: CapturePass | None = None
         self.layers: dict[int, int] = {}  # attention layer → its number of heads
         self._discover()
         self.heads: list[Head] = self._check_heads(heads)
         if prove:
             self.prove()
-
-    def __enter__(self) -> AttentionCapture:
-        """Stand in front of the model's attention function in the registry (1)."""
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
-
-        if self._previous:
-            raise RuntimeError("this capture is already active")
-        for name in self._implementations:
-            # A local entry of the registry overrides the stock one until it is deleted. The
-            # name stays the model's own, and with it the mask that transformers makes for it.
-            self._previous[name] = registry._local_mapping.get(name)
-            registry[name] = self._function(name, registry.get(name))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Give the registry back as it was."""
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
-
-        for name, previous in self._previous.items():
-            if previous is None:
-                del registry[name]
-            else:
-                registry[name] = previous
-        self._previous = {}
 
     def __call__(
         self,
@@ -172,7 +132,7 @@ class AttentionCapture:
         """
         device = self._device()
         if input_ids is None or answer is None:
-            input_ids, answer, attention_mask = _proof_input(self._vocabulary(), device)
+            input_ids, answer, attention_mask = proof_input(self._vocabulary(), device)
         run = CapturePass(answer, self.heads, self._workspace, verify=True)
         before = self._hidden(input_ids, attention_mask)
         with nullcontext() if self._previous else self:
@@ -191,13 +151,6 @@ class AttentionCapture:
         if change > tolerance:
             raise ModelError(f"{name}: its output changes by {change:.2g} under the capture.")
         return worst
-
-    def _device(self) -> torch.device:
-        return next(self.trunk.parameters()).device
-
-    def _vocabulary(self) -> int:
-        embeddings = self.trunk.get_input_embeddings()  # type: ignore[operator]
-        return int(embeddings.num_embeddings)
 
     def _discover(self) -> None:
         """Learn which layers call the registry, with how many heads each."""
@@ -260,7 +213,7 @@ class AttentionCapture:
         hidden: Tensor = output[0]
         return hidden
 
-    def _function(self, name: str, stock: Callable[..., Any] | None) -> Callable[..., Any]:
+    def _function(self, name: str, stock: Callable[..., Any] | None) -> Attention:
         """The attention function that goes into the registry under `name`."""
 
         def attend(
@@ -298,20 +251,7 @@ class AttentionCapture:
         return attend
 
 
-def _implementations(trunk: torch.nn.Module) -> set[str]:
-    """Names of the attention functions that the model and its parts are set to use."""
-    configs = [getattr(module, "config", None) for module in trunk.modules()]
-    names = {getattr(config, "_attn_implementation", None) for config in configs if config}
-    names.discard(None)
-    if "flex_attention" in names:
-        raise ModelError(
-            "flex_attention keeps its mask in a form that has no rows; load the model with "
-            'attn_implementation="sdpa" (or "eager")'
-        )
-    return {str(name) for name in names}
-
-
-def _proof_input(vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def proof_input(vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Two random sequences, the second padded on the left; the second half of each answers."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (2, PROOF_TOKENS), generator=generator)

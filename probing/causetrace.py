@@ -25,6 +25,7 @@ class CauseTrace:
     context: int  # tokens before the first one of the end marker; Q is the rest
     spans: Int[np.ndarray, "step 2"]  # half open, in tokens of the context
     counted: Bool[np.ndarray, "token"]
+    behind: int = 0  # first token behind the end marker; 0: not known
 
     def __len__(self) -> int:
         """Number of tokens that go through the model."""
@@ -66,7 +67,8 @@ def encode_causes(
     marked = trace.with_steps([*trace.steps, *marks])
     encoded = encode_trace(tokenizer, marked, rule=rule, answer=answer)
     spans, starts = np.split(encoded.spans, [len(trace.steps)])
-    context, first = (int(place) for place in starts[0])  # first token of Q, of the answer
+    whole = encoded if answer == "all" else encode_trace(tokenizer, trace, rule=rule)
+    context, first = int(starts[0, 0]), int(whole.answer.argmax())  # first of Q, of the answer
     counted = encoded.answer.copy()
     kept = np.ones(len(encoded), dtype=bool)
     if boxes:
@@ -78,4 +80,4 @@ def encode_causes(
         raise DataError(f"trace {trace.id}: no token of its answer counts ({answer}); see --answer")
     kept[np.flatnonzero(counted)[-1] + 1 :] = False  # nothing is read off behind the last
     spans = np.minimum(spans, context)
-    return CauseTrace(trace.id, encoded.ids[kept], context, spans, counted[kept])
+    return CauseTrace(trace.id, encoded.ids[kept], context, spans, counted[kept], first)

@@ -120,19 +120,7 @@ def prepare_traces(source: TraceSource, report: SourceReport | None = None) -> I
         DataError: a bad line (without `skip_bad`), or no trace that can be ranked.
     """
     report = report if report is not None else SourceReport()
-    labels = source.label_file()
-    segmenter = None
-    if source.segmenter != GIVEN:
-        segmenter = Segmenter.parse(source.segmenter, source.min_chars)
-    for trace in read_traces(
-        source.path, skip_bad=source.skip_bad, think_end=source.think_end, report=report.reading
-    ):
-        if source.keep == "correct" and trace.correct is False:
-            report.left_out["wrong answer"] += 1
-            continue
-        ready = segment_trace(trace, segmenter) if segmenter else trace
-        if labels:
-            ready = labels.apply(ready)
+    for ready in cut_traces(source, report):
         found = {step.label for step in ready.steps}
         if not {"essential", "redundant"} <= found:
             reason = "no steps" if not ready.steps else "labels of one kind only, or none"
@@ -147,3 +135,25 @@ def prepare_traces(source: TraceSource, report: SourceReport | None = None) -> I
             f"{source.path}: no trace can be ranked ({reasons}). Ranking needs correct traces "
             "whose steps are labelled essential and redundant; see --keep and --labels."
         )
+
+
+def cut_traces(source: TraceSource, report: SourceReport) -> Iterator[Trace]:
+    """Stream the traces of a source with their final steps and labels, labelled or not.
+
+    Wrong answers (`keep="correct"`) are left out and counted.
+
+    Raises:
+        DataError: a bad line (without `skip_bad`).
+    """
+    labels = source.label_file()
+    segmenter = None
+    if source.segmenter != GIVEN:
+        segmenter = Segmenter.parse(source.segmenter, source.min_chars)
+    for trace in read_traces(
+        source.path, skip_bad=source.skip_bad, think_end=source.think_end, report=report.reading
+    ):
+        if source.keep == "correct" and trace.correct is False:
+            report.left_out["wrong answer"] += 1
+            continue
+        ready = segment_trace(trace, segmenter) if segmenter else trace
+        yield labels.apply(ready) if labels else ready

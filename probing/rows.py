@@ -84,6 +84,8 @@ class Rows:
         if query.dtype != torch.float32 and not query.is_cuda:
             key = key.float()
         self.query, self.key, self.mask, self.group = query, key, mask, group
+        # With a cache the queries are the last of the keys' tokens.
+        self.offset = key.shape[2] - query.shape[2]
         self.workspace = workspace
         scaling = options.get("scaling")
         self.scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
@@ -97,20 +99,25 @@ class Rows:
         if not causal and (mask is None or mask.ndim == 2):
             raise ModelError("attention that looks ahead (not causal) cannot be probed")
 
-    def chunks(self, trace: int, at: Int[Tensor, "row"], last: int) -> Iterator[Chunk]:
+    def chunks(
+        self, trace: int, at: Int[Tensor, "row"], last: int, shift: Tensor | None = None
+    ) -> Iterator[Chunk]:
         """The rows of one trace, a chunk at a time; a chunk's memory is used again for the next.
 
         Args:
             trace: its place in the batch.
-            at: positions of the rows, ascending.
+            at: positions of the rows among the queries, ascending.
             last: the last of them.
+            shift: (key,), added to the scores of each key before the softmax.
         """
         n_kv, device = self.key.shape[1], self.query.device
         # On CPU one key-value head at a time: the product of one pair of matrices is fastest.
         together = 1 if device.type == "cpu" else n_kv
-        size = chunk_rows(self.workspace.budget(device), together * self.group * (last + 1))
+        size = chunk_rows(
+            self.workspace.budget(device), together * self.group * (self.offset + last + 1)
+        )
         # A length in whole cache lines is faster; the causal mask hides the keys too many.
-        length = min(self.key.shape[2], -(-(last + 1) // 16) * 16)
+        length = min(self.key.shape[2], -(-(self.offset + last + 1) // 16) * 16)
         queries = self._queries(trace, at)
         for start in range(0, len(at), size):
             rows = slice(start, min(start + size, len(at)))
@@ -125,6 +132,8 @@ class Rows:
                     logits[..., low:].masked_fill_(mask, float("-inf"))
                 else:
                     logits[..., low:].add_(mask)
+                if shift is not None:
+                    logits.add_(shift[:length])
                 probs = self.workspace.take("probs", tuple(logits.shape), device)
                 yield Chunk(torch.softmax(logits, dim=-1, out=probs), kv, rows)
 
@@ -161,6 +170,7 @@ class Rows:
                 mask = mask[:, :, None]
             return 0, ~mask if mask.dtype == torch.bool else mask
         # Keys before the first row are seen by all rows: only the rest needs the comparison.
+        at = at + self.offset
         low = 0 if self.window is not None or self.mask is not None else int(at[0])
         keys = torch.arange(low, length, device=at.device)
         hidden = keys > at[:, None]

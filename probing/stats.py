@@ -46,23 +46,28 @@ def bootstrap_interval(
 
 
 def split_halves(traces: Sequence[RankedTrace]) -> tuple[list[int], list[int]]:
-    """Places of the traces to select heads on, and of those to report on.
+    """Places of the traces to select heads on, and of those to report on; see `halves`."""
+    return halves([trace.id for trace in traces], [trace.group for trace in traces])
+
+
+def halves(ids: Sequence[str], groups: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Two halves of the places of these traces, no group (problem) in both.
 
     Whole groups (traces of one problem) are put in the order of the SHA-256 of their smallest
     trace id and dealt to the smaller half: it depends on the ids alone, not on order or seed.
     """
     members: dict[str, list[int]] = {}
-    for place, trace in enumerate(traces):
-        members.setdefault(trace.group, []).append(place)
+    for place, group in enumerate(groups):
+        members.setdefault(group, []).append(place)
 
     def key(places: list[int]) -> str:
-        return hashlib.sha256(min(traces[p].id for p in places).encode()).hexdigest()
+        return hashlib.sha256(min(ids[p] for p in places).encode()).hexdigest()
 
-    halves: tuple[list[int], list[int]] = ([], [])
+    dealt: tuple[list[int], list[int]] = ([], [])
     for places in sorted(members.values(), key=key):
-        smaller = 0 if len(halves[0]) <= len(halves[1]) else 1
-        halves[smaller].extend(places)
-    return sorted(halves[0]), sorted(halves[1])
+        smaller = 0 if len(dealt[0]) <= len(dealt[1]) else 1
+        dealt[smaller].extend(places)
+    return sorted(dealt[0]), sorted(dealt[1])
 
 
 def permuted_labels(

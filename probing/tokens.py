@@ -254,7 +254,7 @@ def answer_tokens(
     if which == "all":
         return after
     if which == "values":
-        spans = [match.span() for match in _VALUE.finditer(text, start)]
+        spans = value_spans(text, start)
     elif which == "boxed":
         spans = boxed_spans(text, start)[-1:]
     else:
@@ -263,6 +263,16 @@ def answer_tokens(
     for first, last in token_spans(offsets, spans, "overlap"):
         chosen[first:last] = True
     return chosen & after
+
+
+def value_spans(text: str, start: int = 0) -> list[tuple[int, int]]:
+    """Character spans of numbers, and of what follows an equals sign.
+
+    Example:
+        >>> value_spans("x = y, so 12")
+        [(3, 6), (10, 12)]
+    """
+    return [match.span() for match in _VALUE.finditer(text, start)]
 
 
 def boxed_spans(text: str, start: int = 0) -> list[tuple[int, int]]:

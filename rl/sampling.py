@@ -150,7 +150,7 @@ class TransformersSampler:
         if rows < 1:
             raise ConfigError(f"a batch needs at least 1 row, not {rows}")
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
-        self.ends = _end_tokens(model, tokenizer)
+        self.ends = end_tokens(model, tokenizer)
 
     def sample(self, prompts: Sequence[str], *, n: int, settings: Sampling) -> list[list[Sample]]:
         """n responses to each prompt; rows are decoded in the order of their prompts' lengths."""
@@ -177,7 +177,7 @@ class TransformersSampler:
         return Sample(text, tuple(ids), len(ids), finished)
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
     """The tokens that end a response: of the generation config, else of config and tokenizer."""
     for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
         ends = getattr(holder, "eos_token_id", None)

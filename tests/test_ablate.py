@@ -1,0 +1,447 @@
+"""Steps removed: selection, deletion, answers, statistics; `kfh ablate` from end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import tiny
+from helpers import byte_tokenizer, model_folder, trace_line, write_lines
+
+from kfh.ablation import run_ablate
+from kfh.plots import run_plot
+from probing.ablate_steps import ablate_steps, removals
+from probing.answering import Answerer, without
+from probing.claims import verdicts
+from probing.effects import differences, group_interval, summarise
+from probing.errors import ConfigError, DataError, ModelError
+from probing.files import data_path
+from probing.headset import HeadFigures, HeadSet
+from probing.intervened import choose_traces, prepare_interventions, source_of
+from probing.intervention import InterventionConfig, PreparedTrace, Setup
+from probing.models import ModelCard, load_tokenizer
+from probing.outcomes import Outcome, OutcomeStore
+from probing.ranking import RankedTrace
+from probing.scoring import open_capture, score_batch
+from probing.stats import split_halves
+from probing.tokens import encode_trace
+from probing.traces import parse_trace, read_traces
+from rl.answers import AnswerJudge
+
+CONTEXT, MARKER, LENGTH = 40, 3, 52
+SPANS = np.array([[6, 12], [10, 20], [20, 21], [30, 30], [32, 40]])
+SCORES = np.array([0.2, 0.9, 0.5, np.nan, 0.1])
+
+
+def prepared(seed: int = 0, boxed: bool = False, **changes: object) -> PreparedTrace:
+    """Random ids; steps that overlap, have one token, none, and reach the end marker."""
+    behind = CONTEXT + MARKER
+    counted = np.arange(LENGTH) >= behind
+    counted[behind + 3] = False
+    if boxed:
+        counted[: behind + 2] = False
+    trace = PreparedTrace(
+        id="x",
+        ids=np.random.default_rng(seed).integers(3, 101, LENGTH),
+        context=CONTEXT,
+        spans=SPANS,
+        counted=counted,
+        behind=behind,
+        group="problem",
+        prompt_tokens=6,
+        answer=int(counted.argmax()) if boxed else behind,
+        scores=SCORES,
+        labels=("redundant", "essential", None, "essential", "redundant"),
+    )
+    return replace(trace, **changes)
+
+
+def outcome(arm: str, trace: int, value: float, *, k: float = 1, draw: int = 0, **own) -> Outcome:
+    given = {"group": f"g{trace}", "correct": value > 0, "logprob": value, **own}
+    return Outcome("steps", arm, "", k, draw, f"t{trace}", given.pop("group"), tokens=1, **given)
+
+
+def test_which_steps_go() -> None:
+    plan = removals(prepared(), (1, 2, 3, 4), draws=6, seed=0)
+    assert plan["none", 0, 0] == ()
+    assert (plan["high", 1, 0], plan["high", 3, 0]) == ((1,), (0, 1, 2))
+    assert (plan["low", 1, 0], plan["low", 2, 0]) == ((4,), (0, 4))
+    assert (plan["recent", 1, 0], plan["recent", 2, 0]) == ((4,), (2, 4))
+    assert not any(k == 4 for _, k, _ in plan), "four steps have tokens: one must remain"
+    drawn = {plan["random", 2, draw] for draw in range(6)}
+    assert len(drawn) > 1 and all(3 not in steps and len(set(steps)) == 2 for steps in drawn)
+    # The high step has 10 tokens; of the others, step 4 (8 tokens) comes nearest.
+    assert {plan["matched", 1, draw] for draw in range(6)} == {(4,)}
+    assert not any(arm == "matched" and k == 3 for arm, k, _ in plan), "one step is not high"
+    again = removals(prepared(), (2,), draws=3, seed=0)
+    assert all(plan[key] == steps for key, steps in again.items()), "draws stand on their own"
+    assert removals(prepared(), (2,), draws=6, seed=1) != removals(prepared(), (2,), 6, seed=0)
+    evenly = [removals(prepared(), (1,), 1, seed)["random", 1, 0][0] for seed in range(400)]
+    assert np.allclose([evenly.count(step) for step in (0, 1, 2, 4)], 100, atol=30)
+
+
+def test_what_goes_is_exactly_the_tokens_of_the_spans() -> None:
+    trace = prepared()
+    gone = without(trace, (0, 1))
+    kept = np.delete(trace.ids[:CONTEXT], range(6, 20))
+    assert trace.ids[:CONTEXT][~gone].tolist() == kept.tolist()
+    assert not without(trace, ()).any() and not without(trace, (3,)).any()
+
+
+def plainly(model: torch.nn.Module, trace: PreparedTrace, steps: tuple[int, ...], most: int):
+    """Log-probability and greedy answer of one row by whole forward passes, without a cache."""
+    places = [n for step in steps for n in range(*trace.spans[step])]
+    ids, counted = np.delete(trace.ids, places), np.delete(trace.counted, places)
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(ids)[None], use_cache=False).logits[0]
+        chances = logits[:-1].log_softmax(-1).gather(-1, torch.from_numpy(ids)[1:, None])[:, 0]
+        answer = ids[: trace.answer - len(set(places))].tolist()
+        start = len(answer)
+        while len(answer) < start + most and (len(answer) == start or answer[-1] != 2):
+            logits = model(input_ids=torch.tensor([answer]), use_cache=False).logits[0, -1]
+            answer.append(int(logits.argmax()))
+    return float(chances[torch.from_numpy(counted[1:])].sum()), tuple(answer[start:])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
+@pytest.mark.parametrize("boxed", [False, True])
+def test_answers_equal_those_to_the_text_without_the_steps(family: str, boxed: bool) -> None:
+    model, trace = tiny(family), prepared(boxed=boxed)
+    rows = [(), (1,), (0, 4), (4,), (0, 1, 2), (3,)]
+    gone = np.stack([without(trace, steps) for steps in rows])
+    ends = {n for steps in rows for n in plainly(model, trace, steps, 6)[1][2:3]}
+    # An end token that some rows meet on their way, so that rows leave the batch.
+    end = sorted(ends)[0]
+    for batch_tokens in (4 * LENGTH, 8192):
+        answers = Answerer(model, frozenset([end]), max_tokens=6, batch_tokens=batch_tokens)(
+            trace, gone
+        )
+        for steps, answer in zip(rows, answers, strict=True):
+            logprob, ids = plainly(model, trace, steps, 6)
+            assert answer.logprob == pytest.approx(logprob, abs=2e-4)
+            assert answer.ids == (ids[: ids.index(end) + 1] if end in ids else ids)
+    values = [answer.logprob for answer in answers]
+    assert len({round(value, 3) for value in values}) == 5, "each removal must matter here"
+    assert Answerer(model, frozenset([end]), max_tokens=0)(trace, gone)[0].ids is None
+
+
+def test_windows_are_refused_where_they_would_cut_and_used_where_not() -> None:
+    trace, none = prepared(), np.zeros((1, CONTEXT), bool)
+    with pytest.raises(ModelError, match="window of 9 tokens"):
+        Answerer(tiny("mistral-window"), frozenset([2]))(trace, none)
+    model = tiny("mistral-window", sliding_window=100)
+    rows = np.stack([without(trace, (1,)), without(trace, (4,))])
+    answers = Answerer(model, frozenset([2]), max_tokens=4)(trace, rows)
+    for steps, answer in zip([(1,), (4,)], answers, strict=True):
+        assert answer.logprob == pytest.approx(plainly(model, trace, steps, 4)[0], abs=2e-4)
+
+
+def test_outcomes_say_what_was_removed() -> None:
+    model = tiny("llama")
+    card = ModelCard.of("tiny", model.config)
+    config = InterventionConfig(remove=(2, 9), draws=2, max_answer_tokens=3)
+    wrong = prepared(id="y", own_correct=False)
+    traces = [prepared(), wrong]
+    heads = HeadSet((HeadFigures(0, 0),), card)
+    judged = []
+
+    def judge(trace: PreparedTrace, ids: object) -> bool:
+        judged.append(ids)
+        return trace.id == "x"
+
+    setup = Setup(model, None, heads, traces, traces, config, judge, frozenset([2]))
+    first, second = ablate_steps(setup)
+    assert {(o.arm, o.dose, o.draw) for o in first} == {
+        ("none", 0, 0), ("high", 2, 0), ("low", 2, 0), ("recent", 2, 0),
+        ("random", 2, 0), ("random", 2, 1), ("matched", 2, 0), ("matched", 2, 1),
+    }  # fmt: skip
+    by_arm = {o.arm: o for o in first}
+    assert by_arm["none"].extra["removed_tokens"] == 0 and "essential" not in by_arm["none"].extra
+    assert by_arm["high"].extra["removed_tokens"] == 11  # steps 1 and 2
+    assert by_arm["high"].extra["essential"] == 1.0  # step 2 has no label
+    assert by_arm["low"].extra["essential"] == 0.0
+    assert all(o.correct and o.logprob is not None for o in first)
+    assert all(o.correct is False and o.logprob is None for o in second)
+    assert len(judged) == len(first) + len(second)
+    assert all(1 <= len(ids) <= 3 for ids in judged)
+
+
+def test_means_and_differences_by_hand() -> None:
+    outcomes = [outcome("none", t, 1.0, k=0) for t in range(4)]
+    outcomes += [outcome("high", t, v) for t, v in enumerate([-3, -3, 1, 1])]
+    # Two draws of trace 0 are one trace: (−1 + 1) / 2 = 0. Trace 3 has no control.
+    outcomes += [outcome("random", 0, -1, draw=0), outcome("random", 0, 1, draw=1)]
+    outcomes += [outcome("random", t, 1) for t in (1, 2)]
+    table = summarise(outcomes).set_index(["arm", "measure"])
+    assert table.loc[("high", "logprob"), "value"] == -1
+    assert table.loc[("high", "accuracy"), "value"] == 0.5
+    assert table.loc[("random", "logprob"), "value"] == pytest.approx(2 / 3)
+    assert table.loc[("random", "accuracy"), ["value", "traces"]].tolist() == [
+        pytest.approx(2.5 / 3),
+        3,
+    ]
+    # All four right: the interval is what four problems leave open, 1 − 0.025^(1/4).
+    none = table.loc[("none", "accuracy")]
+    assert (none["value"], none["high"]) == (1, 1)
+    assert none["low"] == pytest.approx(0.025**0.25)
+    found = differences(outcomes).set_index(["arm", "against", "measure"])
+    assert found.loc[("high", "none", "logprob"), "value"] == -2
+    assert found.loc[("high", "random", "logprob"), "value"] == pytest.approx((-3 - 4 + 0) / 3)
+    assert found.loc[("high", "random", "logprob"), "traces"] == 3
+    assert ("none", "random", "logprob") not in found.index
+    assert ("random", "none", "logprob") in found.index
+
+
+def test_intervals_over_problems_hold_the_truth() -> None:
+    """Traces of one problem fall together: resampling traces would be too sure by far."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 4)
+    inside = {True: 0, False: 0}
+    for _ in range(300):
+        values = rng.normal(size=40)[groups] + 0.2 * rng.normal(size=160)
+        for together in inside:
+            own = groups if together else np.arange(160)
+            _, low, high = group_interval(values, own)
+            inside[together] += low <= 0 <= high
+    assert 0.90 < inside[True] / 300 < 0.98
+    assert inside[False] / 300 < 0.80
+
+
+def test_verdicts_need_the_whole_interval() -> None:
+    rng = np.random.default_rng(1)
+    outcomes = [outcome("none", t, 1.0, k=0) for t in range(60)]
+    for arm, mean in (("high", -1.0), ("low", 1.0), ("random", 0.6)):
+        outcomes += [outcome(arm, t, mean + 0.3 * rng.normal()) for t in range(60)]
+    said = {v.text: v.holds for v in verdicts(differences(outcomes)) if v.measure == "logprob"}
+    assert said == {
+        "removing high-score steps lowers logprob": True,
+        "… more than removing random steps": True,
+        "removing low-score steps lowers logprob": False,
+        "… less than removing random steps": True,
+    }
+    few = [o for o in outcomes if o.trace in ("t0", "t1")]
+    few = [replace(o, logprob=1.0 if o.trace == "t0" else o.logprob) for o in few]
+    lowered = next(v for v in verdicts(differences(few)) if v.measure == "logprob")
+    assert lowered.doses[0]["value"] < 0 and not lowered.holds
+
+
+def test_the_store_keeps_whole_lines_of_the_same_settings(tmp_path: Path) -> None:
+    path = tmp_path / "outcomes.jsonl"
+    store = OutcomeStore(path, {"k": [1, 2]})
+    store.open(resume=True)
+    store.add("steps", "t0", [outcome("none", 0, 1.0), outcome("high", 0, -1.0)])
+    store.add("steps", "t1", [])
+    text = path.read_bytes()
+    path.write_bytes(text + b'{"part": "steps", "tra')
+    again = OutcomeStore(path, {"k": [1, 2]})
+    again.open(resume=True)
+    assert again.outcomes == store.outcomes and again.done("steps") == {"t0", "t1"}
+    assert path.read_bytes() == text
+    with pytest.raises(ConfigError, match=r"k \[1, 2\]; now asked for k \[3\]"):
+        OutcomeStore(path, {"k": [3]}).open(resume=True)
+    lines = text.splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b"{}\n", *lines[1:]]))
+    with pytest.raises(DataError, match="line 2: damaged"):
+        again.open(resume=True)
+    again.open(resume=False)
+    assert again.outcomes == {} and again.done("steps") == set()
+    with pytest.raises(ValueError, match="not the outcomes"):
+        again.add("steps", "t1", [outcome("none", 0, 1.0)])
+
+
+def test_traces_are_prepared_as_the_head_set_says(tmp_path: Path) -> None:
+    lines = [trace_line(n, steps=4 + n) for n in range(3)]
+    lines += [trace_line(7, correct=False), {**trace_line(8), "steps": []}]
+    path = write_lines(tmp_path / "traces.jsonl", lines)
+    tokenizer = byte_tokenizer()
+    model = tiny("llama", vocab_size=len(tokenizer))
+    card = ModelCard.of("tiny", model.config)
+    pairs = [(1, 2), (3, 0)]
+    heads = HeadSet(
+        tuple(HeadFigures(*pair) for pair in pairs), card, {"name": "given"}, answer="values"
+    )
+    source = source_of(heads, path)
+    assert (source.segmenter, source.rule) == ("given", "overlap")
+    choice = choose_traces(source, heads)
+    assert choice.report.left_out == {"wrong answer": 1, "no steps": 1}
+    config = InterventionConfig(answer="boxed")
+    found = list(prepare_interventions(model, tokenizer, choice, heads, config, rule=source.rule))
+    capture = open_capture(model)
+    for trace in found:
+        raw = parse_trace(json.dumps(lines[int(trace.id[2:])]))
+        encoded = encode_trace(tokenizer, raw, rule="overlap", answer="values")
+        with capture:
+            scored = score_batch(capture, [encoded], torch.device("cpu"))[0]
+        places = [layer * 4 + head for layer, head in pairs]
+        assert trace.scores == pytest.approx(scored.scores[places].mean(0), rel=1e-4)
+        assert tokenizer.decode(trace.ids[trace.context : trace.behind]) == "</think>"
+        assert tokenizer.decode(trace.ids[trace.behind : trace.answer]) == " \\boxed{"
+        assert trace.group == raw.problem and len(trace.labels) == len(raw.steps)
+    other = tiny("llama", vocab_size=len(tokenizer), num_hidden_layers=2)
+    with pytest.raises(ModelError, match="does not fit"):
+        next(prepare_interventions(other, tokenizer, choice, heads, config, rule="overlap"))
+
+
+def test_traces_that_the_heads_were_chosen_on_are_left_out(tmp_path: Path) -> None:
+    heads, path = HeadSet.load("pocket"), data_path("pocket", "traces.jsonl")
+    source = source_of(heads, path)
+    choice = choose_traces(source, heads)
+    assert choice.report.left_out == {"the heads were chosen on it": 225, "wrong answer": 50}
+    assert len(choice.traces) == 225 and choice.held_out.startswith("yes: the half")
+    assert len(choose_traces(source, heads, "all").traces) == 450
+    again = choose_traces(source, heads, limit=3)
+    assert [t.id for t in again.traces] == [t.id for t in choice.traces[:3]]
+    ranked = [t for t in read_traces(path) if t.correct]
+    none, both = np.zeros((1, 2)), np.array([True, False])
+    halves = split_halves(  # as the probe deals them
+        [RankedTrace(t.id, t.problem or "", none, both, np.ones(2, int), 1.0) for t in ranked]
+    )
+    assert [t.id for t in choice.traces] == [ranked[place].id for place in halves[1]]
+    lines = path.read_text(encoding="utf-8").splitlines()[1:9]
+    other = write_lines(tmp_path / "few.jsonl", lines)
+    assert "another trace file" in choose_traces(source_of(heads, other), heads).held_out
+
+
+def test_answers_are_judged_by_the_task() -> None:
+    tokenizer = byte_tokenizer()
+    raw = parse_trace(json.dumps(trace_line(4, ground_truth="0.5")))
+    bare = parse_trace(json.dumps(trace_line(4)))
+
+    def said(judge: AnswerJudge, text: str, **changes: object) -> bool:
+        trace = prepared(id="t/4", behind=43, answer=43, **changes)
+        return judge(trace, tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    judge = AnswerJudge(tokenizer, [raw])
+    assert said(judge, "it is \\boxed{3}, no, \\boxed{\\frac{1}{2}}</s>")
+    assert not said(judge, "it is \\boxed{4}")
+    assert said(AnswerJudge(tokenizer, [bare]), " \\boxed{4}"), "its own box is the reference"
+    opening = np.array([0] * 43 + tokenizer(" \\boxed{", add_special_tokens=False)["input_ids"])
+    inside = {"ids": opening, "counted": opening > 0, "answer": len(opening)}
+    boxed = AnswerJudge(tokenizer, [bare], boxed=True)
+    trace = prepared(id="t/4", behind=43, **inside)
+    for text, right in (("4} or \\boxed{5}", True), ("5} or \\boxed{4}", False), ("4", False)):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert boxed(trace, ids) is right, text
+    wrong = parse_trace(json.dumps(trace_line(4, correct=False)))
+    assert AnswerJudge(tokenizer, [wrong]).without_reference() == ["t/4"]
+    pocket = load_tokenizer(str(data_path("pocket")))
+    with pytest.raises(DataError, match="none of the pocket task"):
+        AnswerJudge(pocket, [raw])
+
+
+SETTINGS = {
+    "model": None,
+    "heads": None,
+    "traces": None,
+    "parts": "steps",
+    "only": "held-out",
+    "limit": None,
+    "resume": True,
+    "device": "cpu",
+    "dtype": "auto",
+    "trust_remote_code": False,
+}
+
+
+def ablated(out: Path, **changes: object) -> dict:
+    """Run `kfh ablate` in this process; the content of its result without the header."""
+    config = {"remove": (1, 2), "draws": 2, "max_answer_tokens": 24}
+    config.update(changes.pop("config", {}))
+    source = changes.pop("source", {})
+    run_ablate(**{**SETTINGS, "out": out, "config": config, "source": source, **changes})
+    content = json.loads((out / "ablation.json").read_text(encoding="utf-8"))
+    del content["kfh"]
+    return content
+
+
+def test_on_the_pocket_model_high_scores_matter_and_low_ones_do_not(tmp_path: Path) -> None:
+    """The claim of the paper's figure on 25 held-out traces; more in docs/LOG.md. Then resumed."""
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    content = ablated(whole, limit=25)
+    assert content["counts"]["parts"]["steps"] == {
+        "traces": 25, "outcomes": 25 * 15, "too_few_steps": {"1": 0, "2": 0},
+    }  # fmt: skip
+    holds = {(v["claim"], v["measure"]): v["holds"] for v in content["verdicts"]}
+    for measure in ("accuracy", "logprob"):
+        assert holds[f"removing high-score steps lowers {measure}", measure]
+        assert holds["… more than removing random steps", measure]
+        assert not holds[f"removing low-score steps lowers {measure}", measure]
+        assert holds["… less than removing random steps", "logprob"]
+    rows = {(r["arm"], r["dose"], r["measure"]): r["value"] for r in content["summary"]}
+    assert rows["none", 0, "accuracy"] > 0.95 and rows["high", 1, "accuracy"] < 0.7
+    assert rows["low", 2, "accuracy"] > 0.95
+    assert rows["high", 1, "essential"] > 0.9 > 0.1 > rows["low", 1, "essential"]
+    run_plot([whole], "sra", 1, "png", None)
+    assert (whole / "ablation-steps.png").stat().st_size > 10_000
+    lines = (whole / "outcomes.jsonl").read_bytes().splitlines(keepends=True)
+    torn.mkdir()
+    (torn / "outcomes.jsonl").write_bytes(b"".join(lines[:20]) + lines[20][:99])
+    assert ablated(torn, limit=25) == content
+    assert (torn / "outcomes.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_labels_and_answers_may_be_missing(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    tokenizer = load_tokenizer(str(folder))
+    card = ModelCard.of("tiny", tiny("llama", vocab_size=len(tokenizer)).config)
+    heads = HeadSet((HeadFigures(0, 1),), card, {"name": "given"})
+    heads.save(tmp_path / "heads.json")
+    lines = [trace_line(n, steps=3 + n) for n in range(3)]
+    for line in lines:
+        line["steps"] = [{"start": s["start"], "end": s["end"]} for s in line["steps"]]
+    lines[2]["response"] = lines[2]["response"].split("</think>")[0] + "</think> so it is two."
+    own = {
+        "model": str(folder),
+        "heads": str(tmp_path / "heads.json"),
+        "traces": write_lines(tmp_path / "traces.jsonl", lines),
+    }
+    with pytest.raises(DataError, match=r"no right answer is known of 1 traces, first t/2"):
+        ablated(tmp_path / "out", **own)
+    lines[2]["ground_truth"] = "2"
+    write_lines(tmp_path / "traces.jsonl", lines)
+    config = {"remove": (3,), "max_answer_tokens": 0, "answer": "boxed"}
+    content = ablated(tmp_path / "out", config=config, **own)
+    assert content["counts"]["left_out"] == {"no answer token counts (boxed)": 1}
+    assert content["counts"]["parts"]["steps"]["too_few_steps"] == {"3": 1}
+    assert {row["measure"] for row in content["summary"]} == {"logprob", "removed_tokens"}
+    assert content["counts"]["held_out"].startswith("unknown")
+
+
+def test_bad_settings_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = json.loads(data_path("pocket", "traces.jsonl").read_text().splitlines()[1])
+    wrong = write_lines(tmp_path / "wrong.jsonl", [{**line, "correct": False}])
+    short = write_lines(tmp_path / "short.jsonl", [line])
+    for changes, error, said in (
+        ({"parts": "steps,feet"}, ConfigError, "unknown part .*feet"),
+        ({"only": "some"}, ConfigError, "unknown --only"),
+        ({"limit": 0}, ConfigError, "leaves no trace"),
+        ({"model": "x"}, ConfigError, "needs --heads and --traces"),
+        ({"config": {"remove": (0,)}}, ConfigError, "at least 1"),
+        ({"config": {"draws": 0}}, ConfigError, "draws must be"),
+        ({"config": {"answer": "some"}}, ConfigError, "unknown answer"),
+        ({"traces": wrong}, DataError, "no trace is left .*1 wrong answer"),
+        ({"heads": "deepseek-r1-distill-qwen-1.5b"}, ModelError, "does not fit"),
+        ({"traces": short, "config": {"remove": (99,)}}, DataError, "more than 99 steps"),
+    ):
+        with pytest.raises(error, match=said):
+            ablated(out, **changes)
+
+
+def test_the_command_reads_its_options(tmp_path: Path) -> None:
+    arguments = ["--remove", "1,x", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "kfh", "ablate", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "--remove takes numbers" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert asdict(InterventionConfig())["remove"] == (1, 2, 3)

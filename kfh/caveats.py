@@ -58,7 +58,12 @@ def probe_caveats(table: pd.DataFrame, run: Row) -> list[str]:
             f"{top['control']} alone reaches SRA {top['sra']:.3f}, within the interval of {name} "
             f"({best['sra']:.3f}, from {best['sra_low']:.3f}): look at balanced SRA."
         )
-    if not best["balanced_p"] <= 0.05:
+    if not _is(best["balanced"]):
+        found.append(
+            f"{name} has no balanced SRA: in no trace do pairs of both orders exist, so that what "
+            "it sees cannot be told from position."
+        )
+    elif not best["balanced_p"] <= 0.05:
         found.append(
             f"The balanced SRA of {name} ({best['balanced']:.3f}) is what the best of "
             f"{len(table)} heads reaches by chance (p = {best['balanced_p']:.2f})."

@@ -42,6 +42,8 @@ def read_ablation(place: Place) -> Section:
         section.tables.append(_summary_table(part, content["summary"]))
         section.tables.append(_against_table(part, content["differences"]))
     section.tables.append(_claims_table(content["verdicts"]))
+    if content.get("dose_correlations"):
+        section.tables.append(_doses_table(content["dose_correlations"]))
     section.caveats = ablation_caveats(content)
     drawn = InterventionFigures.load(place.folder).all()
     captions = {name: f"{name.replace('_', ' ')}: what each change costs" for name in drawn}
@@ -52,14 +54,15 @@ def read_ablation(place: Place) -> Section:
 def _ablation_facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     settings, counts = content[HEADER]["settings"], content["counts"]
     heads = ", ".join(".".join(map(str, pair)) for pair in content["head_set"]["heads"])
-    model = settings["model"]
+    model = content["head_set"]["model"]
     parts = {name: part["traces"] for name, part in counts["parts"].items()}
     return [
         ("model", f"{model['id']} ({model['layers']} layers × {model['heads']} heads)"),
-        ("fingerprint", f"{model.get('fingerprint', NONE)}; weights {settings['weights']}"),
-        ("traces", str(settings["traces"])),
+        ("fingerprint", str(model.get("fingerprint", NONE))),
+        ("weights", str(settings.get("weights", NONE))),
+        ("traces", str(settings.get("traces", NONE))),
         ("head set", heads),
-        ("held out from the choice of heads", str(counts.get("held_out", content["only"]))),
+        ("held out from the choice of heads", str(counts.get("held_out", NONE))),
         ("traces by part", counted(parts)),
         ("left out", counted({**counts["left_out"], **counts.get("bad_lines", {})})),
     ]
@@ -112,6 +115,15 @@ def _claims_table(verdicts: Sequence[Mapping[str, Any]]) -> TextTable:
     )
     title = "Claims; yes where the whole interval of the difference lies on the claim's side"
     return TextTable(title, ("part", "claim", "mode", "by dose"), cells)
+
+
+def _doses_table(correlations: Mapping[str, Mapping[str, Any]]) -> TextTable:
+    rows = tuple(
+        (arm, span(found["value"], found["low"], found["high"]), str(found["traces"]))
+        for arm, found in correlations.items()
+    )
+    title = "Steering: rank correlation of dose and effect within each trace, mean"
+    return TextTable(title, ("arm", "correlation (95 %)", "traces"), rows)
 
 
 def read_stability(place: Place) -> Section:

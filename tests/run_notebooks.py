@@ -136,6 +136,8 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="default: all")
     options = parser.parse_args()
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    # `python` in a cell of bash is the Python that runs this.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     stale = 0
     for name in [Path(n).name for n in options.names] or names():

@@ -36,6 +36,9 @@ def code(notebook) -> list:
 
 
 def plain_source(cell) -> str:
+    """The Python of a cell; a cell of another language has none."""
+    if cell.source.startswith("%%"):
+        return "pass"
     return "\n".join(line for line in cell.source.split("\n") if not line.startswith("%"))
 
 

@@ -14,11 +14,23 @@ from helpers import model_folder, trace_file
 from test_runs import add_result, run_folder
 from typer.testing import CliRunner
 
-from kfh.caveats import comparison_caveats, evaluation_caveats, probe_caveats, unbeaten
+from kfh.caveats import (
+    ablation_caveats,
+    comparison_caveats,
+    evaluation_caveats,
+    probe_caveats,
+    sample_size_caveats,
+    unbeaten,
+)
 from kfh.cli import app
 from kfh.report import markdown_text, read_sections
 from kfh.report_parts import span
 from probing import DataError, ProbeConfig, probe
+from probing.claims import verdicts
+from probing.effects import differences, summarise
+from probing.outcomes import Outcome
+from probing.sample_size import measure_folder, write_sample_size
+from probing.stability import stability, write_stability
 
 EVIL = "<script>alert('1')</script> | *a*"
 
@@ -207,6 +219,8 @@ def test_null_few_traces_labels_and_halves(folder):
     assert any("reaches by chance (p = 0.06)" in t for t in probe_caveats(table, run))
     table["balanced_p"] = 0.05
     assert not any("by chance" in t for t in probe_caveats(table, run))
+    table["balanced"] = np.nan
+    assert any("has no balanced SRA" in t for t in probe_caveats(table, run))
 
     labels = folder / "rules.jsonl"
     labels.write_text(json.dumps({"kfh": {"settings": {"by": "rules"}}}) + "\n")
@@ -326,3 +340,62 @@ def test_nothing_to_report_is_an_error(tmp_path):
 def test_numbers_as_text():
     assert span(0.5, 0.25, np.nan) == "0.500" and span(None, 0.1, 0.2) == "– (0.100–0.200)"
     assert span(-1.0, -2.0, 1.0, 1) == "-1.0 (-2.0 to 1.0)"
+
+
+def ablation_content(effect: float, control: float, traces: int = 24) -> dict:
+    """What `kfh ablate` writes, of made-up outcomes: nats lost by removing steps."""
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for number in range(traces):
+        for arm, mean in (("none", 0.0), ("high", effect), ("random", control), ("low", 0.0)):
+            dose = 0.0 if arm == "none" else 1.0
+            value = -mean - 0.1 * float(rng.random())
+            where = (f"t{number}", f"g{number}")
+            outcomes.append(Outcome("steps", arm, "", dose, 0, *where, True, value, 9))
+    against = differences(outcomes)
+    settings = {"weights": "sha256:0", "traces": "sha256:1"}
+    model = {"id": EVIL, "layers": 4, "heads": 4}
+    return {
+        "kfh": {"command": "kfh ablate", "settings": settings},
+        "head_set": {"heads": [[2, 3]], "model": model},
+        "counts": {"left_out": {"wrong answer": 3}, "parts": {"steps": {"traces": traces}}},
+        "summary": summarise(outcomes).to_dict("records"),
+        "differences": against.to_dict("records"),
+        "verdicts": [verdict.to_json() for verdict in verdicts(against)],
+    }
+
+
+def test_interventions_are_reported_with_the_controls_that_they_do_not_beat(tmp_path):
+    content = ablation_content(effect=3.0, control=1.0)
+    (tmp_path / "ablation.json").write_text(json.dumps(content))
+    page, markdown = report(tmp_path)
+    assert markdown_tables(markdown) == page.tables and "script" not in page.tags
+    cells = {tuple(row[:4]): row[4] for row in page.tables[0][1:]}
+    for row in content["summary"]:
+        name = (row["arm"], "–", f"{row['dose']:g}", row["measure"])
+        digits = 2 if row["measure"] == "logprob" else 3
+        assert cells[name] == span(row["value"], row["low"], row["high"], digits)
+    logprob = [t for t in ablation_caveats(content) if "logprob" in t]
+    assert not any("high" in text for text in logprob)  # it beats its control
+    weak = ablation_caveats(ablation_content(effect=1.0, control=1.0))
+    assert any("high against random, logprob" in t and "not beaten" in t for t in weak)
+    none = ablation_caveats(ablation_content(effect=0.0, control=0.0))
+    assert any("high against none, logprob" in t and "not shown" in t for t in none)
+    few = ablation_caveats(ablation_content(effect=3.0, control=1.0, traces=9))
+    assert "9 problems are few: the intervals are rough." in few
+
+
+def test_stability_and_sample_size_are_reported(probed, tmp_path):
+    found = stability([probed, probed], ["a", "b"])
+    write_stability(found, tmp_path)
+    sizes = measure_folder(probed, draws=4, ladder=(5,))
+    write_sample_size(sizes, tmp_path)
+    page, markdown = report(tmp_path)
+    assert markdown_tables(markdown) == page.tables
+    (points, probes, pairs) = page.tables
+    assert [row[0] for row in points[1:]] == [str(p["problems"]) for p in sizes["points"]]
+    assert points[1][2].startswith(f"{sizes['points'][0]['best']:.3f} (")
+    assert [row[0] for row in probes[1:]] == ["a", "b"]
+    assert pairs[1][1].startswith(f"{found['pairs'][0]['pearson']:.3f} (")
+    assert sample_size_caveats({"enough": None, "sentence": "none"}) == ["none"]
+    assert sample_size_caveats({"enough": 5, "sentence": "some"}) == []

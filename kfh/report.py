@@ -25,8 +25,6 @@ from probing.files import HEADER, file_header, whole_file
 
 DPI = 120
 WIDE = 8.0  # inches; a wider figure is not put beside another
-DEPTH = 5  # folders below the given one
-PASSED_BY = ("parts", "model", "responses")  # of runs: scores, weights, texts
 RULES = (
     "SRA is the share of (essential, redundant) pairs of steps of one trace that a score puts "
     "right; balanced SRA gives 0.5 to every scorer that goes by position alone; gating accuracy "
@@ -80,22 +78,18 @@ def read_sections(folder: Path, kinds: list[Kind] = KINDS) -> list[Section]:
     if not sections:
         names = ", ".join(kind.name for kind in kinds)
         raise DataError(
-            f"{folder}: nothing to report, here or {DEPTH} folders below ({names}); run for "
+            f"{folder}: nothing to report, here or in the folders below ({names}); run for "
             f"example `kfh probe --out {folder}` first"
         )
     return sections
 
 
-def walk(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """The folder and those below it, in order; hidden ones, checkpoints and parts left out."""
+def walk(folder: Path) -> Iterator[Path]:
+    """The folder and all those below it, in order; hidden ones and links are not entered."""
     yield folder
-    if not depth:
-        return
     for path in sorted(folder.iterdir()):
-        inner = path.is_dir() and not path.is_symlink()
-        skipped = path.name in PASSED_BY or path.name.startswith((".", "checkpoint-"))
-        if inner and not skipped:
-            yield from walk(path, depth - 1)
+        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+            yield from walk(path)
 
 
 def _read(kind: Kind, place: Place, root: Path) -> Section:

@@ -54,7 +54,8 @@ wheel-check: wheel  ## the wheel, alone in a folder, finds the data that it carr
 	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -c "import pathlib, probing, probing.headset as h, probing.files as f; \
 	  assert pathlib.Path(probing.__file__).is_relative_to(pathlib.Path.cwd()), probing.__file__; \
 	  assert probing.segment('Wait, so. ' * 20) and h.shipped_head_sets(); \
-	  f.data_path('prompts', 'judge.txt'); \
+	  f.data_path('prompts', 'judge.txt'); import probing.viewer.viewer as v; \
+	  assert ''.join(v.page_parts('t', ['{}'])).count('</script>') == 2; \
 	  import kfh; t = pathlib.Path(kfh.__file__).parent / 'templates'; \
 	  assert len(list(t.glob('report.*.j2'))) == 2, t; print('the wheel works')"
 

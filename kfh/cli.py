@@ -19,10 +19,10 @@ app = typer.Typer(
 )
 
 app.add_typer(plot, name="plot")
-app.command()(report)
+app.command()(ablate)
 app.command()(stability)
 app.command(name="sample-size")(sample_size)
-app.command()(ablate)
+app.command()(report)
 
 SkipBad = Annotated[bool, typer.Option(help="Leave bad lines out (counted) instead of stopping.")]
 ThinkEnd = Annotated[str, typer.Option(help="The text that ends the reasoning.")]
@@ -205,13 +205,13 @@ def label(
 ) -> None:
     """Label the steps of traces by cause, by rules or by judges; or compare labellings."""
     from kfh.labelling import (
-        StepSource,
         check_label_options,
         needed,
         run_ablation,
         run_compare,
         run_rules,
     )
+    from probing.prepare import StepSource
 
     check_label_options(by, compare, files)
     if compare:

@@ -108,5 +108,5 @@ def run_demo(out: Path) -> None:
 
     # Always anew: it takes seconds, and an older demo may have left another model's scores.
     run_probe(model=str(pocket_model()), traces=pocket_traces(), out=out, resume=False)
-    draw_trace(out, pocket_traces())
+    draw_trace(out)
     train_and_compare(out)

@@ -33,27 +33,20 @@ def pocket_traces() -> Path:
     return data_path("pocket", "traces.jsonl")
 
 
-def draw_trace(out: Path, traces: Path) -> None:
+def draw_trace(out: Path) -> None:
     """Draw the longest ranked trace with the head set's score of each step, and print it.
 
     Args:
         out: folder of a finished probe; `trace.png` is written there.
-        traces: its trace file.
     """
-    from probing.figures import save_figure, step_strip
-    from probing.headset import HeadSet
-    from probing.store import ScoreStore
-    from probing.traces import read_traces
+    from probing.strips import step_strip
+    from probing.style import save_figure
+    from probing.viewer.source import FinishedProbe
 
-    scored = ScoreStore(out, {}).load()
-    head_set = HeadSet.load(out / "heads.json")
-    found = [trace for trace in read_traces(traces) if trace.id in scored]
-    trace = max(found, key=lambda item: (len(item.steps), item.id))
-    own = scored[trace.id]
-    # Heads are stored layer by layer.
-    places = [layer * head_set.model.heads + head for layer, head in head_set.pairs]
-    ratios = own.scores[places].mean(axis=0) / own.base
-    heads = ", ".join(f"{layer}.{head}" for layer, head in head_set.pairs)
+    probe = FinishedProbe.load(out)
+    trace = max(probe.traces(), key=lambda item: (len(item.steps), item.id))
+    ratios = probe.ratios(trace, probe.head_set.pairs)
+    heads = ", ".join(f"{layer}.{head}" for layer, head in probe.head_set.pairs)
     title = f"{trace.id}: how much the answer looks back at each step (heads {heads})"
     save_figure(step_strip(trace, ratios, title), out / "trace.png")
     console.print(f"\n[bold]{trace.problem}[/bold]   score of each step over S_base:")

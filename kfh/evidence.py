@@ -58,6 +58,50 @@ def plot_runs(
     run_plot(folders, metric, smooth, formats, out, traces, trace)
 
 
+@plot.command(name="trace")
+def plot_trace(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished kfh probe.")],
+    html: Annotated[
+        bool, typer.Option("--html", help="One page of all traces, to open in a browser.")
+    ] = False,
+    traces: Annotated[
+        Path | None, typer.Option(help="The probe's trace file, where it has moved.")
+    ] = None,
+    ids: Annotated[
+        str, typer.Option(help="Traces, comma between; default: the longest, or --limit of them.")
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(help="Page: most traces; default 200, 0 is all.")
+    ] = None,
+    heads: Annotated[
+        str,
+        typer.Option(
+            help="Such as 2.3,2.1. Figure: their mean; default: the head set. Page: heads beside "
+            "the set whose tokens are shown; default: the 4 best by SRA."
+        ),
+    ] = "",
+    tokens: Annotated[
+        bool, typer.Option(help="Page: attention of single tokens; loads the model.")
+    ] = True,
+    formats: Annotated[
+        str, typer.Option(help="Figure: of png, svg, pdf; comma between.")
+    ] = "png,svg,pdf",
+    device: Annotated[str, typer.Option(help="Page: auto, cpu, cuda, …")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: trace.html or trace.* in DIR.")
+    ] = None,
+) -> None:
+    """Show traces: steps by score, labels, phrase kinds, heads, tokens.
+
+    A page holds at most 12 MB of step scores (so many heads as fit, best first) and 16 MB of
+    tokens, before base64; what is left out it says.
+    """
+    settings = dict(locals())
+    from kfh.tracing import run_trace
+
+    run_trace(**settings)
+
+
 @plot.command(name="paper")
 def plot_paper(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that kfh probe wrote.")],
@@ -120,24 +164,6 @@ def sample_size(
     run_sample_size(folder, traces, metric, top, sizes, draws, out, formats, seed)
 
 
-def report(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR", help="Folder that holds results: of kfh probe, train, eval, …"
-        ),
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="The page (.html); default: report.html in DIR.")
-    ] = None,
-    title: Annotated[str | None, typer.Option(help="Its title.")] = None,
-) -> None:
-    """Report what was run and found, with its caveats: one HTML page, and Markdown beside it."""
-    from kfh.report import run_report
-
-    run_report(folder, out, title)
-
-
 def ablate(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     model: Annotated[
@@ -147,7 +173,7 @@ def ablate(
         str | None, typer.Option(help="Head file of `kfh probe`, or a shipped head set.")
     ] = None,
     traces: Annotated[Path | None, typer.Option(help="Trace file (JSONL, .gz too).")] = None,
-    parts: Annotated[str, typer.Option(help="Of steps; comma between.")] = "steps",
+    parts: Annotated[str, typer.Option(help="Of steps, heads, steering; comma between.")] = "steps",
     remove: Annotated[str, typer.Option(help="Steps: how many to remove.")] = "1,2,3",
     modes: Annotated[
         str,
@@ -155,7 +181,10 @@ def ablate(
     ] = "zero/all,mean/all,zero/answer-to-steps",
     factors: Annotated[
         str, typer.Option(help="Steering: factors on the attention to a step.")
-    ] = "0,0.25,0.5,1,2,4",
+    ] = "0,0.001,0.01,0.1,0.5,1,2,8",
+    backend: Annotated[
+        str, typer.Option(help="What edits heads: transformers or transformer-lens (slow).")
+    ] = "transformers",
     draws: Annotated[int, typer.Option(help="Random draws of each control.")] = 5,
     answer: Annotated[
         str,
@@ -214,6 +243,25 @@ def ablate(
             "max_answer_tokens": max_answer_tokens,
             "batch_tokens": batch_tokens,
             "seed": seed,
+            "backend": backend,
         },
         source={"labels": labels, "keep": keep, "skip_bad": skip_bad, "think_end": think_end},
     )
+
+
+def report(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Folder that holds results: of kfh probe, train, eval, …"
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page (.html); default: report.html in DIR.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Its title.")] = None,
+) -> None:
+    """Report what was run and found, with its caveats: one HTML page, and Markdown beside it."""
+    from kfh.report import run_report
+
+    run_report(folder, out, title)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kfh.console import console, progress_bar, talk
 from probing.errors import ConfigError, DataError
 from probing.files import file_hash
-from probing.prepare import GIVEN
-from probing.segmenters import MIN_CHARS, Segmenter, segment_trace
-from probing.traces import THINK_END, ReadReport, Trace, read_traces
+from probing.prepare import StepSource
+from probing.traces import ReadReport
 
 if TYPE_CHECKING:
     from probing.agreement import Agreement, Labelling
@@ -50,56 +49,23 @@ def check_label_options(by: str, compare: bool, files: list[str] | None) -> None
         raise ConfigError(f"{files[0]}: label files are for --compare; traces go to --traces")
 
 
-@dataclass(frozen=True)
-class StepSource:
-    """A trace file and how its traces are cut into steps, as `kfh probe` has it."""
+def step_counts(source: StepSource) -> dict[str, int]:
+    """Number of steps of every trace that has one, after the whole file was checked.
 
-    path: Path
-    segmenter: str = GIVEN
-    min_chars: int = MIN_CHARS
-    skip_bad: bool = False
-    think_end: str = THINK_END
-
-    @property
-    def rule(self) -> str:
-        """How steps take tokens: given spans by overlap, tiles by where they start."""
-        return "overlap" if self.segmenter == GIVEN else "start"
-
-    def segmenter_json(self) -> dict[str, Any]:
-        """The segmenter as it stands in headers."""
-        if self.segmenter == GIVEN:
-            return {"name": GIVEN}
-        return Segmenter.parse(self.segmenter, self.min_chars).to_json()
-
-    def traces(self, report: ReadReport | None = None) -> Iterator[Trace]:
-        """The traces with their steps, wrong answers and traces without a step included."""
-        cutter = None
-        if self.segmenter != GIVEN:
-            cutter = Segmenter.parse(self.segmenter, self.min_chars)
-        for trace in read_traces(
-            self.path, skip_bad=self.skip_bad, think_end=self.think_end, report=report
-        ):
-            yield segment_trace(trace, cutter) if cutter else trace
-
-    def sizes(self) -> dict[str, int]:
-        """Number of steps of every trace that has one, after the whole file was checked.
-
-        Raises:
-            DataError: a bad line, or no trace with a step.
-        """
-        if not self.path.is_file():
-            raise DataError(f"{self.path}: no such trace file")
-        report = ReadReport()
-        counts = {trace.id: len(trace.steps) for trace in self.traces(report)}
-        for kind, count in report.bad.items():
-            first = report.first_bad[kind]
-            talk.print(f"[yellow]left out {count} × {kind}[/yellow], first {first}")
-        sizes = {trace_id: steps for trace_id, steps in counts.items() if steps}
-        if not sizes:
-            raise DataError(f"{self.path}: no trace has steps; cut them with --segmenter attnpo")
-        if without := len(counts) - len(sizes):
-            talk.print(f"[yellow]left out {without} traces[/yellow] without a step")
-        return sizes
+    Raises:
+        DataError: a bad line, or no trace with a step.
+    """
+    report = ReadReport()
+    counts = {trace.id: len(trace.steps) for trace in source.traces(report)}
+    for kind, count in report.bad.items():
+        first = report.first_bad[kind]
+        talk.print(f"[yellow]left out {count} × {kind}[/yellow], first {first}")
+    sizes = {trace_id: steps for trace_id, steps in counts.items() if steps}
+    if not sizes:
+        raise DataError(f"{source.path}: no trace has steps; cut them with --segmenter attnpo")
+    if without := len(counts) - len(sizes):
+        talk.print(f"[yellow]left out {without} traces[/yellow] without a step")
+    return sizes
 
 
 def run_ablation(
@@ -125,7 +91,7 @@ def run_ablation(
     from probing.models import ModelCard, load_model, load_tokenizer, weights_fingerprint
 
     logging.disable_progress_bar()
-    sizes = source.sizes()
+    sizes = step_counts(source)
     name = model or str(pocket_model())
     tokenizer = load_tokenizer(name)
     loaded = load_model(name, device=device, dtype=dtype)
@@ -206,7 +172,7 @@ def run_rules(source: StepSource, out: Path) -> None:
     from probing.labels import write_labels
     from probing.rules import rule_labels
 
-    sizes = source.sizes()
+    sizes = step_counts(source)
 
     def lines() -> Iterator[dict[str, Any]]:
         with progress_bar("reading steps", len(sizes)) as advance:

@@ -84,7 +84,8 @@ def paper_figure(
     panels: list[Panel] = [partial(_heatmap, run), partial(_ensembles, run)]
     missing = []
     if ablation:
-        panels.append(partial(draw_interventions, rows=step_rows(ablation)))
+        rows, heads = step_rows(ablation)
+        panels.append(partial(draw_interventions, rows=rows, heads=heads))
     else:
         missing.append("interventions (--ablation, a folder of `kfh ablate`)")
     if train:
@@ -93,25 +94,28 @@ def paper_figure(
         panels.append(partial(_over_checkpoints, against_start(folder, checkpoints)))
     else:
         missing.append("stability (--train, runs with probe_every; or --stability, probes)")
-    rows, columns = SHAPES[len(panels)]
+    lines, columns = SHAPES[len(panels)]
     from matplotlib import rc_context
 
     with rc_context(RC):
-        figure = Figure(figsize=(4.9 * columns, 3.5 * rows + 0.5))
-        grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+        figure = Figure(figsize=(4.9 * columns, 3.5 * lines + 0.5))
+        grid = list(figure.subplots(lines, columns, squeeze=False).flat)
         for draw, axes in zip(panels, grid, strict=True):
             draw(axes)
         panel_letters(grid)
-        title = wrapped(spell(run.title(run.run["config"]["by"])), 4.7 * columns)
+        figures = run.title(run.run["config"]["by"]).partition(": ")[2]
+        title = wrapped(spell(f"Key-Focus Heads of {figures}"), 4.7 * columns)
         figure.suptitle(title, x=0.02, ha="left")
         figure.tight_layout(w_pad=2, h_pad=2)
     return figure, missing
 
 
 def _heatmap(run: Any, axes: Axes) -> None:
+    from probing.figures import NAMES
+
     metric = run.run["config"]["by"]
     run.draw_heatmap(axes, metric)
-    axes.set_title("heads (red: the set)", loc="left")
+    axes.set_title(f"{NAMES[metric]} of heads (red: the set)", loc="left")
 
 
 def _ensembles(run: Any, axes: Axes) -> None:
@@ -122,8 +126,8 @@ def _ensembles(run: Any, axes: Axes) -> None:
     legend_above(axes)
 
 
-def step_rows(folder: Path) -> list[dict[str, Any]]:
-    """Accuracy by arm and number of steps removed, from the `ablation.json` of a folder.
+def step_rows(folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """Accuracy by arm and number of steps removed, from `ablation.json`; the heads that scored.
 
     Raises:
         DataError: the file is missing, damaged, or has no accuracy after steps were removed.
@@ -138,6 +142,7 @@ def step_rows(folder: Path) -> list[dict[str, Any]]:
             for row in content["summary"]
             if (row["part"], row["measure"]) == ("steps", "accuracy") and row["arm"] in ARMS
         ]
+        heads = ", ".join(f"{layer}.{head}" for layer, head in content["head_set"]["heads"])
         [float(row[key]) for row in rows for key in ("value", "low", "high", "dose", "traces")]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: no result of `kfh ablate` ({error!r})") from error
@@ -146,11 +151,17 @@ def step_rows(folder: Path) -> list[dict[str, Any]]:
             f"{path}: no accuracy with and without low-score, high-score and random steps; run "
             "`kfh ablate --parts steps` with --max-answer-tokens above 0"
         )
-    return rows
+    return rows, heads
 
 
-def draw_interventions(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """Accuracy as it is, and with steps removed: a group an arm, a bar a number of steps."""
+def draw_interventions(axes: Axes, rows: Sequence[dict[str, Any]], heads: str) -> None:
+    """Accuracy as it is, and with steps removed: a group an arm, a bar a number of steps.
+
+    Args:
+        axes: to draw on.
+        rows: of `step_rows`.
+        heads: whose scores rank the steps, for the title.
+    """
     from probing.style import BLUE, GREEN, GREY, ORANGE, SMALL, plain
 
     colours = {"none": GREY, "low": BLUE, "high": ORANGE, "random": GREEN}
@@ -175,7 +186,7 @@ def draw_interventions(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     traces = "–".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     axes.set_ylabel(f"accuracy, {traces} traces")
     axes.set_ylim(0, None)
-    plain(axes, "steps removed, answer anew")
+    plain(axes, f"steps removed by score (heads {heads})")
 
 
 def probed_runs(folders: Sequence[Path]) -> list[Run]:

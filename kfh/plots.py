@@ -45,17 +45,17 @@ def run_plot(
             f"{alone[0]} holds a probe or an ablation: it is drawn alone; give it by itself, and "
             "training runs by themselves"
         )
-    probes = [folder for folder in alone if not is_ablation(folder)]
-    if not probes and (traces or trace):
+    if (traces or trace) and not (alone and is_probe(alone[0])):
         raise ConfigError("--traces and --trace are of a probe; there is none in these folders")
-    if alone and not probes:
+    if alone and is_ablation(alone[0]):
         drawn = ablation_figures(alone[0])
-    elif probes:
-        drawn = probe_figures(probes[0], metric, traces, trace)
+    elif alone:
+        drawn = probe_figures(folders[0], metric, traces, trace)
     else:
         drawn = training_figures(folders, smooth)
-    place = out or (folders[0] if len(folders) == 1 else folders[0].parent / "figures")
-    save_all(drawn, place, kinds)
+    save_all(
+        drawn, out or (folders[0] if len(folders) == 1 else folders[0].parent / "figures"), kinds
+    )
 
 
 def checked_formats(formats: str) -> list[str]:

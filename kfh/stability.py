@@ -55,11 +55,11 @@ def probes_table(found: dict[str, Any]) -> Table:
 def pairs_table(found: dict[str, Any]) -> Table:
     """A row a pair: correlations beside their ceiling, shared heads beside chance."""
     title = (
-        f"Correlation of head figures, beside its ceiling; corrected: free of noise; heads shared "
-        f"by sets of {_sizes(found)}, and by chance"
+        "Correlation of head figures (r Pearson, ρ Spearman); ceiling: by reliability; corrected: "
+        f"free of noise; heads shared by sets of {_sizes(found)}, and by chance"
     )
     interval = "[dim]95 %[/dim]"
-    names = (f"Pearson {interval}", "Spearman", "ceiling", f"corrected {interval}", "shared", "p")
+    names = (f"r {interval}", "ρ", "ceiling", f"corrected {interval}", "shared", "p")
     table = plain_table(title, "pair", *names)
     for pair in found["pairs"]:
         sets = pair["chosen"]

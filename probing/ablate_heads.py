@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +35,7 @@ from probing.copies import (
 from probing.edited import EditedAnswers, Reading, Spans, batches
 from probing.errors import ModelError
 from probing.headedits import ALL, HeadEdit, HeadEdits
-from probing.headmeans import Means, head_means
+from probing.headmeans import Means
 from probing.intervention import PreparedTrace, Setup
 from probing.outcomes import NONE, RANDOM, Outcome
 from probing.passes import Head
@@ -76,11 +77,11 @@ class HeadWork:
 
     Args:
         setup: of the part.
-        answers: over the model's edits, which are entered.
-        sources: whether copy sources are looked for.
+        answers: of `open_answers`.
+        sources: whether copy sources are looked for; only with `EditedAnswers`.
     """
 
-    def __init__(self, setup: Setup, answers: EditedAnswers, *, sources: bool) -> None:
+    def __init__(self, setup: Setup, answers: Any, *, sources: bool) -> None:
         self.setup, self.answers = setup, answers
         self.alterer = Alterer(setup.tokenizer, setup.config.seed)
         self.ablation = _ablation(setup) if sources else None
@@ -170,10 +171,9 @@ def ablate_heads(setup: Setup) -> Iterator[list[Outcome]]:
     """
     heads = tuple(setup.heads.pairs)
     config = setup.config
-    with HeadEdits(setup.model) as edits:
-        edits.check(heads)
-        answers = EditedAnswers(setup.model, edits, setup.ends)
-        work = HeadWork(setup, answers, sources=True)
+    with open_answers(setup) as answers:
+        answers.check(heads)
+        work = HeadWork(setup, answers, sources=isinstance(answers, EditedAnswers))
         arms = head_arms(setup, answers, heads)
         for traces in batches(setup.traces, config.batch_tokens):
             batch = work.prepare(traces)
@@ -187,18 +187,34 @@ def ablate_heads(setup: Setup) -> Iterator[list[Outcome]]:
             yield from outcomes
 
 
-def head_arms(setup: Setup, answers: EditedAnswers, heads: tuple[Head, ...]) -> list[Arm]:
+@contextmanager
+def open_answers(setup: Setup) -> Iterator[Any]:
+    """What answers under edits, by the setup's backend: `EditedAnswers` or `LensAnswers`.
+
+    Raises:
+        ModelError: the model's heads cannot be edited.
+    """
+    if setup.config.backend == "transformer-lens":
+        from probing.lens_edits import LensAnswers
+
+        yield LensAnswers(setup.model, setup.ends)
+        return
+    with HeadEdits(setup.model) as edits:
+        yield EditedAnswers(setup.model, edits, setup.ends)
+
+
+def head_arms(setup: Setup, answers: Any, heads: tuple[Head, ...]) -> list[Arm]:
     """`none` first, then for every mode the chosen heads and the random ones."""
     config = setup.config
-    controls = random_heads(heads, answers.edits.layers, config.draws, config.seed)
+    controls = random_heads(heads, answers.layers, config.draws, config.seed)
     every = tuple(dict.fromkeys([*heads, *(head for c in controls for head in c.heads)]))
     means: dict[str, Means] = {}
     arms = [Arm(NONE, "", 0, None)]
     for mode in config.modes:
         kind, _, where = mode.partition("/")
         if kind == "mean" and where not in means:
-            means[where] = head_means(
-                answers, setup.reference, every, where, batch_tokens=config.batch_tokens
+            means[where] = answers.means(
+                setup.reference, every, where, batch_tokens=config.batch_tokens
             )
         of = means.get(where)
         dose = float(len(heads))

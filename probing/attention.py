@@ -134,7 +134,7 @@ class AttentionCapture(InFront):
         if input_ids is None or answer is None:
             input_ids, answer, attention_mask = proof_input(self._vocabulary(), device)
         run = CapturePass(answer, self.heads, self._workspace, verify=True)
-        before = self._hidden(input_ids, attention_mask)
+        before = self._hidden(input_ids, attention_mask, self.trunk)
         with nullcontext() if self._previous else self:
             after = self._run(run, input_ids, attention_mask, self.trunk)
         name = type(self.model).__name__
@@ -182,18 +182,14 @@ class AttentionCapture(InFront):
         forward: Callable[..., Any],
     ) -> Tensor:
         """One forward pass under `run`; the last hidden state, or empty after an early exit."""
-        training = self.model.training
-        self.model.eval()
         self._pass = run
         hidden = torch.empty(0)
         try:
-            output = forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-            hidden = output[0]
+            hidden = self._hidden(input_ids, attention_mask, forward)
         except _Enough:
             pass
         finally:
             self._pass = None
-            self.model.train(training)
         if not run.found:
             raise ModelError(
                 f"{type(self.model).__name__} does not call the attention registry of "
@@ -203,11 +199,14 @@ class AttentionCapture(InFront):
         return hidden
 
     @torch.no_grad()
-    def _hidden(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _hidden(
+        self, input_ids: Tensor, attention_mask: Tensor | None, forward: Callable[..., Any]
+    ) -> Tensor:
+        """The last hidden state, in eval mode; the model's mode is given back."""
         training = self.model.training
         self.model.eval()
         try:
-            output = self.trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            output = forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         finally:
             self.model.train(training)
         hidden: Tensor = output[0]

@@ -98,10 +98,10 @@ class ProbeConfig:
             Path(self.traces),
             self.segmenter,
             self.min_chars,
-            self.labels,
-            self.keep,
             self.skip_bad,
             self.think_end,
+            self.labels,
+            self.keep,
         )
 
     def to_json(self) -> dict[str, Any]:

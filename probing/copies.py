@@ -228,8 +228,8 @@ class Alterer:
 
 
 def follows(
-    answers: EditedAnswers,
-    reading: Reading,
+    answers: Any,
+    reading: Any,
     altered: Sequence[Altered],
     edit: HeadEdit | None = None,
     spans: Sequence[Int[np.ndarray, "span 2"]] | None = None,
@@ -237,7 +237,7 @@ def follows(
     """How far each answer follows the altered step: log p(other) − log p(original) (eq. 18).
 
     Args:
-        answers: whose edits are entered.
+        answers: `EditedAnswers` with entered edits, or `LensAnswers`.
         reading: of the altered traces, under the same edit where it is at all positions.
         altered: the same traces.
         edit: what is done to the heads.

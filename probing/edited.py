@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor
 from probing.errors import ModelError
 from probing.headedits import HeadEdit, HeadEdits
 from probing.intervention import PreparedTrace
+from probing.passes import Head
 
 # Called with the real tokens that go in and the edited columns, before a pass under it.
 Observe = Callable[[Tensor, Tensor | None], AbstractContextManager[None]]
@@ -91,6 +92,29 @@ class EditedAnswers:
         takes = inspect.signature(model.forward).parameters
         self._last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self._places = "position_ids" in takes
+
+    @property
+    def layers(self) -> dict[int, int]:
+        """Heads of each attention layer."""
+        return self.edits.layers
+
+    def check(self, heads: Sequence[Head]) -> None:
+        """Raise ModelError for a head that the model has not."""
+        self.edits.check(heads)
+
+    def means(
+        self,
+        traces: Sequence[PreparedTrace],
+        heads: Sequence[Head],
+        where: str,
+        *,
+        batch_tokens: int,
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> dict[Head, Tensor]:
+        """Mean outputs of heads over traces, see `probing.headmeans.head_means`."""
+        from probing.headmeans import head_means
+
+        return head_means(self, traces, heads, where, batch_tokens=batch_tokens, advance=advance)
 
     @torch.inference_mode()
     def read(
@@ -203,7 +227,7 @@ class EditedAnswers:
             if not going.any():
                 break
         rows = torch.cat(new, dim=1).tolist() if new else [[] for _ in traces]
-        return [_up_to_end(row, set(self.ends.tolist())) for row in rows]
+        return [up_to_end(row, set(self.ends.tolist())) for row in rows]
 
     def _forward(self, ids: Tensor, mask: Tensor, cache: Any, **options: Any) -> Any:
         if self._places:
@@ -213,7 +237,8 @@ class EditedAnswers:
         )
 
 
-def _up_to_end(ids: list[int], ends: set[int]) -> list[int]:
+def up_to_end(ids: list[int], ends: Collection[int]) -> list[int]:
+    """The ids up to the first that ends an answer, which is one of them."""
     for place, token in enumerate(ids):
         if token in ends:
             return ids[: place + 1]

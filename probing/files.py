@@ -12,12 +12,14 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from probing.errors import ConfigError, DataError
 
 HEADER = "kfh"
 SCHEMA = 1
@@ -92,3 +94,57 @@ def file_hash(path: Path) -> str:
 def text_hash(text: str) -> str:
     """SHA-256 of a text in UTF-8, as `sha256:<hex>`."""
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The objects of a JSONL file without its header, and whether its last line is torn.
+
+    A line without its end is what a killed writer leaves; it is left out.
+
+    Raises:
+        DataError: the file cannot be read, or a line that has its end holds no object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    rows: list[dict[str, Any]] = []
+    *whole, rest = text.split("\n")
+    for number, line in enumerate([*whole, rest], 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number > len(whole):
+                return rows, True
+            raise DataError(f"{path}, line {number}: no JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: no JSON object")
+        if HEADER not in row:
+            rows.append(row)
+    return rows, False
+
+
+def refuse_other_settings(
+    path: Path, what: str, held: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    """Refuse to go on with a file whose content was made with other settings.
+
+    Args:
+        path: of the file or folder, for the message.
+        what: it holds: scores, labels, responses, …
+        held, wanted: its settings and the present ones.
+
+    Raises:
+        ConfigError: they differ; the message names each setting that does, with both values.
+    """
+    wanted = json.loads(json.dumps(wanted))  # as they come back from a file
+    differing = sorted(k for k in {*held, *wanted} if held.get(k, ...) != wanted.get(k, ...))
+    if differing:
+        was = ", ".join(f"{key} {held.get(key)!r:.100}" for key in differing)
+        now = ", ".join(f"{key} {wanted.get(key)!r:.100}" for key in differing)
+        raise ConfigError(
+            f"{path} holds {what} made with {was}; now asked for {now}. "
+            "Choose another --out, or begin anew with --no-resume."
+        )

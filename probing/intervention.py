@@ -16,6 +16,7 @@ from jaxtyping import Float
 from probing.causetrace import CauseTrace
 from probing.errors import ConfigError
 from probing.outcomes import Outcome
+from probing.scoring import BACKENDS
 from probing.tokens import ANSWERS
 
 if TYPE_CHECKING:
@@ -61,22 +62,26 @@ class InterventionConfig:
         max_answer_tokens: longest greedy answer; 0: none is decoded, log-probabilities alone.
         batch_tokens: tokens in a forward pass, padding included.
         seed: of the random draws.
+        backend: what edits heads: `transformers` or `transformer-lens` (slow, a witness).
     """
 
     remove: tuple[int, ...] = (1, 2, 3)
     draws: int = 5
     modes: tuple[str, ...] = ("zero/all", "mean/all", "zero/answer-to-steps")
-    factors: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+    factors: tuple[float, ...] = (0.0, 0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 8.0)
     answer: str = "all"
     answer_limit: int = 0
     max_answer_tokens: int = 64
     batch_tokens: int = 8192
     seed: int = 0
+    backend: str = "transformers"
 
     def __post_init__(self) -> None:
         """Check the settings."""
         if self.answer not in ANSWERS:
             raise ConfigError(f"unknown answer {self.answer!r}; choose {', '.join(ANSWERS)}")
+        if self.backend not in BACKENDS:
+            raise ConfigError(f"unknown backend {self.backend!r}; choose {' or '.join(BACKENDS)}")
         if not self.remove or min(self.remove) < 1 or len(set(self.remove)) < len(self.remove):
             raise ConfigError(f"--remove takes numbers of steps, at least 1, not {self.remove}")
         for name, least in (

@@ -1,6 +1,6 @@
 """Figures of interventions, drawn from `ablation.json`: what each change costs, with intervals.
 
-In the look of `probing.figures`: Okabe–Ito colours, and hatches or dashes beside them.
+In the look of `probing.style`; arms differ in hatches or dashes, too.
 """
 
 from __future__ import annotations
@@ -16,26 +16,32 @@ from matplotlib.figure import Figure
 
 from probing.claims import MEASURES
 from probing.errors import DataError
-from probing.figures import BLUE, GREEN, GREY, ORANGE, plain
 from probing.outcomes import NONE
+from probing.style import BLUE, GREEN, GREY, ORANGE, PURPLE, plain, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FILE = "ablation.json"
-PURPLE = "#CC79A7"
 BARS = {  # arm → colour, hatch, name
+    "chosen": (ORANGE, "", "the head set"),
     "high": (ORANGE, "", "highest scores"),
     "matched": (PURPLE, "xx", "random, as many tokens"),
     "random": (GREY, "..", "random"),
     "recent": (GREEN, "\\\\", "most recent"),
     "low": (BLUE, "//", "lowest scores"),
-    "chosen": (ORANGE, "", "the head set"),
 }
 LINES = {
     "chosen": (ORANGE, "-", "o", "head set, to the step"),
     "random": (GREY, "--", "s", "random heads, to the step"),
     "other-step": (BLUE, ":", "^", "head set, to another step"),
+}
+MODE_NAMES = {
+    "zero/all": "zero,\nall positions",
+    "mean/all": "mean,\nall positions",
+    "zero/answer-to-steps": "zero,\nanswer to\nsteps",
+    "mean/answer-to-steps": "mean,\nanswer to\nsteps",
+    "block/answer-to-steps": "blocked,\nanswer to\nsteps",
 }
 AXES = {
     "accuracy": "accuracy of the new answer",
@@ -67,6 +73,7 @@ class InterventionFigures:
                 f"{folder}: no finished ablation ({error!r}); run `kfh ablate --out {folder}` first"
             ) from error
 
+    @styled
     def all(self) -> dict[str, Figure]:
         """Every figure that the file has outcomes for, by its file name."""
         makers = {"steps": self.steps, "heads": self.heads, "steering": self.steering}
@@ -88,22 +95,21 @@ class InterventionFigures:
         for measure, axes in panels.items():
             of = own[own["measure"] == measure]
             none = of[of["arm"] == NONE]
+            # Factors may lie orders of magnitude apart, and 0 is one of them: each has its place.
+            doses = sorted(of["dose"].unique())
             for arm in (arm for arm in LINES if arm in set(of["arm"])):
                 colour, dash, marker, name = LINES[arm]
                 # At the factor 1 nothing is changed, whatever the arm.
                 rows = pd.concat([of[of["arm"] == arm], none]).sort_values("dose")
+                where = [doses.index(dose) for dose in rows["dose"]]
                 axes.plot(
-                    rows["dose"], rows["value"], color=colour, ls=dash, marker=marker, ms=4,
-                    label=name,
-                )  # fmt: skip
-                axes.fill_between(
-                    rows["dose"], rows["low"], rows["high"], color=colour, alpha=0.15, lw=0
+                    where, rows["value"], color=colour, ls=dash, marker=marker, ms=4, label=name
                 )
+                axes.fill_between(where, rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)
             self._none_line(axes, of)
-            axes.set_xscale("symlog", linthresh=0.25, base=2)
-            doses = sorted(of["dose"].unique())
-            axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
-            axes.minorticks_off()
+            axes.set_xticks(
+                range(len(doses)), [f"{dose:g}" for dose in doses], fontsize=8, rotation=45
+            )
             axes.set(xlabel="factor on the attention to the step", ylabel=AXES[measure])
             plain(axes)
         return self._finish(figure, "steering", "Answers under steered attention")
@@ -133,13 +139,14 @@ class InterventionFigures:
                 where = np.arange(len(groups)) + (place - (len(arms) - 1) / 2) * width
                 reach = np.abs(rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy())
                 colour, hatch, name = BARS[arm]
+                name = f"{name} heads of the same layers" if arm + part == "randomheads" else name
                 axes.bar(
                     where, rows["value"], width, yerr=reach, color=colour, hatch=hatch,
                     edgecolor="white", lw=0, error_kw={"lw": 1}, label=name,
                 )  # fmt: skip
             self._none_line(axes, of)
-            names = [f"{g:g}" if by == "dose" else g.replace("/", "\n") for g in groups]
-            axes.set_xticks(range(len(groups)), names)
+            names = [f"{g:g}" if by == "dose" else MODE_NAMES.get(g, g) for g in groups]
+            axes.set_xticks(range(len(groups)), names, fontsize=8)
             axes.set(xlabel=xlabel, ylabel=AXES[measure])
             if measure in ("accuracy", "source_kept"):
                 axes.set_ylim(0, 1.04)

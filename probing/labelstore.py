@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from probing.errors import ConfigError, DataError
-from probing.files import HEADER, file_header
+from probing.errors import DataError
+from probing.files import HEADER, file_header, refuse_other_settings
 
 
 class LabelStore:
@@ -96,14 +96,6 @@ class LabelStore:
         return done, good
 
     def _same(self, held: dict[str, Any]) -> None:
-        wanted = json.loads(json.dumps(self.header))
         was = {"segmenter": held.get("segmenter"), **(held.get("settings") or {})}
-        now = {"segmenter": wanted["segmenter"], **wanted["settings"]}
-        differing = sorted(k for k in {*was, *now} if was.get(k, ...) != now.get(k, ...))
-        if differing:
-            before = ", ".join(f"{key} {was.get(key)!r:.80}" for key in differing)
-            asked = ", ".join(f"{key} {now.get(key)!r:.80}" for key in differing)
-            raise ConfigError(
-                f"{self.path} holds labels made with {before}; now asked for {asked}. "
-                "Choose another --out, or label anew with --no-resume."
-            )
+        now = {"segmenter": self.header["segmenter"], **self.header["settings"]}
+        refuse_other_settings(self.path, "labels", was, now)

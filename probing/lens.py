@@ -17,6 +17,21 @@ from probing.errors import ModelError
 from probing.passes import Head
 
 
+def open_bridge(model: torch.nn.Module) -> Any:
+    """The TransformerBridge of a model, which is rebuilt in place.
+
+    Raises:
+        ModelError: TransformerLens does not know the architecture.
+    """
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    name, config = type(model).__name__, getattr(model, "config", None)
+    try:
+        return build_bridge_from_module(model, name, hf_config=config)
+    except (KeyError, ValueError, NotImplementedError) as error:
+        raise ModelError(f"TransformerLens has no bridge for {name}: {error}") from error
+
+
 class LensCapture:
     """Captures the attention mass of the answer by hooks on `hook_pattern`.
 
@@ -29,14 +44,7 @@ class LensCapture:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        from transformer_lens.model_bridge.sources import build_bridge_from_module
-
-        config: Any = model.config
-        name = type(model).__name__
-        try:
-            self.bridge: Any = build_bridge_from_module(model, name, hf_config=config)
-        except (KeyError, ValueError, NotImplementedError) as error:
-            raise ModelError(f"TransformerLens has no bridge for {name}: {error}") from error
+        self.bridge = open_bridge(model)
         layers, heads = int(self.bridge.cfg.n_layers), int(self.bridge.cfg.n_heads)
         self.heads: list[Head] = [(layer, head) for layer in range(layers) for head in range(heads)]
         self.layers = dict.fromkeys(range(layers), heads)

@@ -19,17 +19,14 @@ KEEP = ("correct", "all")
 
 
 @dataclass(frozen=True)
-class TraceSource:
-    """Which traces of a file to use, with which steps and which labels.
+class StepSource:
+    """A trace file, and how its traces are cut into steps.
 
     Args:
         path: the trace file.
         segmenter: `given`: the steps of the file, as they are; or the name of a segmenter or a
             phrase file: cut anew, with the file's labels carried over by their characters.
         min_chars: the segmenter's minimum length.
-        labels: `steps`: the labels of the file's steps; or the path of a label file.
-        keep: `correct` leaves out traces whose answer is known to be wrong (the paper probes
-            correct ones); `all` keeps them.
         skip_bad: leave out bad lines, counted, instead of stopping at the first.
         think_end: the text that ends the reasoning.
     """
@@ -37,15 +34,11 @@ class TraceSource:
     path: Path
     segmenter: str = GIVEN
     min_chars: int = MIN_CHARS
-    labels: str = "steps"
-    keep: str = "correct"
     skip_bad: bool = False
     think_end: str = THINK_END
 
     def __post_init__(self) -> None:
-        """Check the settings."""
-        if self.keep not in KEEP:
-            raise ConfigError(f"unknown keep {self.keep!r}; choose {' or '.join(KEEP)}")
+        """Check that the file is there."""
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such trace file")
 
@@ -59,6 +52,36 @@ class TraceSource:
         if self.segmenter == GIVEN:
             return {"name": GIVEN}
         return Segmenter.parse(self.segmenter, self.min_chars).to_json()
+
+    def traces(self, report: ReadReport | None = None) -> Iterator[Trace]:
+        """The traces with their steps, wrong answers and traces without a step included."""
+        cutter = None
+        if self.segmenter != GIVEN:
+            cutter = Segmenter.parse(self.segmenter, self.min_chars)
+        for trace in read_traces(
+            self.path, skip_bad=self.skip_bad, think_end=self.think_end, report=report
+        ):
+            yield segment_trace(trace, cutter) if cutter else trace
+
+
+@dataclass(frozen=True)
+class TraceSource(StepSource):
+    """The traces of a probe: their steps, whose labels, and which of them.
+
+    Args:
+        labels: `steps`: the labels of the file's steps; or the path of a label file.
+        keep: `correct` leaves out traces whose answer is known to be wrong (the paper probes
+            correct ones); `all` keeps them.
+    """
+
+    labels: str = "steps"
+    keep: str = "correct"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        if self.keep not in KEEP:
+            raise ConfigError(f"unknown keep {self.keep!r}; choose {' or '.join(KEEP)}")
 
     def label_file(self) -> LabelFile | None:
         """The label file, checked to be of the same segmenter; None for the file's own labels."""
@@ -146,14 +169,8 @@ def cut_traces(source: TraceSource, report: SourceReport) -> Iterator[Trace]:
         DataError: a bad line (without `skip_bad`).
     """
     labels = source.label_file()
-    segmenter = None
-    if source.segmenter != GIVEN:
-        segmenter = Segmenter.parse(source.segmenter, source.min_chars)
-    for trace in read_traces(
-        source.path, skip_bad=source.skip_bad, think_end=source.think_end, report=report.reading
-    ):
+    for trace in source.traces(report.reading):
         if source.keep == "correct" and trace.correct is False:
             report.left_out["wrong answer"] += 1
             continue
-        ready = segment_trace(trace, segmenter) if segmenter else trace
-        yield labels.apply(ready) if labels else ready
+        yield labels.apply(trace) if labels else trace

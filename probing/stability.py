@@ -47,7 +47,7 @@ def spearman(a: Float[np.ndarray, "*row head"], b: Float[np.ndarray, "*row head"
 
 
 def spearman_brown(r: float) -> float:
-    """Reliability of a whole from the correlation of its halves: 2r / (1 + r) (eq. 15).
+    """Reliability of a whole from the correlation of its halves: 2r / (1 + r) (eq. 21).
 
     Example:
         >>> round(spearman_brown(0.5), 4)
@@ -57,7 +57,7 @@ def spearman_brown(r: float) -> float:
 
 
 def ceiling(reliability_a: float, reliability_b: float) -> float:
-    """What two probes of the same heads on different traces correlate to: √(rel_a · rel_b) (16).
+    """What two probes of the same heads on different traces correlate to: √(rel_a · rel_b) (22).
 
     Zero where a probe's figures are no more alike between its halves than chance.
     """
@@ -66,7 +66,7 @@ def ceiling(reliability_a: float, reliability_b: float) -> float:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two head sets share, beside what sets of these sizes drawn at random would (eq. 17)."""
+    """What two head sets share, beside what sets of these sizes drawn at random would (eq. 23)."""
 
     shared: int
     expected: float  # k_a · k_b / n
@@ -151,7 +151,7 @@ def cross_covariance(
     weights_a: Float[np.ndarray, "draw trace_a"],
     weights_b: Float[np.ndarray, "draw trace_b"],
 ) -> Float[np.ndarray, "draw"]:
-    """Covariance over heads of two probes' figures, free of noise (eq. 18).
+    """Covariance over heads of two probes' figures, free of noise (eq. 24).
 
         C_ab = Σ_{i,j} w_i w_j cov_h(a_i, b_j) / Σ_{i,j} w_i w_j
 

@@ -89,7 +89,7 @@ def draw_matrix(axes: Axes, found: dict[str, Any]) -> None:
     for (row, column), value in np.ndenumerate(grid):
         text = "–" if np.isnan(value) else f"{value:.2f}"
         dark = np.isnan(value) or value > lowest + 0.6 * (1 - lowest)
-        own = {"fontstyle": "italic"} if row == column else {}
+        own: dict[str, Any] = {"fontstyle": "italic"} if row == column else {}
         colour = BLACK if dark else "white"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=SMALL, **own)
     names = [_short(probe["name"]) for probe in found["probes"]]
@@ -163,11 +163,11 @@ def _column(found: dict[str, Any], name: str) -> np.ndarray:
 def _draw_figures(axes: Axes, found: dict[str, Any], n: np.ndarray) -> None:
     layer, head = found["best_head"]
     spans = np.array([p["best_range"] for p in found["points"]], dtype=float)
-    band = {"color": BLUE, "alpha": 0.15, "lw": 0}
+    band: dict[str, Any] = {"color": BLUE, "alpha": 0.15, "lw": 0}
     axes.fill_between(n, *spans.T, label="95 % of draws", **band)
     best = _column(found, "best")
     axes.plot(n, best, color=BLUE, marker="o", ms=4, label=f"best of all: {layer}.{head}")
-    look = {"color": ORANGE, "ls": "--", "marker": "s", "ms": 4}
+    look: dict[str, Any] = {"color": ORANGE, "ls": "--", "marker": "s", "ms": 4}
     axes.plot(n, _column(found, "picked"), label="best of the draw", **look)
     look = {"color": GREEN, "ls": "-.", "marker": "^", "ms": 4}
     axes.plot(n, _column(found, "held_out"), label="… on the rest", **look)
@@ -184,7 +184,7 @@ def _draw_agreement(axes: Axes, found: dict[str, Any], n: np.ndarray) -> None:
         ("disjoint", "of two disjoint draws", GREEN, "-.", "^"),
     ]
     for name, label, colour, dash, marker in rows:
-        look = {"color": colour, "ls": dash, "marker": marker, "ms": 4}
+        look: dict[str, Any] = {"color": colour, "ls": dash, "marker": marker, "ms": 4}
         # All problems agree with themselves: no point is drawn there.
         axes.plot(n[:-1], _column(found, name)[:-1], label=label, **look)
     chance = found["points"][0]["chance"]
@@ -196,7 +196,7 @@ def _draw_agreement(axes: Axes, found: dict[str, Any], n: np.ndarray) -> None:
 
 def _draw_width(axes: Axes, found: dict[str, Any], n: np.ndarray) -> None:
     spans = np.array([p["best_range"] for p in found["points"]], dtype=float)
-    look = {"color": BLUE, "marker": "o", "ms": 4}
+    look: dict[str, Any] = {"color": BLUE, "marker": "o", "ms": 4}
     axes.plot(n, _column(found, "width"), label="bootstrap interval, mean", **look)
     look = {"color": ORANGE, "ls": "--", "marker": "s", "ms": 4}
     # A draw of most problems cannot move far from all of them: its spread is no yardstick.

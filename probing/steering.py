@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from probing.ablate_heads import CHOSEN, Arm, HeadWork, outcome_of
+from probing.ablate_heads import CHOSEN, Arm, HeadWork, open_answers, outcome_of
 from probing.controls import random_heads
 from probing.copies import Altered, follows
-from probing.edited import EditedAnswers, Reading, batches
-from probing.headedits import ANSWER, HeadEdit, HeadEdits
+from probing.edited import batches
+from probing.headedits import ANSWER, HeadEdit
 from probing.intervention import PreparedTrace, Setup
 from probing.outcomes import NONE, RANDOM, Outcome
 from probing.passes import Head
@@ -43,8 +43,8 @@ class Steered:
 
     traces: list[PreparedTrace]
     altered: list[Altered]
-    plain: Reading
-    changed: Reading
+    plain: Any  # readings of both
+    changed: Any
     spans: dict[str, list[Any]]  # of the altered step, and of another one
 
 
@@ -56,11 +56,10 @@ def steer(setup: Setup) -> Iterator[list[Outcome]]:
         ConfigError: no random heads are left in the layers.
     """
     heads = tuple(setup.heads.pairs)
-    with HeadEdits(setup.model) as edits:
-        edits.check(heads)
-        answers = EditedAnswers(setup.model, edits, setup.ends)
+    with open_answers(setup) as answers:
+        answers.check(heads)
         work = HeadWork(setup, answers, sources=False)
-        arms = steering_arms(setup, heads, edits.layers)
+        arms = steering_arms(setup, heads, answers.layers)
         for traces in batches(setup.traces, setup.config.batch_tokens):
             pairs = [(trace, work.alterer(trace)) for trace in traces]
             found: dict[str, list[Outcome]] = {trace.id: [] for trace in traces}
@@ -92,9 +91,7 @@ def steering_arms(setup: Setup, heads: tuple[Head, ...], layers: dict[int, int])
     return arms
 
 
-def _read(
-    setup: Setup, answers: EditedAnswers, pairs: list[tuple[PreparedTrace, Altered]]
-) -> Steered:
+def _read(setup: Setup, answers: Any, pairs: list[tuple[PreparedTrace, Altered]]) -> Steered:
     traces, altered = [trace for trace, _ in pairs], [one for _, one in pairs]
     setup.advance(2 * sum(trace.context for trace in traces))
     own = [one.trace.spans[[one.step]] for one in altered]
@@ -125,9 +122,7 @@ def other_step(altered: Altered, seed: int) -> int | None:
     return int(rng.choice(others)) if len(others) else None
 
 
-def _outcomes(
-    work: HeadWork, answers: EditedAnswers, batch: Steered, arm: Arm
-) -> Iterator[Outcome]:
+def _outcomes(work: HeadWork, answers: Any, batch: Steered, arm: Arm) -> Iterator[Outcome]:
     """The outcomes of one arm; a trace without another step has none in `other-step`."""
     spans = batch.spans.get(arm.name)
     found = work.answer(batch.plain, arm.edit, spans)

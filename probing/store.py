@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from probing.errors import ConfigError, DataError
-from probing.files import HEADER, file_header, whole_file, write_json
+from probing.errors import DataError
+from probing.files import HEADER, file_header, refuse_other_settings, whole_file, write_json
 from probing.passes import Head
 from probing.scoring import ScoredTrace
 from probing.traces import Trace
@@ -61,18 +61,7 @@ class ScoreStore:
             held = json.loads(path.read_text(encoding="utf-8"))["settings"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: damaged ({error}); remove it or use --no-resume") from error
-        differing = sorted(
-            key
-            for key in {*held, *self.settings}
-            if held.get(key, ...) != self.settings.get(key, ...)
-        )
-        if differing:
-            was = ", ".join(f"{key} {held.get(key)!r:.60}" for key in differing)
-            now = ", ".join(f"{key} {self.settings.get(key)!r:.60}" for key in differing)
-            raise ConfigError(
-                f"{self.folder} holds scores made with {was}; now asked for {now}. "
-                "Choose another --out, or score anew with --no-resume."
-            )
+        refuse_other_settings(self.folder, "scores", held, self.settings)
 
     def _part(self, trace_id: str) -> Path:
         name = hashlib.sha256(trace_id.encode()).hexdigest()[:24]

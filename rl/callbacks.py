@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from probing.attention import AttentionCapture
 from probing.errors import DataError
-from probing.files import HEADER, file_header, whole_file
+from probing.files import HEADER, file_header, read_lines, whole_file
 from probing.headset import HeadSet
 from probing.prepare import TraceSource, prepare_traces
 from probing.ranking import step_ranking_accuracy
@@ -42,7 +42,7 @@ class MetricsFile(TrainerCallback):
         """Begin the file, or cut it back to the checkpoint that training goes on from."""
         if not state.is_world_process_zero:
             return
-        kept = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
+        kept = [line for line in _written(self.path) if line["step"] <= state.global_step]
         self.last = kept[-1] if kept else None
         with whole_file(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
             for line in ({HEADER: file_header("training metrics")}, *kept):
@@ -92,26 +92,9 @@ def step_line(logs: dict[str, Any], state: Any, seconds: float) -> dict[str, Any
     }
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file without its header; a torn last line is left out.
-
-    Raises:
-        DataError: another line is not JSON.
-    """
-    if not path.exists():
-        return []
-    lines: list[dict[str, Any]] = []
-    texts = path.read_text(encoding="utf-8").splitlines()
-    for number, text in enumerate(texts, 1):
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            if number == len(texts):
-                break
-            raise DataError(f"{path}, line {number}: not JSON ({error})") from error
-        if HEADER not in line:
-            lines.append(line)
-    return lines
+def _written(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that a killed run may have left torn; none where there is no file."""
+    return read_lines(path)[0] if path.exists() else []
 
 
 class Interrupt(TrainerCallback):
@@ -183,7 +166,7 @@ class Reprobe(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
         """Probe before the first step; cut the file back where training goes on."""
-        kept = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
+        kept = [line for line in _written(self.path) if line["step"] <= state.global_step]
         if state.is_world_process_zero:
             with whole_file(self.path) as temporary, temporary.open("w") as file:
                 for line in ({HEADER: file_header("policy probes")}, *kept):

@@ -374,7 +374,8 @@ def draw_correlation(axes: Axes, runs: Sequence[Run]) -> None:
         ]
         curve = averaged(columns)
         _line(axes, curve, looks[method], number)
-        axes.lines[-1].set_label(f"{method}, {_count_seeds({method: len(seeds)})}")
+        plural = "s" if len(seeds) > 1 else ""
+        axes.lines[-1].set_label(f"{method}, {len(seeds)} seed{plural}")
     lowest = min(float(np.min(line.get_ydata())) for line in axes.lines)
     axes.set(xlabel="training step", ylabel="Pearson of head scores with step 0")
     axes.set_ylim(min(0.8, lowest - 0.05), 1.02)

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from probing.errors import ConfigError, DataError
-from probing.files import HEADER, file_header
+from probing.errors import DataError
+from probing.files import HEADER, file_header, refuse_other_settings
 from probing.traces import THINK_END
 from rl.prompts import render_prompt
 from rl.questions import Question, QuestionSet
@@ -197,17 +197,7 @@ class ResponseStore:
 
     def _same_settings(self, row: dict[str, Any]) -> None:
         held = row.get(HEADER, {}).get("settings", {})
-        wanted = json.loads(json.dumps(self.settings))
-        differing = sorted(
-            key for key in {*held, *wanted} if held.get(key, ...) != wanted.get(key, ...)
-        )
-        if differing:
-            was = ", ".join(f"{key} {held.get(key)!r:.120}" for key in differing)
-            now = ", ".join(f"{key} {wanted.get(key)!r:.120}" for key in differing)
-            raise ConfigError(
-                f"{self.path} holds responses made with {was}; now asked for {now}. "
-                "Choose another --out, or begin anew with --no-resume."
-            )
+        refuse_other_settings(self.path, "responses", held, self.settings)
 
     def add(self, responses: Sequence[Response]) -> None:
         """Append responses, all samples of a question one after the other."""

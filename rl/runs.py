@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from probing.errors import DataError
-from probing.files import HEADER
+from probing.files import read_lines
 from rl.pocket.measure import Figure
 
 RUN_FILE, METRICS_FILE, PROBE_FILE = "run.json", "metrics.jsonl", "probe.jsonl"
@@ -94,9 +94,9 @@ def read_run(folder: Path) -> Run:
     for key, kind in (("method", str), ("seed", int)):
         if not isinstance(info.get(key), kind):
             raise DataError(f"{folder / RUN_FILE}: no `{key}`; is this a folder of `kfh train`?")
-    lines, torn = _lines(folder / METRICS_FILE)
+    lines, torn = read_lines(folder / METRICS_FILE)
     probe, torn_probe = (
-        _lines(folder / PROBE_FILE) if (folder / PROBE_FILE).exists() else ([], False)
+        read_lines(folder / PROBE_FILE) if (folder / PROBE_FILE).exists() else ([], False)
     )
     by_step = _by_step(lines, folder / METRICS_FILE)
     return Run(
@@ -136,30 +136,6 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _holds_something(folder: Path) -> bool:
     return is_run(folder) or any((folder / name).is_file() for name in (RESULT_FILE, EVAL_FILE))
-
-
-def _lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """The objects of a JSONL file without its header, and whether its last line is cut."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    rows: list[dict[str, Any]] = []
-    texts = text.splitlines()
-    for number, line in enumerate(texts, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(texts) and not text.endswith("\n"):
-                return rows, True
-            raise DataError(f"{path}, line {number}: no JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: no JSON object")
-        if HEADER not in row:
-            rows.append(row)
-    return rows, False
 
 
 def _by_step(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:

@@ -95,7 +95,6 @@ def drawn_texts(figure: Figure) -> list[tuple[Text, Bbox]]:
         original(self, renderer, *args, **options)
 
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # settles the layout
     with patch.object(Text, "draw", record):
         canvas.draw()
     renderer = canvas.get_renderer()

@@ -1,4 +1,4 @@
-"""Steps removed: selection, deletion, answers, statistics; `kfh ablate` from end to end."""
+"""Steps removed: selection, deletion, answers, judging; `kfh ablate` from end to end."""
 
 from __future__ import annotations
 
@@ -18,15 +18,12 @@ from kfh.ablation import run_ablate
 from kfh.plots import run_plot
 from probing.ablate_steps import ablate_steps, removals
 from probing.answering import Answerer, without
-from probing.claims import verdicts
-from probing.effects import differences, group_interval, summarise
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files import data_path
 from probing.headset import HeadFigures, HeadSet
 from probing.intervened import choose_traces, prepare_interventions, source_of
 from probing.intervention import InterventionConfig, PreparedTrace, Setup
 from probing.models import ModelCard, load_tokenizer
-from probing.outcomes import Outcome, OutcomeStore
 from probing.ranking import RankedTrace
 from probing.scoring import open_capture, score_batch
 from probing.stats import split_halves
@@ -60,11 +57,6 @@ def prepared(seed: int = 0, boxed: bool = False, **changes: object) -> PreparedT
         labels=("redundant", "essential", None, "essential", "redundant"),
     )
     return replace(trace, **changes)
-
-
-def outcome(arm: str, trace: int, value: float, *, k: float = 1, draw: int = 0, **own) -> Outcome:
-    given = {"group": f"g{trace}", "correct": value > 0, "logprob": value, **own}
-    return Outcome("steps", arm, "", k, draw, f"t{trace}", given.pop("group"), tokens=1, **given)
 
 
 def test_which_steps_go() -> None:
@@ -170,89 +162,6 @@ def test_outcomes_say_what_was_removed() -> None:
     assert all(o.correct is False and o.logprob is None for o in second)
     assert len(judged) == len(first) + len(second)
     assert all(1 <= len(ids) <= 3 for ids in judged)
-
-
-def test_means_and_differences_by_hand() -> None:
-    outcomes = [outcome("none", t, 1.0, k=0) for t in range(4)]
-    outcomes += [outcome("high", t, v) for t, v in enumerate([-3, -3, 1, 1])]
-    # Two draws of trace 0 are one trace: (−1 + 1) / 2 = 0. Trace 3 has no control.
-    outcomes += [outcome("random", 0, -1, draw=0), outcome("random", 0, 1, draw=1)]
-    outcomes += [outcome("random", t, 1) for t in (1, 2)]
-    table = summarise(outcomes).set_index(["arm", "measure"])
-    assert table.loc[("high", "logprob"), "value"] == -1
-    assert table.loc[("high", "accuracy"), "value"] == 0.5
-    assert table.loc[("random", "logprob"), "value"] == pytest.approx(2 / 3)
-    assert table.loc[("random", "accuracy"), ["value", "traces"]].tolist() == [
-        pytest.approx(2.5 / 3),
-        3,
-    ]
-    # All four right: the interval is what four problems leave open, 1 − 0.025^(1/4).
-    none = table.loc[("none", "accuracy")]
-    assert (none["value"], none["high"]) == (1, 1)
-    assert none["low"] == pytest.approx(0.025**0.25)
-    found = differences(outcomes).set_index(["arm", "against", "measure"])
-    assert found.loc[("high", "none", "logprob"), "value"] == -2
-    assert found.loc[("high", "random", "logprob"), "value"] == pytest.approx((-3 - 4 + 0) / 3)
-    assert found.loc[("high", "random", "logprob"), "traces"] == 3
-    assert ("none", "random", "logprob") not in found.index
-    assert ("random", "none", "logprob") in found.index
-
-
-def test_intervals_over_problems_hold_the_truth() -> None:
-    """Traces of one problem fall together: resampling traces would be too sure by far."""
-    rng = np.random.default_rng(0)
-    groups = np.repeat(np.arange(40), 4)
-    inside = {True: 0, False: 0}
-    for _ in range(300):
-        values = rng.normal(size=40)[groups] + 0.2 * rng.normal(size=160)
-        for together in inside:
-            own = groups if together else np.arange(160)
-            _, low, high = group_interval(values, own)
-            inside[together] += low <= 0 <= high
-    assert 0.90 < inside[True] / 300 < 0.98
-    assert inside[False] / 300 < 0.80
-
-
-def test_verdicts_need_the_whole_interval() -> None:
-    rng = np.random.default_rng(1)
-    outcomes = [outcome("none", t, 1.0, k=0) for t in range(60)]
-    for arm, mean in (("high", -1.0), ("low", 1.0), ("random", 0.6)):
-        outcomes += [outcome(arm, t, mean + 0.3 * rng.normal()) for t in range(60)]
-    said = {v.text: v.holds for v in verdicts(differences(outcomes)) if v.measure == "logprob"}
-    assert said == {
-        "removing high-score steps lowers logprob": True,
-        "… more than removing random steps": True,
-        "removing low-score steps lowers logprob": False,
-        "… less than removing random steps": True,
-    }
-    few = [o for o in outcomes if o.trace in ("t0", "t1")]
-    few = [replace(o, logprob=1.0 if o.trace == "t0" else o.logprob) for o in few]
-    lowered = next(v for v in verdicts(differences(few)) if v.measure == "logprob")
-    assert lowered.doses[0]["value"] < 0 and not lowered.holds
-
-
-def test_the_store_keeps_whole_lines_of_the_same_settings(tmp_path: Path) -> None:
-    path = tmp_path / "outcomes.jsonl"
-    store = OutcomeStore(path, {"k": [1, 2]})
-    store.open(resume=True)
-    store.add("steps", "t0", [outcome("none", 0, 1.0), outcome("high", 0, -1.0)])
-    store.add("steps", "t1", [])
-    text = path.read_bytes()
-    path.write_bytes(text + b'{"part": "steps", "tra')
-    again = OutcomeStore(path, {"k": [1, 2]})
-    again.open(resume=True)
-    assert again.outcomes == store.outcomes and again.done("steps") == {"t0", "t1"}
-    assert path.read_bytes() == text
-    with pytest.raises(ConfigError, match=r"k \[1, 2\]; now asked for k \[3\]"):
-        OutcomeStore(path, {"k": [3]}).open(resume=True)
-    lines = text.splitlines(keepends=True)
-    path.write_bytes(b"".join([lines[0], b"{}\n", *lines[1:]]))
-    with pytest.raises(DataError, match="line 2: damaged"):
-        again.open(resume=True)
-    again.open(resume=False)
-    assert again.outcomes == {} and again.done("steps") == set()
-    with pytest.raises(ValueError, match="not the outcomes"):
-        again.add("steps", "t1", [outcome("none", 0, 1.0)])
 
 
 def test_traces_are_prepared_as_the_head_set_says(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from families import tiny
 from helpers import byte_tokenizer, trace_file, trace_line, write_lines
 
-from kfh.labelling import StepSource, run_ablation, run_rules
+from kfh.labelling import run_ablation, run_rules
 from probing.agreement import Labelling, agreement, cohen_kappa, scores_auc
 from probing.causes import Ablation, AblationConfig, cause_label
 from probing.causetrace import CauseTrace, encode_causes
@@ -22,6 +22,7 @@ from probing.errors import ConfigError, DataError, ModelError
 from probing.files import data_path
 from probing.labels import read_labels
 from probing.models import load_model, load_tokenizer
+from probing.prepare import StepSource
 from probing.rules import numbers, results, rule_labels
 from probing.traces import parse_trace, read_traces
 

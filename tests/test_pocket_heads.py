@@ -53,6 +53,6 @@ def test_card_says_what_the_probe_finds(run) -> None:
 
 def test_the_drawn_trace(run, capsys: pytest.CaptureFixture[str]) -> None:
     _, out = run
-    draw_trace(out, pocket_traces())
+    draw_trace(out)
     assert (out / "trace.png").stat().st_size > 10_000
     assert "essential" in capsys.readouterr().out

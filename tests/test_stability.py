@@ -351,7 +351,9 @@ def ablation_folder(folder: Path) -> Path:
         for dose in ((0,) if arm == "none" else (1, 2, 3))
         for measure in ("accuracy", "logprob")
     ]  # fmt: skip
-    (folder / "ablation.json").write_text(json.dumps({"kfh": {}, "summary": rows}))
+    (folder / "ablation.json").write_text(
+        json.dumps({"head_set": {"heads": [[2, 3]]}, "summary": rows})
+    )
     return folder
 
 
@@ -370,7 +372,7 @@ def probed_run(folder: Path, method: str = "attnpo") -> Path:
 def test_the_page_has_the_panels_that_have_data(probes: tuple[Path, Path], tmp_path: Path) -> None:
     ablation, run = ablation_folder(tmp_path / "ablation"), probed_run(tmp_path / "run")
     figure, missing = paper_figure(probes[0])
-    assert len(missing) == 2 and titles(figure) == ["heads (red: the set)", "ensembles"]
+    assert len(missing) == 2 and titles(figure) == ["SRA of heads (red: the set)", "ensembles"]
     check_texts(figure)
     figure, missing = paper_figure(probes[0], ablation)
     assert len(missing) == 1 and len(titles(figure)) == 3
@@ -422,9 +424,10 @@ def test_the_page_refuses_what_it_was_not_given(probes: tuple[Path, Path], tmp_p
 
 
 def test_figures_of_a_probe(probes: tuple[Path, Path]) -> None:
-    for metric in METRICS:
-        for figure in probe_figures(probes[0], metric).values():
-            check_texts(figure)
+    figures = probe_figures(probes[0], "balanced")
+    assert set(figures) == {"heatmap", "layers", "heads", "ensembles", "strip"}
+    for figure in figures.values():
+        check_texts(figure)
     with pytest.raises(DataError, match="no scores of trace"):
         probe_figures(probes[0], "sra", trace="nowhere")
 

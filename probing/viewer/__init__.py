@@ -1,0 +1,1 @@
+"""The trace viewer: one HTML file, nothing from the network (`probing.viewer.viewer`)."""

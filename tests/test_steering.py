@@ -1,0 +1,147 @@
+"""Heads silenced and steered on the pocket reasoner, whose copying heads are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from probing.ablate_heads import ablate_heads
+from probing.copies import Alterer, value_runs
+from probing.files import data_path
+from probing.headset import HeadFigures, HeadSet
+from probing.intervened import choose_traces, prepare_interventions, source_of
+from probing.intervention import InterventionConfig, Setup
+from probing.models import load_model, load_tokenizer
+from probing.outcomes import Outcome
+from probing.steering import dose_correlations, other_step, steer
+
+COPYING = ((2, 1), (2, 2), (2, 3))
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    """Four traces; the three heads of highest SRA; the judge wants the answer token by token."""
+    folder = str(data_path("pocket"))
+    model, tokenizer = load_model(folder, device="cpu"), load_tokenizer(folder)
+    heads = replace(
+        HeadSet.load("pocket"), heads=tuple(HeadFigures(layer, head) for layer, head in COPYING)
+    )
+    source = source_of(heads, data_path("pocket", "traces.jsonl"))
+    choice = choose_traces(source, heads, "all", 4)
+    config = InterventionConfig(
+        modes=("zero/all", "mean/answer-to-steps"),
+        factors=(0.0, 1e-2, 1.0, 4.0),
+        draws=3,
+        max_answer_tokens=20,
+    )
+    traces = list(prepare_interventions(model, tokenizer, choice, heads, config, rule=source.rule))
+    ends = frozenset({tokenizer.eos_token_id})
+
+    def judge(trace, ids) -> bool:
+        return list(ids[:-1]) == trace.ids[trace.answer :].tolist() and ids[-1] in ends
+
+    return Setup(model, tokenizer, heads, traces, traces, config, judge, ends)
+
+
+def by_arm(outcomes: list[list[Outcome]], arm: str, mode: str, dose: float) -> list[Outcome]:
+    return [o for of in outcomes for o in of if (o.arm, o.mode, o.dose) == (arm, mode, dose)]
+
+
+def test_an_altered_trace_differs_in_one_step(setup: Setup) -> None:
+    alterer = Alterer(setup.tokenizer, seed=1)
+    for trace in setup.traces:
+        runs = value_runs(setup.tokenizer, trace)
+        text = setup.tokenizer.decode(trace.ids[trace.answer :])
+        values = [setup.tokenizer.decode(trace.ids[a:b]).strip() for a, b in runs]
+        assert values == [
+            word.strip("\\boxed{}") for word in text.split() if any(map(str.isdigit, word))
+        ]
+        altered = alterer(trace)
+        assert altered is not None and trace.labels[altered.step] == "essential"
+        places = np.flatnonzero(altered.trace.ids != trace.ids)
+        start, end = trace.spans[altered.step]
+        assert len(places) and ((places >= start) & (places < end)).all()
+        assert altered.run in runs
+        assert setup.tokenizer.decode(altered.original).strip().isdigit()
+        other = setup.tokenizer.decode(altered.other)
+        assert other.strip().isdigit() and len(other) == len(
+            setup.tokenizer.decode(altered.original)
+        )
+        assert other not in setup.tokenizer.decode(trace.ids)
+        tails = altered.tails()
+        assert (
+            tails[0][: -len(altered.original)].tolist() == tails[1][: -len(altered.other)].tolist()
+        )
+        again, another = alterer(trace), Alterer(setup.tokenizer, seed=2)(trace)
+        assert again is not None and again.other == altered.other
+        assert another is not None and another.step == altered.step
+        step = other_step(altered, 0)
+        assert step not in (None, altered.step) and step == other_step(altered, 0)
+
+
+def test_the_chosen_heads_carry_the_copies(setup: Setup) -> None:
+    outcomes = list(ablate_heads(setup))
+    assert [of[0].trace for of in outcomes] == [trace.id for trace in setup.traces]
+    none = by_arm(outcomes, "none", "", 0)
+    assert all(o.correct for o in none)
+    assert np.mean([o.extra["has_source"] for o in none]) > 0.2, "most values stand in two steps"
+    assert {o.extra["source_kept"] for o in none if "source_kept" in o.extra} == {1.0}
+    assert np.mean([o.extra.get("source_essential", 1) for o in none]) > 0.7
+    for mode in setup.config.modes:
+        chosen, random = (by_arm(outcomes, arm, mode, 3) for arm in ("chosen", "random"))
+        assert len(chosen) == 4 and len(random) == 12
+        assert {o.extra["overlap"] for o in random} == {2 / 3}
+        for measure in (lambda o: o.logprob, lambda o: o.extra["follow"]):
+            lost = np.mean([measure(o) for o in chosen]) - np.mean([measure(o) for o in random])
+            assert lost < -3, "nats"
+        assert not any(o.correct for o in chosen)
+        kept = [
+            np.mean([o.extra["source_kept"] for o in of if "source_kept" in o.extra])
+            for of in (chosen, random)
+        ]
+        assert kept[0] < kept[1] < 1
+    assert np.mean([o.extra["follow"] for o in none]) > 8
+
+
+def test_the_answer_follows_the_step_as_far_as_the_heads_look_at_it(setup: Setup) -> None:
+    outcomes = list(steer(setup))
+    correlations = dose_correlations([o for of in outcomes for o in of])
+    chosen = list(correlations["chosen"].values())
+    assert len(chosen) == 4 and np.mean(chosen) > 0.8
+    none = by_arm(outcomes, "none", "", 1)
+    blocked, other = (
+        by_arm(outcomes, arm, "scale/answer-to-step", 0) for arm in ("chosen", "other-step")
+    )
+    lost = [
+        np.mean([a.extra["follow"] - b.extra["follow"] for a, b in zip(none, of, strict=True)])
+        for of in (blocked, other)
+    ]
+    assert lost[0] > 5 and lost[0] > 2 * abs(lost[1])
+    assert not by_arm(outcomes, "chosen", "scale/answer-to-step", 1), "a factor of 1 is `none`"
+
+
+def test_a_resumed_part_gives_the_same_outcomes(setup: Setup) -> None:
+    """Outcomes depend on trace, settings and reference, not on which traces are left to do."""
+    config = replace(setup.config, modes=("mean/all",), max_answer_tokens=0)
+    whole = list(ablate_heads(replace(setup, config=config)))
+    rest = list(ablate_heads(replace(setup, config=config, traces=setup.traces[3:])))
+    for of, again in zip(whole[3:], rest, strict=True):
+        for a, b in zip(of, again, strict=True):
+            assert (a.arm, a.draw, a.trace, a.correct) == (b.arm, b.draw, b.trace, b.correct)
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
+
+
+def test_transformer_lens_gives_the_same_outcomes(setup: Setup) -> None:
+    config = replace(setup.config, modes=("mean/answer-to-steps",), draws=1, max_answer_tokens=3)
+    small = replace(setup, config=config, traces=setup.traces[:2], reference=setup.traces[:2])
+    ours = [o for of in ablate_heads(small) for o in of]
+    lens = replace(small, config=replace(config, backend="transformer-lens"))
+    theirs = [o for of in ablate_heads(lens) for o in of]
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.arm, a.draw, a.correct) == (b.arm, b.draw, b.correct)
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
+        assert a.extra["follow"] == pytest.approx(b.extra["follow"], abs=1e-3)
+    assert torch.isfinite(torch.tensor([o.logprob for o in ours])).all()

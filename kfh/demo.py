@@ -39,16 +39,14 @@ def draw_trace(out: Path) -> None:
     Args:
         out: folder of a finished probe; `trace.png` is written there.
     """
-    from probing.strips import step_strip
+    from probing.finished import FinishedProbe
+    from probing.strips import strip_of
     from probing.style import save_figure
-    from probing.viewer.source import FinishedProbe
 
     probe = FinishedProbe.load(out)
-    trace = max(probe.traces(), key=lambda item: (len(item.steps), item.id))
+    trace = probe.longest()
+    save_figure(strip_of(probe, trace.id), out / "trace.png")
     ratios = probe.ratios(trace, probe.head_set.pairs)
-    heads = ", ".join(f"{layer}.{head}" for layer, head in probe.head_set.pairs)
-    title = f"{trace.id}: how much the answer looks back at each step (heads {heads})"
-    save_figure(step_strip(trace, ratios, title), out / "trace.png")
     console.print(f"\n[bold]{trace.problem}[/bold]   score of each step over S_base:")
     for step, ratio in zip(trace.steps, ratios, strict=True):
         text = trace.response[step.start : step.end].strip()

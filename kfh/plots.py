@@ -97,14 +97,14 @@ def probe_figures(
     """
     from probing.errors import DataError
     from probing.figures import RunFigures
-    from probing.folder import ProbeFolder
+    from probing.finished import FinishedProbe
     from probing.stability_figures import sample_size_figure
     from probing.strips import strip_of
     from rl.runs import read_object
 
     figures = RunFigures.load(folder).all(metric)
     try:
-        figures["strip"] = strip_of(ProbeFolder.load(folder), traces, trace)
+        figures["strip"] = strip_of(FinishedProbe.load(folder, traces), trace)
     except DataError as error:
         if traces or trace:
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kfh.console import console, progress_bar
 
@@ -103,9 +103,9 @@ def draw_strip(
     """Draw one trace's steps by the mean of the heads; without an id the one of most steps."""
     from kfh.plots import checked_formats
     from probing.errors import ConfigError
-    from probing.strips import step_strip
+    from probing.finished import FinishedProbe
+    from probing.strips import strip_of
     from probing.style import save_figure
-    from probing.viewer.source import FinishedProbe
 
     kinds = checked_formats(formats)
     if len(ids) > 1:
@@ -114,11 +114,7 @@ def draw_strip(
     if out:
         checked_formats(out.suffix[1:])
     probe = FinishedProbe.load(folder, traces)
-    trace: Any = max(probe.traces(ids or None), key=lambda item: (len(item.steps), item.id))
-    chosen = heads or tuple(probe.head_set.pairs)
-    names = ", ".join(f"{layer}.{head}" for layer, head in chosen)
-    title = f"{trace.id}: how much the answer looks back at each step (heads {names})"
-    figure = step_strip(trace, probe.ratios(trace, chosen), title)
+    figure = strip_of(probe, ids[0] if ids else None, heads or None)
     for path in paths:
         save_figure(figure, path)
         console.print(f"→ {path}")

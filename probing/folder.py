@@ -19,7 +19,7 @@ from probing.models import ModelCard
 from probing.ranking import RankedTrace
 from probing.scoring import ScoredTrace
 from probing.store import ScoreStore
-from probing.traces import Trace, read_traces
+from probing.traces import read_traces
 
 
 def read_tables(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -127,15 +127,15 @@ class ProbeFolder:
         Raises:
             DataError: `scores.parquet` is missing, or does not hold what the run file says.
         """
-        if not self._scored:
+        if not self.stored_scores:
             raise DataError(
                 f"{self.folder / 'scores.parquet'}: no step scores; probe again, or copy the file"
             )
         found = []
         for name in self.ranked:
-            if name not in self._scored:
+            if name not in self.stored_scores:
                 raise DataError(f"{self.folder}: scores.parquet has no trace {name}; probe again")
-            scored, labels = self._scored[name], self._labels[name]
+            scored, labels = self.stored_scores[name], self._labels[name]
             chosen = (labels != "") & (scored.tokens > 0)
             found.append(
                 RankedTrace(
@@ -155,7 +155,8 @@ class ProbeFolder:
         return (self.folder / "scores.parquet").is_file()
 
     @cached_property
-    def _scored(self) -> dict[str, ScoredTrace]:
+    def stored_scores(self) -> dict[str, ScoredTrace]:
+        """Step scores of each trace by id, of all heads."""
         return dict(ScoreStore(self.folder, {}).load())
 
     @cached_property
@@ -171,30 +172,3 @@ class ProbeFolder:
             rows = group["label"].to_pandas().astype(object).fillna("").to_numpy(str)
             found[str(group["trace"][0].as_py())] = rows.reshape(steps, -1)[:, 0]
         return found
-
-    def scored_trace(
-        self, traces: Path | None = None, trace_id: str | None = None
-    ) -> tuple[Trace, ScoredTrace]:
-        """One ranked trace, cut and labelled as it was probed, with its scores.
-
-        Args:
-            traces: the trace file, where it is no longer at its place.
-            trace_id: default: the trace with most steps.
-
-        Raises:
-            DataError: no such trace, or files that are missing or others.
-        """
-        from probing.prepare import TraceSource, prepare_traces
-
-        path, config = self.trace_file(traces), self.run["config"]
-        if not self._scored:
-            raise DataError(f"{self.folder / 'scores.parquet'}: no step scores; probe again")
-        names = [trace_id] if trace_id else self.ranked
-        steps = {name: self._scored[name].scores.shape[1] for name in names if name in self._scored}
-        if not steps:
-            raise DataError(f"{self.folder}: no scores of trace {trace_id}")
-        wanted = max(steps, key=lambda name: (steps[name], name))
-        own = ("segmenter", "min_chars", "labels", "keep", "skip_bad", "think_end")
-        source = TraceSource(path, **{key: config[key] for key in own})
-        found = next(trace for trace in prepare_traces(source) if trace.id == wanted)
-        return found, self._scored[wanted]

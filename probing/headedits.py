@@ -101,14 +101,14 @@ class HeadEdit:
 
 
 def scaled_weights(
-    weights: Float[Tensor, "*row key"], columns: Bool[Tensor, "key"], factor: float
+    weights: Float[Tensor, "*row key"], columns: Bool[Tensor, "*#row key"], factor: float
 ) -> Float[Tensor, "*row key"]:
     """Attention with the weight of some columns times a factor, summing to one again (eq. 16).
 
     Equals the softmax of the scores with ln(factor) added in these columns.
 
     Example:
-        >>> scaled_weights(torch.tensor([0.5, 0.25, 0.25]), torch.tensor([True, False, False]), 2)
+        >>> scaled_weights(torch.tensor([0.5, 0.25, 0.25]), torch.tensor([True, False, False]), 2.0)
         tensor([0.6667, 0.1667, 0.1667])
     """
     scaled = torch.where(columns, weights * factor, weights)

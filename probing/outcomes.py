@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from probing.errors import ConfigError, DataError
-from probing.files import HEADER, file_header
+from probing.errors import DataError
+from probing.files import HEADER, file_header, refuse_other_settings
 
 NONE = "none"  # the arm in which nothing is changed
 RANDOM = "random"  # the control
@@ -112,7 +112,8 @@ class OutcomeStore:
                     raise ValueError("it has no end")
                 row = json.loads(line)
                 if number == 1:
-                    self._same(row[HEADER]["settings"])
+                    held = row[HEADER]["settings"]
+                    refuse_other_settings(self.path, "outcomes", held, self.settings)
                 else:
                     found = [Outcome(**outcome) for outcome in row["outcomes"]]
                     self.outcomes[row["part"], row["trace"]] = found
@@ -125,14 +126,3 @@ class OutcomeStore:
                 ) from error
             good += len(line)
         return good
-
-    def _same(self, held: dict[str, Any]) -> None:
-        names = {*held, *self.settings}
-        differing = sorted(k for k in names if held.get(k, ...) != self.settings.get(k, ...))
-        if differing:
-            before = ", ".join(f"{key} {held.get(key)!r:.80}" for key in differing)
-            asked = ", ".join(f"{key} {self.settings.get(key)!r:.80}" for key in differing)
-            raise ConfigError(
-                f"{self.path} holds outcomes made with {before}; now asked for {asked}. "
-                "Choose another --out, or begin anew with --no-resume."
-            )

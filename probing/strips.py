@@ -12,11 +12,12 @@ from probing.errors import DataError
 from probing.style import BLUE, GREY, ORANGE, SMALL, plain, spell, styled, wrapped
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from matplotlib.axes import Axes
 
-    from probing.folder import ProbeFolder
+    from probing.finished import FinishedProbe
+    from probing.passes import Head
     from probing.traces import Trace
 
 LABEL_LOOK = {"essential": (ORANGE, ""), "redundant": (BLUE, "//"), None: (GREY, "..")}
@@ -54,24 +55,23 @@ def step_strip(
 
 
 def strip_of(
-    folder: ProbeFolder, traces: Path | None = None, trace_id: str | None = None
+    probe: FinishedProbe, trace_id: str | None = None, heads: Sequence[Head] | None = None
 ) -> Figure:
-    """The strip of one ranked trace by the head set of a finished probe.
+    """The strip of one ranked trace by some heads of a finished probe.
 
     Args:
-        folder: of the probe.
-        traces: its trace file, where it is no longer at its place.
-        trace_id: default: the ranked trace with most steps.
+        probe: with its traces.
+        trace_id: default: the trace with most steps.
+        heads: whose mean is drawn; default: the head set.
 
     Raises:
-        DataError: no scores or no such trace; or the trace file is not there, or another one.
+        DataError, ConfigError: no such trace, no such head.
     """
-    trace, scored = folder.scored_trace(traces, trace_id)
-    places = [folder.pairs.index(pair) for pair in folder.head_set.pairs]
-    ratios = scored.scores[places].mean(axis=0) / scored.base
-    heads = ", ".join(f"{layer}.{head}" for layer, head in folder.head_set.pairs)
-    title = f"{trace.id}: how much the answer looks back at each step (heads {heads})"
-    return step_strip(trace, ratios, title, scored.tokens)
+    trace = probe.longest([trace_id] if trace_id else None)
+    chosen = list(heads or probe.head_set.pairs)
+    names = ", ".join(f"{layer}.{head}" for layer, head in chosen)
+    title = f"{trace.id}: how much the answer looks back at each step (heads {names})"
+    return step_strip(trace, probe.ratios(trace, chosen), title, probe.scored[trace.id].tokens)
 
 
 def step_text(trace: Trace, number: int) -> str:

@@ -10,7 +10,20 @@ from jaxtyping import install_import_hook
 
 # jaxtyping's annotations are executed: a wrong shape fails the test that meets it.
 install_import_hook(
-    [f"probing.{name}" for name in ("attention", "passes", "rows", "ranking", "stats", "tokens")],
+    [
+        f"probing.{name}"
+        for name in (
+            "attention",
+            "copies",
+            "headedits",
+            "headmeans",
+            "passes",
+            "ranking",
+            "rows",
+            "stats",
+            "tokens",
+        )
+    ],
     "beartype.beartype",
 )
 

@@ -269,7 +269,7 @@ def test_random_heads_are_of_the_same_layers_seeded_and_apart() -> None:
 def test_weights_scale_to_one_and_doses_rank() -> None:
     weights = torch.softmax(torch.randn(3, 7), -1)
     columns = torch.arange(7) < 3
-    scaled = scaled_weights(weights, columns, 4)
+    scaled = scaled_weights(weights, columns, 4.0)
     logits = weights.log() + torch.where(columns, np.log(4), 0.0)
     torch.testing.assert_close(scaled, torch.softmax(logits, -1))
     assert dose_correlation(np.array([0.0, 1, 2]), np.array([3.0, 2, 1])) == -1

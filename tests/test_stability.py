@@ -20,6 +20,7 @@ from kfh.paper import paper_figure, step_rows
 from kfh.plots import probe_figures
 from probing.config import ProbeConfig
 from probing.errors import ConfigError, DataError, ModelError
+from probing.finished import FinishedProbe
 from probing.folder import ProbeFolder
 from probing.ranking import METRICS, RankedTrace, metric_table
 from probing.run import probe
@@ -240,7 +241,7 @@ def test_a_folder_gives_back_what_was_ranked(probes: tuple[Path, Path], tmp_path
     with pytest.raises(DataError, match="no step scores"):
         moved.ranked_traces()
     with pytest.raises(DataError, match="no scores of trace x"):
-        folder.scored_trace(trace_id="x")
+        FinishedProbe.load(probes[0]).longest(["x"])
 
 
 def ranked(count: int, good: int, heads: int = 20, seed: int = 0) -> list[RankedTrace]:

@@ -21,6 +21,7 @@ from viewer_pages import blocks, codes, hostile_line, make_probe, unpack
 import probing.viewer.viewer as viewer
 from kfh.cli import app
 from probing.errors import ConfigError, DataError, KfhError, ModelError
+from probing.finished import FinishedProbe
 from probing.headset import HeadSet
 from probing.ranking import step_ranking_accuracy
 from probing.scoring import ScoredTrace
@@ -33,7 +34,6 @@ from probing.viewer.pack import (
     token_cells,
     utf16_offsets,
 )
-from probing.viewer.source import FinishedProbe
 from probing.viewer.viewer import ViewerConfig, write_page
 
 
@@ -223,7 +223,7 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         FinishedProbe.load(folder, tmp_path / "gone.jsonl")
     changed = tmp_path / "changed.jsonl"
     changed.write_text(Path(config["traces"]).read_text() + "\n")
-    with pytest.raises(DataError, match="hash differs"):
+    with pytest.raises(DataError, match="not the trace file"):
         FinishedProbe.load(folder, changed)
     lost = copy_of(folder, tmp_path / "lost")
     (lost / "scores.parquet").unlink()

@@ -15,12 +15,12 @@ from helpers import model_folder, trace_line, write_lines
 
 import probing.viewer.viewer as viewer
 from probing.config import ProbeConfig
+from probing.finished import FinishedProbe
 from probing.headset import HeadFigures, HeadSet
 from probing.models import ModelCard
 from probing.prepare import TraceSource
 from probing.run import probe
 from probing.scoring import ScoredTrace
-from probing.viewer.source import FinishedProbe
 from probing.viewer.viewer import ViewerConfig, pack_page
 
 HOSTILE = [
@@ -119,7 +119,7 @@ def large_probe(place: Path) -> FinishedProbe:
         "counts": {"ranked": 200},
     }
     source = TraceSource(write_lines(place / "large.jsonl", lines))
-    return FinishedProbe(place, run, table, HeadSet(chosen, card), {}, scored, source)
+    return FinishedProbe(place, table, run, HeadSet(chosen, card), {}, scored, source)
 
 
 def large_page(place: Path) -> viewer.Page:

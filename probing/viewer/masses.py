@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from probing.config import Progress, no_progress
 from probing.errors import ModelError
+from probing.finished import FinishedProbe
 from probing.passes import Head
 from probing.ranking import step_scores
 from probing.scoring import BATCH_TOKENS, batches_by_length
@@ -21,7 +22,6 @@ from probing.tokens import (
     token_offsets,
 )
 from probing.traces import Trace
-from probing.viewer.source import FinishedProbe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,6 +1,6 @@
 """One HTML file that shows the traces of a finished probe: text, scores, labels, heads, tokens.
 
-1. The probe is read again and checked against its trace file (`probing.viewer.source`).
+1. The probe is read again and checked against its trace file (`probing.finished`).
 2. Heads are chosen: the set, its mean, and as many others as the size allows.
 3. The attention of single tokens is captured for a few of them (`probing.viewer.masses`).
 4. Everything is packed (`probing.viewer.pack`) into data blocks, one a trace, that the page reads
@@ -27,6 +27,7 @@ from jaxtyping import Float, UInt
 from probing.config import Progress, no_progress
 from probing.errors import ConfigError
 from probing.files import HEADER, file_header, whole_file
+from probing.finished import FinishedProbe
 from probing.passes import Head
 from probing.prepare import SourceReport
 from probing.ranking import step_ranking_accuracy
@@ -44,7 +45,6 @@ from probing.viewer.pack import (
     token_cells,
     utf16_offsets,
 )
-from probing.viewer.source import FinishedProbe
 
 HERE = Path(__file__).parent
 SCRIPTS = ("data.js", "viewer.js", "events.js")
@@ -243,7 +243,7 @@ def index_of(probe: FinishedProbe, shown: Sequence[Trace], views: Views) -> dict
         "heads": heads,
         "grid": [
             [layer, head, _number(sra)]
-            for (layer, head), sra in zip(probe.heads, probe.table["sra"], strict=True)
+            for (layer, head), sra in zip(probe.pairs, probe.table["sra"], strict=True)
         ],
         "traces": [_index_line(trace, probe.scored[trace.id], probe, views) for trace in shown],
     }

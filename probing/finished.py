@@ -5,39 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 from probing.errors import ConfigError, DataError
 from probing.files import HEADER, file_hash
-from probing.headset import HeadSet
+from probing.folder import ProbeFolder
 from probing.passes import Head
 from probing.prepare import TraceSource, prepare_traces
 from probing.scoring import ScoredTrace
-from probing.store import ScoreStore
 from probing.traces import Trace
 
 
 @dataclass(frozen=True, eq=False)
-class FinishedProbe:
-    """What `kfh probe` left in a folder, checked against the files that it was made from."""
+class FinishedProbe(ProbeFolder):
+    """What `kfh probe` left in a folder, with the traces and labels that it was made from.
 
-    folder: Path
-    run: dict[str, Any]  # run.json
-    table: pd.DataFrame  # sra.parquet
-    head_set: HeadSet
-    settings: dict[str, Any]  # all that decided the scores
+    `settings` is all that decided the scores.
+    """
+
+    settings: dict[str, Any]
     scored: dict[str, ScoredTrace]
     source: TraceSource
 
     @classmethod
     def load(cls, folder: Path, traces: Path | None = None) -> FinishedProbe:
-        """Read a folder.
+        """Read a folder, and check it against its traces, labels and phrases.
 
         Args:
             folder: of a finished probe.
@@ -47,31 +43,24 @@ class FinishedProbe:
             DataError: no finished probe, or traces, labels or phrases that are missing or not
                 those of the probe.
         """
-        from probing.figures import RunFigures
-
-        figures = RunFigures.load(folder)
-        scores = folder / "scores.parquet"
-        if not scores.is_file():
-            raise DataError(f"{scores} is missing: run `kfh probe --out {folder}` again")
+        plain = ProbeFolder.load(folder)
+        if not plain.has_scores:
+            raise DataError(
+                f"{folder / 'scores.parquet'} is missing: run `kfh probe --out {folder}` again"
+            )
+        config = plain.run["config"]
+        own = ("segmenter", "min_chars", "labels", "keep", "skip_bad", "think_end")
         found = cls(
             folder,
-            figures.run,
-            figures.table,
-            HeadSet.load(folder / "heads.json"),
-            _settings(scores),
-            ScoreStore(folder, {}).load(),
-            _source(folder, figures.run["config"], traces),
+            plain.table,
+            plain.run,
+            plain.head_set,
+            _settings(folder / "scores.parquet"),
+            plain.stored_scores,
+            TraceSource(plain.trace_file(traces), **{name: config[name] for name in own}),
         )
         found._check_sources()
         return found
-
-    @cached_property
-    def heads(self) -> list[Head]:
-        """All heads, in the order of the scores' rows."""
-        return [
-            (int(layer), int(head))
-            for layer, head in zip(self.table["layer"], self.table["head"], strict=True)
-        ]
 
     def places(self, heads: Sequence[Head]) -> list[int]:
         """Rows of these heads in the scores.
@@ -79,7 +68,7 @@ class FinishedProbe:
         Raises:
             ConfigError: a head that the model does not have.
         """
-        rows = {pair: row for row, pair in enumerate(self.heads)}
+        rows = {pair: row for row, pair in enumerate(self.pairs)}
         for layer, head in heads:
             if (layer, head) not in rows:
                 raise ConfigError(f"{self.folder}: the probed model has no head {layer}.{head}")
@@ -114,14 +103,12 @@ class FinishedProbe:
                 )
             yield trace
 
+    def longest(self, ids: Sequence[str] | None = None) -> Trace:
+        """The trace with most steps; of several the last by id."""
+        return max(self.traces(ids), key=lambda trace: (len(trace.steps), trace.id))
+
     def _check_sources(self) -> None:
-        """Raise DataError where the trace file, labels or phrases are not those of the probe."""
-        path = self.source.path
-        if file_hash(path) != self.settings["traces"]:
-            raise DataError(
-                f"{path} is not the file that was probed (its hash differs): steps would not "
-                "match their scores. Give the file itself with --traces, or probe again"
-            )
+        """Raise DataError where labels or phrases are not those of the probe."""
         labels = self.head_set.labels or {}
         if self.source.labels != "steps":
             if not Path(self.source.labels).is_file():
@@ -133,7 +120,9 @@ class FinishedProbe:
                 )
         then, now = self.settings["segmenter"], self.source.segmenter_json()
         if {**then, "phrases": None} != {**now, "phrases": None}:  # the path alone may differ
-            raise DataError(f"{path}: steps were cut by {then}, now by {now}; probe again")
+            raise DataError(
+                f"{self.source.path}: steps were cut by {then}, now by {now}; probe again"
+            )
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -146,13 +135,3 @@ def _settings(path: Path) -> dict[str, Any]:
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not the scores of a probe, or damaged ({error!r})") from error
     return settings
-
-
-def _source(folder: Path, config: dict[str, Any], traces: Path | None) -> TraceSource:
-    path = traces or Path(config["traces"])
-    if not path.is_file():
-        raise DataError(
-            f"{path}: the trace file of {folder} is not there; say where it is with --traces"
-        )
-    names = ("segmenter", "min_chars", "labels", "keep", "skip_bad", "think_end")
-    return TraceSource(path, **{name: config[name] for name in names})

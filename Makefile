@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kfh-ready
 
-.PHONY: env demo pocket test lint format bench wheel wheel-check clean
+.PHONY: env demo pocket test notebooks notebooks-write lint format bench wheel wheel-check clean
 
 env: $(STAMP)
 
@@ -22,6 +22,12 @@ demo: env  ## the whole way on the embedded model
 
 test: env  ## all tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+notebooks: env  ## run every notebook from the start; its outputs must be those committed
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/run_notebooks.py
+
+notebooks-write: env  ## the same, and write the outputs
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/run_notebooks.py --write
 
 lint: env  ## lint, format, types
 	$(BIN)/ruff check .
@@ -49,7 +55,9 @@ wheel-check: wheel  ## the wheel, alone in a folder, finds the data that it carr
 	  assert pathlib.Path(probing.__file__).is_relative_to(pathlib.Path.cwd()), probing.__file__; \
 	  assert probing.segment('Wait, so. ' * 20) and h.shipped_head_sets(); \
 	  f.data_path('prompts', 'judge.txt'); import probing.viewer.viewer as v; \
-	  assert ''.join(v.page_parts('t', ['{}'])).count('</script>') == 2; print('the wheel works')"
+	  assert ''.join(v.page_parts('t', ['{}'])).count('</script>') == 2; \
+	  import kfh; t = pathlib.Path(kfh.__file__).parent / 'templates'; \
+	  assert len(list(t.glob('report.*.j2'))) == 2, t; print('the wheel works')"
 
 clean:
 	rm -rf $(VENV) dist build runs

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kfh.evidence import ablate, plot, sample_size, stability
+from kfh.evidence import ablate, plot, report, sample_size, stability
 
 app = typer.Typer(
     help="Key-Focus Heads: find the attention heads that look back at the reasoning steps that "
@@ -22,6 +22,7 @@ app.add_typer(plot, name="plot")
 app.command()(ablate)
 app.command()(stability)
 app.command(name="sample-size")(sample_size)
+app.command()(report)
 
 SkipBad = Annotated[bool, typer.Option(help="Leave bad lines out (counted) instead of stopping.")]
 ThinkEnd = Annotated[str, typer.Option(help="The text that ends the reasoning.")]

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from kfh.caveats import probe_caveats
 from probing.ranking import METRICS
 
 if TYPE_CHECKING:
@@ -140,30 +141,9 @@ def ensemble_table(result: ProbeResult) -> Table:
 
 def caveats(result: ProbeResult) -> list[str]:
     """In words, where a control is not beaten."""
-    by = result.config.by
-    best = result.table.loc[result.table[by].idxmax()]
-    name = f"head {int(best['layer'])}.{int(best['head'])}"
-    found = []
-    trivial = result.controls[result.controls["control"] != "all heads"]
-    top = trivial.loc[trivial["sra"].idxmax()]
-    if top["sra"] >= best["sra_low"]:
-        found.append(
-            f"{top['control']} alone reaches SRA {top['sra']:.3f}, within the interval of {name} "
-            f"({best['sra']:.3f}, from {best['sra_low']:.3f}): look at balanced SRA."
-        )
-    if not best["balanced_p"] <= 0.05:
-        found.append(
-            f"The balanced SRA of {name} ({best['balanced']:.3f}) is what the best of "
-            f"{len(result.table)} heads reaches by chance (p = {best['balanced_p']:.2f})."
-        )
-    if result.counts["beyond_context"]:
-        found.append(
-            f"{result.counts['beyond_context']} traces are longer than the model's context; "
-            "what it attends to there may mean little."
-        )
-    if result.counts["ranked"] < 20:
-        found.append(f"{result.counts['ranked']} traces are few: the intervals are rough.")
-    return found
+    from probing.results import run_json
+
+    return probe_caveats(result.table, run_json(result))
 
 
 def print_result(result: ProbeResult) -> None:

@@ -247,3 +247,21 @@ def ablate(
         },
         source={"labels": labels, "keep": keep, "skip_bad": skip_bad, "think_end": think_end},
     )
+
+
+def report(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Folder that holds results: of kfh probe, train, eval, …"
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page (.html); default: report.html in DIR.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Its title.")] = None,
+) -> None:
+    """Report what was run and found, with its caveats: one HTML page, and Markdown beside it."""
+    from kfh.report import run_report
+
+    run_report(folder, out, title)

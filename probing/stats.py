@@ -126,9 +126,9 @@ def p_values(
     """Share of permutations whose best head reaches the figure, the observed one counted in.
 
     Corrected for the choice among all heads: p ≤ 0.05 for one head is as rare as any head
-    reaching its figure by chance in one of twenty studies.
+    reaching its figure by chance in one of twenty studies. Not a number where there is no figure.
     """
     ordered = np.sort(null)
     reached = len(null) - np.searchsorted(ordered, figures - 1e-12, side="left")
-    p: np.ndarray = (1 + reached) / (len(null) + 1)
+    p: np.ndarray = np.where(np.isnan(figures), np.nan, (1 + reached) / (len(null) + 1))
     return p

@@ -131,6 +131,11 @@ def test_null_and_p_values_find_what_is_planted_and_nothing_else() -> None:
             assert np.delete(p, 7).min() > 0.05
 
 
+def test_a_figure_that_does_not_exist_has_no_p_value() -> None:
+    p = p_values(np.array([0.9, np.nan]), np.array([0.5, 0.6, 0.7]))
+    assert p[0] == 0.25 and np.isnan(p[1])
+
+
 def test_p_values_are_honest_without_signal() -> None:
     """With no signal, the best of 20 heads has p ≤ 0.2 in about a fifth of the studies."""
     hits = 0

@@ -132,7 +132,7 @@ def step_rows(folder: Path) -> tuple[list[dict[str, Any]], str]:
     Raises:
         DataError: the file is missing, damaged, or has no accuracy after steps were removed.
     """
-    from rl.runs import read_object
+    from probing.files import read_object
 
     path = folder / ABLATION_FILE
     content = read_object(path)

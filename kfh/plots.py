@@ -97,10 +97,10 @@ def probe_figures(
     """
     from probing.errors import DataError
     from probing.figures import RunFigures
+    from probing.files import read_object
     from probing.finished import FinishedProbe
     from probing.stability_figures import sample_size_figure
     from probing.strips import strip_of
-    from rl.runs import read_object
 
     figures = RunFigures.load(folder).all(metric)
     try:

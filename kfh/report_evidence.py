@@ -16,10 +16,9 @@ from kfh.report_parts import (
     header_facts,
     number,
     pictures,
-    read_json,
     span,
 )
-from probing.files import HEADER
+from probing.files import HEADER, read_object
 
 DIGITS = {"logprob": 2}
 ABLATION, STABILITY, SAMPLE_SIZE = "ablation.json", "stability.json", "sample_size.json"
@@ -34,7 +33,7 @@ def read_ablation(place: Place) -> Section:
     """An ablation: settings, counts, means, paired differences, claims, figures."""
     from probing.intervention_figures import InterventionFigures
 
-    content = read_json(place.folder / ABLATION)
+    content = read_object(place.folder / ABLATION)
     section = Section(f"Interventions: {Path(content['head_set']['model']['id']).name}")
     section.facts = [*header_facts(content[HEADER]), *_ablation_facts(content)]
     parts = list(dict.fromkeys(row["part"] for row in content["summary"]))
@@ -131,7 +130,7 @@ def read_stability(place: Place) -> Section:
     from kfh.stability import notes
     from probing.stability_figures import stability_figure
 
-    content = read_json(place.folder / STABILITY)
+    content = read_object(place.folder / STABILITY)
     section = Section(f"Stability of {len(content['probes'])} probes")
     section.facts = header_facts(content[HEADER])
     section.tables = [_probes_table(content), _pairs_table(content)]
@@ -177,7 +176,7 @@ def read_sample_size(place: Place) -> Section:
     """A probe ranked again on fewer problems."""
     from probing.stability_figures import sample_size_figure
 
-    content = read_json(place.folder / SAMPLE_SIZE)
+    content = read_object(place.folder / SAMPLE_SIZE)
     section = Section("How many problems are enough?")
     section.facts = [*header_facts(content[HEADER]), ("in short", str(content["sentence"]))]
     rows = tuple(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.errors import DataError
 from probing.files import HEADER
 
 if TYPE_CHECKING:
@@ -77,21 +76,6 @@ def side_by_side(parts: Sequence[Path], folders: Sequence[Path]) -> list[Place]:
         home = part.parent if part.parent in folders else part
         places.setdefault(home, []).append(part)
     return [Place(home, tuple(found)) for home, found in places.items()]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        DataError: it does not, or is not there.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds no JSON object")
-    return content
 
 
 def first_line(path: Path) -> dict[str, Any]:

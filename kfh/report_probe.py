@@ -17,11 +17,10 @@ from kfh.report_parts import (
     header_facts,
     number,
     pictures,
-    read_json,
     span,
 )
 from probing.errors import DataError
-from probing.files import HEADER
+from probing.files import HEADER, read_object
 
 BEST = 10  # heads in the table, beside those of the set
 
@@ -39,7 +38,7 @@ def _is_probe(folder: Path) -> bool:
 
 def _kind_of(path: Path) -> str:
     try:
-        header = read_json(path).get(HEADER)
+        header = read_object(path).get(HEADER)
     except DataError:
         return ""
     return str(header.get("kind")) if isinstance(header, dict) else ""

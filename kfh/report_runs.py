@@ -17,11 +17,10 @@ from kfh.report_parts import (
     header_facts,
     number,
     pictures,
-    read_json,
     side_by_side,
 )
 from probing.errors import DataError
-from probing.files import HEADER
+from probing.files import HEADER, read_object
 
 
 def find_runs(folders: Sequence[Path]) -> list[Place]:
@@ -135,7 +134,7 @@ def read_comparison(place: Place) -> Section:
         except DataError as error:
             section.damaged.append(str(error))
     if path.is_file():
-        content = read_json(path)
+        content = read_object(path)
         section.facts = header_facts(content[HEADER])
         rows, differences, notes = content["rows"], content["differences"], content["notes"]
     elif readable:
@@ -224,7 +223,7 @@ def read_evaluation(place: Place) -> Section:
     points = []
     for folder in place.parts:
         try:
-            content = read_json(folder / EVAL_FILE)
+            content = read_object(folder / EVAL_FILE)
             points += read_points(folder)
             facts, table, caveats = _evaluated(folder, content)
         except (DataError, KeyError, TypeError, AttributeError) as error:

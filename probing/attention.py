@@ -29,7 +29,7 @@ from torch import Tensor
 from probing.errors import ModelError
 from probing.passes import CapturePass, Head, relative
 from probing.registry import Attention, InFront
-from probing.rows import AttentionCall, Workspace, eager_in_chunks, eager_of
+from probing.rows import AttentionCall, Workspace, eager_of, own_output
 
 PROOF_TOKENS = 40
 # Largest relative difference that the proof accepts; half precision rounds values and output.
@@ -237,13 +237,10 @@ class AttentionCapture(InFront):
             run.add(layer, call)  # (2, 3)
             if run.finished(layer):
                 raise _Enough  # (4)
-            if stock is None:
-                budget = self._workspace.budget(query.device)
-                output = eager_in_chunks(
-                    kernel, module, query, key, value, attention_mask, options, budget
-                )
-            else:
-                output = kernel(module, query, key, value, attention_mask, **options)[0]  # (1)
+            budget = self._workspace.budget(query.device)
+            output = own_output(  # (1)
+                stock, module, query, key, value, attention_mask, options, budget
+            )
             run.verify(layer, call, value, output)
             return output, None
 

@@ -96,6 +96,21 @@ def text_hash(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        DataError: it does not, or is not there.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds no JSON object")
+    return content
+
+
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """The objects of a JSONL file without its header, and whether its last line is torn.
 

@@ -29,7 +29,7 @@ from probing.attention import PROOF_TOLERANCE, AttentionCapture, proof_input
 from probing.errors import ConfigError, ModelError
 from probing.passes import Head, relative
 from probing.registry import Attention, InFront
-from probing.rows import AttentionCall, Rows, Workspace, eager_in_chunks, eager_of
+from probing.rows import AttentionCall, Rows, Workspace, eager_of, own_output
 
 ALL, ANSWER = "all", "answer-to-steps"
 MODES = ("zero/all", "mean/all", "zero/answer-to-steps", "mean/answer-to-steps")
@@ -350,13 +350,8 @@ class HeadEdits(InFront):
                     module, query, key, value, attention_mask, **options
                 )
                 return result
-            if stock is None:
-                budget = self.workspace.budget(query.device)
-                output = eager_in_chunks(
-                    kernel, module, query, key, value, attention_mask, options, budget
-                )
-            else:
-                output = kernel(module, query, key, value, attention_mask, **options)[0]
+            budget = self.workspace.budget(query.device)
+            output = own_output(stock, module, query, key, value, attention_mask, options, budget)
             layer = getattr(module, "layer_idx", None)
             if layer is None:
                 raise ModelError(f"{type(module).__name__} does not say which layer it is")

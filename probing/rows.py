@@ -191,6 +191,23 @@ def eager_of(module: torch.nn.Module) -> Callable[..., Any]:
     raise ModelError(f"{type(module).__name__}: no eager attention function found in its file")
 
 
+def own_output(
+    stock: Callable[..., Any] | None,
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+    budget: int,
+) -> Tensor:
+    """What the model's own kernel gives, (batch, query, head, dim); its eager one in chunks."""
+    if stock is None:
+        return eager_in_chunks(eager_of(module), module, query, key, value, mask, options, budget)
+    output: Tensor = stock(module, query, key, value, mask, **options)[0]
+    return output
+
+
 def eager_in_chunks(
     kernel: Callable[..., Any],
     module: torch.nn.Module,

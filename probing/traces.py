@@ -184,7 +184,7 @@ def _id_of(text: str) -> str:
 
 
 def read_traces(
-    path: Path,
+    path: str | Path,
     *,
     skip_bad: bool = False,
     think_end: str = THINK_END,
@@ -202,7 +202,7 @@ def read_traces(
         DataError: the file is missing or holds no trace; or, without `skip_bad`, the first bad
             line, named by file, line number and id.
     """
-    report = report if report is not None else ReadReport()
+    path, report = Path(path), report if report is not None else ReadReport()
     seen: set[str] = set()
     try:
         file = _open_text(path, "rt")

@@ -5,7 +5,6 @@ A run that is still being written can be read: a torn last line is left out and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from probing.errors import DataError
-from probing.files import read_lines
+from probing.files import read_lines, read_object
 from rl.pocket.measure import Figure
 
 RUN_FILE, METRICS_FILE, PROBE_FILE = "run.json", "metrics.jsonl", "probe.jsonl"
@@ -110,21 +109,6 @@ def read_run(folder: Path) -> Run:
         torn=torn + torn_probe,
         repeated=len(lines) - len(by_step),
     )
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        DataError: it does not, or is not there.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds no JSON object")
-    return content
 
 
 def _content(path: Path) -> dict[str, Any]:

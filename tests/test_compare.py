@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 
 from probing.errors import ConfigError, DataError
-from probing.files import data_path
+from probing.files import data_path, read_object
 from rl.intervals import hierarchical_bootstrap, seed_spread
 from rl.pocket.compare import CompareConfig, compare, make_table, measure, parse, stop
 from rl.pocket.measure import Figure
 from rl.pocket.table import change, gap, read_rows
 from rl.pocket.task import shortest_trace
 from rl.pocket.traces import held_out_problems
-from rl.runs import read_object
 
 ROOT = Path(__file__).parent.parent
 

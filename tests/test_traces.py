@@ -24,7 +24,7 @@ def test_round_trip_keeps_unknown_fields(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [line])
     for name in ("out.jsonl", "out.jsonl.gz"):
         assert write_traces(tmp_path / name, read_traces(source), source="test") == 1
-        again = next(read_traces(tmp_path / name))
+        again = next(read_traces(str(tmp_path / name)))
         assert again.to_json() == line
     with gzip.open(tmp_path / "out.jsonl.gz", "rt") as file:
         header = json.loads(file.readline())["kfh"]

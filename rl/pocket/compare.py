@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from probing.errors import ConfigError, DataError, KfhError
-from probing.files import HEADER, data_path, file_header, write_json
+from probing.files import HEADER, data_path, file_header, read_object, write_json
 from rl.pocket.decode import Decoding, load
 from rl.pocket.measure import MEASURE_SEED
 from rl.pocket.measure import Run as Answers
@@ -33,7 +33,7 @@ from rl.pocket.measure import run as answer
 from rl.pocket.table import read_rows, write_table
 from rl.pocket.task import Problem, shortest_trace
 from rl.pocket.traces import held_out_problems
-from rl.runs import INITIAL, RESULT_FILE, read_object, read_run
+from rl.runs import INITIAL, RESULT_FILE, read_run
 
 METHODS = ("grpo", "tlmre", "attnpo", "pa", "na", "random-heads", "recency", "oracle")
 SMALL = ("grpo", "tlmre", "attnpo")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probing.errors import DataError
-from probing.files import HEADER, file_header, whole_file, write_json
+from probing.files import HEADER, file_header, read_object, whole_file, write_json
 from rl.intervals import hierarchical_bootstrap, over_seeds, share
 from rl.pocket.measure import Figure
-from rl.runs import RESULT_FILE, Evaluation, read_evaluations, read_object, table
+from rl.runs import RESULT_FILE, Evaluation, read_evaluations, table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,8 +6,6 @@ import os
 import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# A shell that starts the tests in the background has it ignored, and every child would inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from jaxtyping import install_import_hook
 
@@ -34,6 +32,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+# A shell that starts tests in the background ignores it, and so would every process they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -73,7 +73,7 @@ def plain_table(title: str, *columns: str) -> Table:
     """An empty table in the style of all of them."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0)
     for column in columns:
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, overflow="fold")  # a narrow terminal cuts no figure off
     return table
 
 

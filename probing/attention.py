@@ -28,8 +28,8 @@ from torch import Tensor
 
 from probing.errors import ModelError
 from probing.passes import CapturePass, Head, relative
-from probing.registry import Attention, InFront
-from probing.rows import AttentionCall, Workspace, eager_of, own_output
+from probing.registry import InFront
+from probing.rows import AttentionCall, Workspace, own_output
 
 PROOF_TOKENS = 40
 # Largest relative difference that the proof accepts; half precision rounds values and output.
@@ -212,39 +212,24 @@ class AttentionCapture(InFront):
         hidden: Tensor = output[0]
         return hidden
 
-    def _function(self, name: str, stock: Callable[..., Any] | None) -> Attention:
-        """The attention function that goes into the registry under `name`."""
+    @property
+    def _busy(self) -> bool:
+        return self._pass is not None
 
-        def attend(
-            module: torch.nn.Module,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            attention_mask: Tensor | None,
-            **options: Any,
-        ) -> tuple[Tensor, Tensor | None]:
-            kernel = stock or eager_of(module)
-            run = self._pass
-            if run is None or id(module) not in self._modules:  # another model, or not our pass
-                result: tuple[Tensor, Tensor | None] = kernel(
-                    module, query, key, value, attention_mask, **options
-                )
-                return result
-            layer = getattr(module, "layer_idx", None)
-            layer = len(run.found) if layer is None else int(layer)
-            run.enter_layer(layer, query, key)
-            call = AttentionCall(name, module, query, key, attention_mask, options)
-            run.add(layer, call)  # (2, 3)
-            if run.finished(layer):
-                raise _Enough  # (4)
-            budget = self._workspace.budget(query.device)
-            output = own_output(  # (1)
-                stock, module, query, key, value, attention_mask, options, budget
-            )
-            run.verify(layer, call, value, output)
-            return output, None
-
-        return attend
+    def _attend(
+        self, call: AttentionCall, value: Tensor, stock: Callable[..., Any] | None
+    ) -> Tensor:
+        run = self._pass
+        assert run is not None
+        layer = getattr(call.module, "layer_idx", None)
+        layer = len(run.found) if layer is None else int(layer)
+        run.enter_layer(layer, call.query, call.key)
+        run.add(layer, call)  # (2, 3)
+        if run.finished(layer):
+            raise _Enough  # (4)
+        output = own_output(call, value, stock, self._workspace.budget(call.query.device))  # (1)
+        run.verify(layer, call, value, output)
+        return output
 
 
 def proof_input(vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

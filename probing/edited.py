@@ -76,6 +76,16 @@ def every_step(traces: Sequence[PreparedTrace]) -> Spans:
     return [trace.spans for trace in traces]
 
 
+def token_log_probabilities(
+    logits: Float[Tensor, "token vocabulary"], ids: Int[np.ndarray, "token"]
+) -> Float[np.ndarray, "token"]:
+    """log p of each id by the logits of its place, in nats."""
+    chances = logits.float().log_softmax(-1)
+    targets = torch.from_numpy(ids).to(chances.device)
+    found: np.ndarray = chances.gather(-1, targets[:, None])[:, 0].double().cpu().numpy()
+    return found
+
+
 class EditedAnswers:
     """Runs answers over their contexts.
 
@@ -193,9 +203,7 @@ class EditedAnswers:
             logits = self._forward(ids, mask, reading.fork()).logits
         found = []
         for row, tail in enumerate(tails):
-            values = logits[row, : len(tail) - 1].float().log_softmax(-1)
-            targets = torch.from_numpy(tail[1:]).to(self.device)
-            found.append(values.gather(-1, targets[:, None])[:, 0].double().cpu().numpy())
+            found.append(token_log_probabilities(logits[row, : len(tail) - 1], tail[1:]))
         return found
 
     @torch.inference_mode()

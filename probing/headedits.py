@@ -28,8 +28,8 @@ from torch import Tensor
 from probing.attention import PROOF_TOLERANCE, AttentionCapture, proof_input
 from probing.errors import ConfigError, ModelError
 from probing.passes import Head, relative
-from probing.registry import Attention, InFront
-from probing.rows import AttentionCall, Rows, Workspace, eager_of, own_output
+from probing.registry import InFront
+from probing.rows import AttentionCall, Rows, Workspace, own_output
 
 ALL, ANSWER = "all", "answer-to-steps"
 MODES = ("zero/all", "mean/all", "zero/answer-to-steps", "mean/answer-to-steps")
@@ -334,31 +334,19 @@ class HeadEdits(InFront):
             )
         return one
 
-    def _function(self, name: str, stock: Callable[..., Any] | None) -> Attention:
-        def attend(
-            module: torch.nn.Module,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            attention_mask: Tensor | None,
-            **options: Any,
-        ) -> tuple[Tensor, Tensor | None]:
-            kernel = stock or eager_of(module)
-            active = self._active
-            if active is None or id(module) not in self._modules:
-                result: tuple[Tensor, Tensor | None] = kernel(
-                    module, query, key, value, attention_mask, **options
-                )
-                return result
-            budget = self.workspace.budget(query.device)
-            output = own_output(stock, module, query, key, value, attention_mask, options, budget)
-            layer = getattr(module, "layer_idx", None)
-            if layer is None:
-                raise ModelError(f"{type(module).__name__} does not say which layer it is")
-            call = AttentionCall(name, module, query, key, attention_mask, options)
-            return active.apply(int(layer), call, value, output), None
+    @property
+    def _busy(self) -> bool:
+        return self._active is not None
 
-        return attend
+    def _attend(
+        self, call: AttentionCall, value: Tensor, stock: Callable[..., Any] | None
+    ) -> Tensor:
+        output = own_output(call, value, stock, self.workspace.budget(call.query.device))
+        layer = getattr(call.module, "layer_idx", None)
+        if layer is None:
+            raise ModelError(f"{type(call.module).__name__} does not say which layer it is")
+        edited: Tensor = self._active.apply(int(layer), call, value, output)
+        return edited
 
 
 def _check_places(queries: Tensor | None, columns: Tensor | None) -> None:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.edited import Spans, every_step, up_to_end
+from probing.edited import Spans, every_step, token_log_probabilities, up_to_end
 from probing.errors import ModelError
 from probing.headedits import ALL, ANSWER, HeadEdit, scaled_weights
 from probing.headmeans import Means
@@ -113,9 +113,8 @@ class LensAnswers:
         logits = self._run(traces, [ids[:-1] for ids in whole], edit, spans)
         found = []
         for row, (trace, ids) in enumerate(zip(traces, whole, strict=True)):
-            chances = logits[row, trace.context : len(ids) - 1].float().log_softmax(-1)
-            targets = torch.from_numpy(ids[trace.context + 1 :]).to(chances.device)
-            found.append(chances.gather(-1, targets[:, None])[:, 0].double().cpu().numpy())
+            own_logits = logits[row, trace.context : len(ids) - 1]
+            found.append(token_log_probabilities(own_logits, ids[trace.context + 1 :]))
         return found
 
     def greedy(

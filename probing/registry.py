@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from probing.errors import ModelError
+from probing.rows import AttentionCall, eager_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,12 +73,40 @@ class InFront(ABC):
                 registry[name] = previous
         self._previous = {}
 
-    @abstractmethod
     def _function(self, name: str, stock: Callable[..., Any] | None) -> Attention:
         """The attention function that goes into the registry under `name`.
 
         `stock` is the one that stood there; None where the model brings its own (eager).
         """
+
+        def attend(
+            module: torch.nn.Module,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attention_mask: Tensor | None,
+            **options: Any,
+        ) -> tuple[Tensor, Tensor | None]:
+            if not self._busy or id(module) not in self._modules:  # another model, or not our pass
+                result: tuple[Tensor, Tensor | None] = (stock or eager_of(module))(
+                    module, query, key, value, attention_mask, **options
+                )
+                return result
+            call = AttentionCall(name, module, query, key, attention_mask, options)
+            return self._attend(call, value, stock), None
+
+        return attend
+
+    @property
+    @abstractmethod
+    def _busy(self) -> bool:
+        """Whether the present forward pass is one to stand in front of."""
+
+    @abstractmethod
+    def _attend(
+        self, call: AttentionCall, value: Tensor, stock: Callable[..., Any] | None
+    ) -> Tensor:
+        """The output of one layer's attention, (batch, query, head, dim)."""
 
     def _device(self) -> torch.device:
         return next(self.trunk.parameters()).device

@@ -192,16 +192,10 @@ def eager_of(module: torch.nn.Module) -> Callable[..., Any]:
 
 
 def own_output(
-    stock: Callable[..., Any] | None,
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    options: dict[str, Any],
-    budget: int,
+    call: AttentionCall, value: Tensor, stock: Callable[..., Any] | None, budget: int
 ) -> Tensor:
     """What the model's own kernel gives, (batch, query, head, dim); its eager one in chunks."""
+    _, module, query, key, mask, options = call
     if stock is None:
         return eager_in_chunks(eager_of(module), module, query, key, value, mask, options, budget)
     output: Tensor = stock(module, query, key, value, mask, **options)[0]

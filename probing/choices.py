@@ -10,7 +10,7 @@ GIVEN = "given"  # the steps that the trace file holds
 KEEP = ("correct", "all")
 
 METRICS = ("sra", "balanced", "gating")
-CONTROLS = ("recency", "earliness", "length", "uniform", "all heads")
+METRIC_NAMES = {"sra": "SRA", "balanced": "balanced SRA", "gating": "gating accuracy"}
 
 BACKENDS = ("transformers", "transformer-lens")
 BATCH_TOKENS = 8192

@@ -19,8 +19,10 @@ from probing.choices import (
     THINK_END,
 )
 from probing.errors import ConfigError
-from probing.settings import check_metric
-from probing.traces.source import TraceSource
+from probing.models.load import pocket_model
+from probing.settings import check_metric, part_json
+from probing.traces.segmenters import SegmentFunction
+from probing.traces.source import TraceSource, pocket_traces
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class ProbeConfig:
     """All settings of a probe, checked on creation. Field by field as the command line has them.
 
     Args:
-        model: hub id, folder or `.gguf` file.
-        traces: trace file.
+        model: hub id, folder or `.gguf` file; `pocket` is the embedded model.
+        traces: trace file; `pocket` is the one that was sampled from the embedded model.
         out: folder for the results.
         segmenter, min_chars, labels, keep, skip_bad, think_end: see `TraceSource`.
         answer: which answer tokens are F: `all` (the paper), `values` or `boxed`.
@@ -47,9 +49,9 @@ class ProbeConfig:
     """
 
     model: str
-    traces: Path
-    out: Path
-    segmenter: str = GIVEN
+    traces: str | Path
+    out: str | Path
+    segmenter: str | SegmentFunction = GIVEN
     min_chars: int = MIN_CHARS
     labels: str = "steps"
     keep: str = "correct"
@@ -70,7 +72,11 @@ class ProbeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check what can be known before anything is read."""
+        """Check what can be known before anything is read; resolve the name `pocket`."""
+        if self.model == "pocket":
+            object.__setattr__(self, "model", str(pocket_model()))
+        if str(self.traces) == "pocket":
+            object.__setattr__(self, "traces", pocket_traces())
         check_metric(self.by)
         for name, known in (
             ("select", SELECTIONS),
@@ -102,4 +108,7 @@ class ProbeConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in the run file."""
-        return {**asdict(self), "traces": str(self.traces), "out": str(self.out)}
+        settings = {**asdict(self), "traces": str(self.traces), "out": str(self.out)}
+        if not isinstance(self.segmenter, str):
+            settings["segmenter"] = part_json(self.segmenter)["name"]
+        return settings

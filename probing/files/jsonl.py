@@ -132,6 +132,9 @@ def refuse_other_settings(
 ) -> None:
     """Refuse to go on with a file whose content was made with other settings.
 
+    The `id` that older files have of their model is not looked at: its folder may have moved, and
+    the fingerprints decide.
+
     Args:
         path: of the file or folder, for the message.
         what: it holds: scores, labels, responses, …
@@ -141,6 +144,7 @@ def refuse_other_settings(
         ConfigError: they differ; the message names each setting that does, with both values.
     """
     wanted = json.loads(json.dumps(wanted))  # as they come back from a file
+    held, wanted = _without_id(held), _without_id(wanted)
     differing = sorted(k for k in {*held, *wanted} if held.get(k, ...) != wanted.get(k, ...))
     if differing:
         was = ", ".join(f"{key} {held.get(key)!r:.100}" for key in differing)
@@ -149,3 +153,10 @@ def refuse_other_settings(
             f"{path} holds {what} made with {was}; now asked for {now}. "
             "Choose another --out, or begin anew with --no-resume."
         )
+
+
+def _without_id(settings: Mapping[str, Any]) -> dict[str, Any]:
+    model = settings.get("model")
+    if isinstance(model, dict):
+        return {**settings, "model": {key: v for key, v in model.items() if key != "id"}}
+    return dict(settings)

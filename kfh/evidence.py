@@ -90,13 +90,20 @@ def plot_trace(
     out: Annotated[
         Path | None, typer.Option(help="File to write; default: trace.html or trace.* in DIR.")
     ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Page: folder of another probe of the same traces, repeatable: its heads can be "
+            "seen beside those of DIR, step by step."
+        ),
+    ] = None,
 ) -> None:
     """Show traces: steps by score, labels, phrase kinds, heads, tokens.
 
     A page holds at most 12 MB of step scores (so many heads as fit, best first) and 16 MB of
     tokens, before base64; what is left out it says.
     """
-    settings = dict(locals())
+    settings = {**locals(), "beside": tuple(beside or ())}
     from kfh.tracing import run_trace
 
     run_trace(**settings)

@@ -23,8 +23,9 @@ def run_trace(
     formats: str,
     device: str,
     out: Path | None,
+    beside: tuple[Path, ...] = (),
 ) -> None:
-    """Draw one trace, or write the page of many: see `probing.viewer.viewer`.
+    """Draw one trace, or write the page of many: see `probing.viewer.page`.
 
     Raises:
         ConfigError: options that do not go together, unknown heads or formats.
@@ -35,10 +36,10 @@ def run_trace(
     wanted = tuple(name.strip() for name in ids.split(",") if name.strip())
     chosen = parse_heads(heads)
     if html:
-        write_viewer(folder, out, traces, wanted, limit, chosen, tokens, device)
+        write_viewer(folder, out, traces, wanted, limit, chosen, tokens, device, beside)
         return
-    if limit is not None or not tokens:
-        raise ConfigError("--limit and --no-tokens are of the page; give --html too")
+    if limit is not None or not tokens or beside:
+        raise ConfigError("--limit, --no-tokens and --beside are of the page; give --html too")
     draw_strip(folder, traces, wanted, chosen, formats, out)
 
 
@@ -71,24 +72,29 @@ def write_viewer(
     heads: tuple[Head, ...],
     tokens: bool,
     device: str,
+    beside: tuple[Path, ...],
 ) -> None:
     """Write the page, and say what is in it."""
     from transformers.utils import logging
 
-    from probing.viewer.viewer import LIMIT, ViewerConfig, write_page
+    from probing.viewer.page import LIMIT, ViewerConfig, write_page
 
     logging.disable_progress_bar()  # ours is enough
     most = LIMIT if limit is None else limit
     config = ViewerConfig(
         folder, out, traces, ids or None, 0 if ids and limit is None else most, heads or None,
-        tokens, device,
+        tokens, device, beside,
     )  # fmt: skip
     page = write_page(config, progress_bar)
-    held = f"tokens of the set's mean and {page.token_heads} heads"
-    console.print(
-        f"{page.traces} of {page.scored} scored traces; step scores of {page.heads} of "
-        f"{page.all_heads} heads; {held if page.token_heads else 'no tokens'}"
-    )
+    for model in page.models:
+        name = f"{model.name}: " if len(page.models) > 1 else ""
+        held = f"tokens of the set's mean and {model.token_heads} heads"
+        console.print(
+            f"{name}{page.traces} of {model.scored} scored traces; step scores of {model.heads} of "
+            f"{model.all_heads} heads; {held if model.token_heads else 'no tokens'}"
+        )
+    if page.alone:
+        console.print(f"left out: {page.alone} traces that not every probe scored")
     console.print(f"→ {page.path} ({page.size / 1e6:.1f} MB)", highlight=False)
 
 

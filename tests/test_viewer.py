@@ -20,15 +20,15 @@ from typer.testing import CliRunner
 from viewer_pages import blocks, codes, hostile_line, unpack
 
 from kfh.cli import app
+from probing.attention.scores import ScoredTrace
 from probing.errors import ConfigError, DataError, KfhError, ModelError
-from probing.finished import FinishedProbe
+from probing.folder import FinishedProbe
 from probing.headset import HeadSet
-from probing.ranking import step_ranking_accuracy
-from probing.scoring import ScoredTrace
-from probing.tokens import token_offsets
-from probing.traces import Step, Trace
+from probing.ranking.metrics import step_ranking_accuracy
+from probing.traces.file import Step, Trace
+from probing.traces.phrases import opening
+from probing.traces.tokens import token_offsets
 from probing.viewer import views as views_module
-from probing.viewer.blocks import opening
 from probing.viewer.pack import (
     STEP_SCALE,
     TOKEN_SCALE,
@@ -177,8 +177,8 @@ def test_kinds_and_the_policy(page_file: Path) -> None:
 
 
 def test_a_segmenter_keeps_its_kind() -> None:
-    from probing.segmenters import Phrases
-    from probing.traces import Step
+    from probing.traces.file import Step
+    from probing.traces.phrases import Phrases
 
     phrases = Phrases("p", {"Alternatively": "branching", "So": "backward"}, "")
     cases = [("Alternatively, x", "confused", "branching"), ("So x", "forward", "forward")]

@@ -25,13 +25,13 @@ from helpers import model_folder, trace_line, write_lines
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from probing.attention.scores import ScoredTrace
 from probing.config import ProbeConfig
-from probing.finished import FinishedProbe
+from probing.folder import FinishedProbe
 from probing.headset import HeadFigures, HeadSet
-from probing.models import ModelCard
-from probing.prepare import TraceSource
+from probing.models.identity import ModelCard
 from probing.run import probe
-from probing.scoring import ScoredTrace
+from probing.traces.source import TraceSource
 from probing.viewer.pack import STEP_SCALE
 from probing.viewer.page import Page, ViewerConfig, pack_page, write_page
 from probing.viewer.views import ShownProbe, choose_views

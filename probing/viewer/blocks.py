@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt
 
-from probing.files import HEADER, file_header
-from probing.finished import FinishedProbe
-from probing.prepare import SourceReport
-from probing.ranking import step_ranking_accuracy
-from probing.run import ranked_trace
-from probing.scoring import ScoredTrace
-from probing.segmenters import Phrases, Segmenter
-from probing.traces import Step, Trace
+from probing.attention.scores import ScoredTrace
+from probing.files.headers import HEADER, file_header
+from probing.folder import FinishedProbe
+from probing.ranking.metrics import ranked_trace, step_ranking_accuracy
+from probing.traces.file import Trace
+from probing.traces.phrases import Phrases, opening
+from probing.traces.segmenters import Segmenter
+from probing.traces.source import SourceReport
 from probing.viewer.pack import STEP_SCALE, TOKEN_SCALE, pack_codes, utf16_offsets
 from probing.viewer.views import ShownProbe, Views
 
@@ -159,29 +158,6 @@ def step_codes(trace: Trace, probe: FinishedProbe, views: Views) -> UInt[np.ndar
     scores = views.means(scored.scores[probe.places(views.heads)].astype(np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):  # a trace without answer token has no base
         return STEP_SCALE.encode(scores / scored.base)
-
-
-def opening(
-    text: str, step: Step, phrases: Phrases, pattern: re.Pattern[str]
-) -> tuple[str | None, str | None]:
-    """Kind of a step and the phrase that it opens with, None where it opens with none.
-
-    A segmenter's own kind stands, but for branching, which it counts as confused. `pattern` is
-    that of the phrases, compiled once.
-
-    Example:
-        >>> found = Phrases("p", {"Wait": "confused"}, "")
-        >>> opening("So. Wait, no", Step(4, 12), found, found.pattern())
-        ('confused', 'Wait')
-    """
-    start = (
-        step.start + len(text[step.start : step.end]) - len(text[step.start : step.end].lstrip())
-    )
-    match = pattern.match(text, start, step.end)
-    kind = phrases.kinds[match.group()] if match else None
-    if step.kind is not None and not (step.kind == "confused" and kind == "branching"):
-        kind = step.kind
-    return kind, match.group() if match else None
 
 
 def phrase_path(probe: FinishedProbe) -> Path:

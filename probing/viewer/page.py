@@ -21,13 +21,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probing.config import Progress, no_progress
+from probing.choices import Head
 from probing.errors import ConfigError
-from probing.files import whole_file
-from probing.finished import FinishedProbe
-from probing.passes import Head
-from probing.segmenters import Phrases
-from probing.traces import Trace
+from probing.files.headers import whole_file
+from probing.folder import FinishedProbe
+from probing.settings import Progress, no_progress
+from probing.traces.file import Trace
+from probing.traces.phrases import Phrases
 from probing.viewer.blocks import index_of, phrase_path, title_of, trace_block
 from probing.viewer.masses import TraceMasses, token_masses
 from probing.viewer.pack import TOKEN_SCALE, json_for_html, pack_cells, pack_codes, token_cells

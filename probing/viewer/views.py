@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from probing.choices import Head
 from probing.errors import ConfigError, DataError
-from probing.finished import FinishedProbe
-from probing.passes import Head
-from probing.traces import Trace
+from probing.folder import FinishedProbe, ProbeFolder
+from probing.traces.file import Trace
 
 # What a page may hold, before base64 adds a third: 28 × 12 heads of 200 traces of 90 steps fit.
 STEP_BYTES = 12 << 20
@@ -72,8 +72,6 @@ def load_probes(folders: Sequence[Path], traces: Path | None) -> tuple[FinishedP
 
 def _in_place(folder: Path) -> bool:
     """Whether the trace file of a probe lies where it was; without a probe that is for `load`."""
-    from probing.folder import ProbeFolder
-
     return Path(ProbeFolder.load(folder).run["config"]["traces"]).is_file()
 
 
@@ -120,7 +118,7 @@ def check_same(trace: Trace, other: Trace, folder: Path, beside: Path) -> None:
     """Raise DataError unless two probes saw the same trace, cut and labelled alike.
 
     Example:
-        >>> from probing.traces import Step
+        >>> from probing.traces.file import Step
         >>> first = Trace("t", "", "So. </think> 7", (Step(0, 3, "essential"),))
         >>> check_same(first, first, Path("a"), Path("b"))
     """

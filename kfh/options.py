@@ -42,6 +42,12 @@ def plot_runs(
         ),
     ],
     metric: Annotated[str, typer.Option(help="Of a probe: sra, balanced or gating.")] = "sra",
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="Of a probe's heatmap: continuous, centred at chance, or classes, the paper's."
+        ),
+    ] = "continuous",
     smooth: Annotated[int, typer.Option(help="Of runs: steps of the moving mean.")] = 1,
     traces: Traces = None,
     trace: Annotated[
@@ -55,7 +61,7 @@ def plot_runs(
     """Draw a probe, an ablation, or training runs together."""
     from kfh.commands.show import run_plot
 
-    run_plot(folders, metric, smooth, formats, out, traces, trace)
+    run_plot(folders, metric, smooth, formats, out, traces, trace, scale)
 
 
 @plot.command(name="trace")

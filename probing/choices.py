@@ -10,6 +10,7 @@ GIVEN = "given"  # the steps that the trace file holds
 KEEP = ("correct", "all")
 
 METRICS = ("sra", "balanced", "gating")
+SCALES = ("continuous", "classes")  # of a heatmap's colours
 CONTROLS = ("recency", "earliness", "length", "uniform", "all heads")
 
 BACKENDS = ("transformers", "transformer-lens")

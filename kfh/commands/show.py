@@ -28,13 +28,14 @@ def run_plot(
     out: Path | None,
     traces: Path | None = None,
     trace: str | None = None,
+    scale: str = "continuous",
 ) -> None:
     """Draw what the folders hold: see `probing.figures.probe` and `rl.runs.figures`.
 
     The figures of one folder go into it, those of several into `figures` beside the first.
 
     Raises:
-        ConfigError: unknown formats or metric, or probes together with other folders.
+        ConfigError: unknown formats, metric or scale, or probes together with other folders.
         DataError: a folder that holds nothing to draw, or damaged files.
     """
     from probing.errors import ConfigError
@@ -56,7 +57,7 @@ def run_plot(
     if alone and is_ablation(alone[0]):
         drawn = ablation_figures(alone[0])
     elif alone:
-        drawn = probe_figures(folders[0], metric, traces, trace)
+        drawn = probe_figures(folders[0], metric, traces, trace, scale)
     else:
         drawn = training_figures(folders, smooth)
     save_all(
@@ -91,7 +92,11 @@ def save_all(drawn: dict[str, Figure], place: Path, kinds: Sequence[str]) -> Non
 
 
 def probe_figures(
-    folder: Path, metric: str, traces: Path | None = None, trace: str | None = None
+    folder: Path,
+    metric: str,
+    traces: Path | None = None,
+    trace: str | None = None,
+    scale: str = "continuous",
 ) -> dict[str, Figure]:
     """Every figure of a finished probe by its file name.
 
@@ -108,7 +113,7 @@ def probe_figures(
     from probing.files.headers import read_object
     from probing.folder import FinishedProbe
 
-    figures = RunFigures.load(folder).all(metric)
+    figures = RunFigures.load(folder).all(metric, scale)
     try:
         figures["strip"] = strip_of(FinishedProbe.load(folder, traces), trace)
     except DataError as error:

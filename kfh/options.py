@@ -42,6 +42,12 @@ def plot_runs(
         ),
     ],
     metric: Annotated[str, typer.Option(help="Of a probe: sra, balanced or gating.")] = "sra",
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="Of a probe's heatmap: continuous, centred at chance, or classes, the paper's."
+        ),
+    ] = "continuous",
     smooth: Annotated[int, typer.Option(help="Of runs: steps of the moving mean.")] = 1,
     traces: Traces = None,
     trace: Annotated[
@@ -55,7 +61,7 @@ def plot_runs(
     """Draw a probe, an ablation, or training runs together."""
     from kfh.commands.show import run_plot
 
-    run_plot(folders, metric, smooth, formats, out, traces, trace)
+    run_plot(folders, metric, smooth, formats, out, traces, trace, scale)
 
 
 @plot.command(name="trace")
@@ -90,13 +96,20 @@ def plot_trace(
     out: Annotated[
         Path | None, typer.Option(help="File to write; default: trace.html or trace.* in DIR.")
     ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Page: folder of another probe of the same traces, repeatable: its heads can be "
+            "seen beside those of DIR, step by step."
+        ),
+    ] = None,
 ) -> None:
     """Show traces: steps by score, labels, phrase kinds, heads, tokens.
 
     A page holds at most 12 MB of step scores (so many heads as fit, best first) and 16 MB of
     tokens, before base64; what is left out it says.
     """
-    settings = dict(locals())
+    settings = {**locals(), "beside": tuple(beside or ())}
     from kfh.commands.show import run_trace
 
     run_trace(**settings)

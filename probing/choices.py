@@ -11,6 +11,7 @@ KEEP = ("correct", "all")
 
 METRICS = ("sra", "balanced", "gating")
 METRIC_NAMES = {"sra": "SRA", "balanced": "balanced SRA", "gating": "gating accuracy"}
+SCALES = ("continuous", "classes")  # of a heatmap's colours
 
 BACKENDS = ("transformers", "transformer-lens")
 BATCH_TOKENS = 8192

@@ -28,13 +28,14 @@ def run_plot(
     out: Path | None,
     traces: Path | None = None,
     trace: str | None = None,
+    scale: str = "continuous",
 ) -> None:
     """Draw what the folders hold: see `probing.figures.probe` and `rl.runs.figures`.
 
     The figures of one folder go into it, those of several into `figures` beside the first.
 
     Raises:
-        ConfigError: unknown formats or metric, or probes together with other folders.
+        ConfigError: unknown formats, metric or scale, or probes together with other folders.
         DataError: a folder that holds nothing to draw, or damaged files.
     """
     from probing.errors import ConfigError
@@ -56,7 +57,7 @@ def run_plot(
     if alone and is_ablation(alone[0]):
         drawn = ablation_figures(alone[0])
     elif alone:
-        drawn = probe_figures(folders[0], metric, traces, trace)
+        drawn = probe_figures(folders[0], metric, traces, trace, scale)
     else:
         drawn = training_figures(folders, smooth)
     save_all(
@@ -91,7 +92,11 @@ def save_all(drawn: dict[str, Figure], place: Path, kinds: Sequence[str]) -> Non
 
 
 def probe_figures(
-    folder: Path, metric: str, traces: Path | None = None, trace: str | None = None
+    folder: Path,
+    metric: str,
+    traces: Path | None = None,
+    trace: str | None = None,
+    scale: str = "continuous",
 ) -> dict[str, Figure]:
     """Every figure of a finished probe by its file name.
 
@@ -108,7 +113,7 @@ def probe_figures(
     from probing.files.headers import read_object
     from probing.folder import FinishedProbe
 
-    figures = RunFigures.load(folder).all(metric)
+    figures = RunFigures.load(folder).all(metric, scale)
     try:
         figures["strip"] = strip_of(FinishedProbe.load(folder, traces), trace)
     except DataError as error:
@@ -175,6 +180,7 @@ def run_trace(
     formats: str,
     device: str,
     out: Path | None,
+    beside: tuple[Path, ...] = (),
 ) -> None:
     """Draw one trace, or write the page of many: see `probing.viewer.page`.
 
@@ -187,10 +193,10 @@ def run_trace(
     wanted = tuple(name.strip() for name in ids.split(",") if name.strip())
     chosen = parse_heads(heads)
     if html:
-        write_viewer(folder, out, traces, wanted, limit, chosen, tokens, device)
+        write_viewer(folder, out, traces, wanted, limit, chosen, tokens, device, beside)
         return
-    if limit is not None or not tokens:
-        raise ConfigError("--limit and --no-tokens are of the page; give --html too")
+    if limit is not None or not tokens or beside:
+        raise ConfigError("--limit, --no-tokens and --beside are of the page; give --html too")
     draw_strip(folder, traces, wanted, chosen, formats, out)
 
 
@@ -223,6 +229,7 @@ def write_viewer(
     heads: tuple[Head, ...],
     tokens: bool,
     device: str,
+    beside: tuple[Path, ...],
 ) -> None:
     """Write the page, and say what is in it."""
     from transformers.utils import logging
@@ -233,14 +240,18 @@ def write_viewer(
     most = LIMIT if limit is None else limit
     config = ViewerConfig(
         folder, out, traces, ids or None, 0 if ids and limit is None else most, heads or None,
-        tokens, device,
+        tokens, device, beside,
     )  # fmt: skip
     page = write_page(config, progress_bar)
-    held = f"tokens of the set's mean and {page.token_heads} heads"
-    console.print(
-        f"{page.traces} of {page.scored} scored traces; step scores of {page.heads} of "
-        f"{page.all_heads} heads; {held if page.token_heads else 'no tokens'}"
-    )
+    for model in page.models:
+        name = f"{model.name}: " if len(page.models) > 1 else ""
+        with_tokens = f"tokens of the set's mean and {model.token_heads} heads"
+        console.print(
+            f"{name}{page.traces} of {model.scored} scored traces; step scores of {model.heads} of "
+            f"{model.all_heads} heads; {with_tokens if model.token_heads else 'no tokens'}"
+        )
+    if page.alone:
+        console.print(f"left out: {page.alone} traces that not every probe scored")
     console.print(f"→ {page.path} ({page.size / 1e6:.1f} MB)", highlight=False)
 
 

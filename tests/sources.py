@@ -32,24 +32,35 @@ def is_face(name: str) -> bool:
     return modules()[name].name == "__init__.py"
 
 
-def within(node: ast.AST, types: bool = False) -> Iterator[ast.AST]:
-    """A node and all within it; what only type checkers read is left out unless `types`."""
+def within(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and all within it; what only type checkers read is left out."""
     yield node
     checking = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-    for child in node.orelse if checking and not types else ast.iter_child_nodes(node):
-        yield from within(child, types)
+    for child in node.orelse if checking else ast.iter_child_nodes(node):
+        yield from within(child)
+
+
+@cache
+def offered(face: str) -> list[tuple[str, str]]:
+    """The names that a face offers, each with its module: those of its stub (`__init__.pyi`)."""
+    stub = modules()[face].with_suffix(".pyi")
+    found = []
+    for node in ast.walk(ast.parse(stub.read_text(encoding="utf-8"))) if stub.is_file() else ():
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 1, f"{stub}: lazy_loader reads `from .module import name` alone"
+            found += [(f"{face}.{node.module}", alias.name) for alias in node.names]
+    return found
 
 
 @cache
 def imported(name: str) -> set[str]:
     """What a module imports, also within functions or by a name in a string, such as "rl.runs".
 
-    A face's names for type checkers count, since that is how it offers what it loads late. An
-    import from a face is an edge to the face, and through it to all that it offers; an import of
-    a module is no edge to the face of its room.
+    An import from a face is an edge to the face, and through it to all that it offers; an import
+    of a module is no edge to the face of its room.
     """
-    names: set[str] = set()
-    for node in within(tree(name), types=is_face(name)):
+    names = {module for module, _ in offered(name)} if is_face(name) else set()
+    for node in within(tree(name)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -105,11 +116,9 @@ def public() -> dict[str, ast.AST]:
     """The functions and classes that faces offer, by the place of their definition."""
     named = {}
     for face in filter(is_face, modules()):
-        for node in within(tree(face), types=True):
-            if isinstance(node, ast.ImportFrom) and node.module in modules():
-                for alias in node.names:
-                    if place := definition(node.module, alias.name):
-                        named[place[0]] = place[1]
+        for module, name in offered(face):
+            if place := definition(module, name):
+                named[place[0]] = place[1]
     return named
 
 

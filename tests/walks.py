@@ -74,11 +74,13 @@ def watched(last: str = "") -> Iterator[Watch]:
 
 def sra_of_a_trace_file(folder: Path) -> list[str]:
     """From a trace file to the mean SRA of every head, by the library."""
-    from probing.attention import AttentionCapture
-    from probing.ranking import step_ranking_accuracy
-    from probing.scoring import score_traces
-    from probing.tokens import encode_trace
-    from probing.traces import read_traces
+    from probing import (
+        AttentionCapture,
+        encode_trace,
+        read_traces,
+        score_traces,
+        step_ranking_accuracy,
+    )
 
     path, tokenizer = trace_file(folder / "traces.jsonl", 4), byte_tokenizer()
     model = tiny("llama", vocab_size=len(tokenizer))
@@ -95,8 +97,7 @@ def sra_of_a_trace_file(folder: Path) -> list[str]:
 
 def the_whole_probe(folder: Path) -> list[str]:
     """From settings to a finished folder, by `probe()`, with a model that is loaded already."""
-    from probing.config import ProbeConfig
-    from probing.run import probe
+    from probing import ProbeConfig, probe
 
     path, tokenizer = trace_file(folder / "traces.jsonl", 8), byte_tokenizer()
     model = tiny("llama", vocab_size=len(tokenizer))
@@ -109,13 +110,17 @@ def the_whole_probe(folder: Path) -> list[str]:
 
 def a_heatmap(folder: Path) -> list[str]:
     """From the arguments of `kfh plot DIR` to the drawn heatmap, of a finished probe."""
-    from kfh.evidence import plot
+    from typer.main import get_command
 
+    from kfh.cli import app
+
+    plot: Any = get_command(app).commands["plot"]
+    arguments = [str(folder / "probe"), "--formats", "svg"]
     if not (folder / "probe" / "heads.json").is_file():
         the_whole_probe(folder)
-    plot([str(folder / "probe"), "--formats", "svg"], standalone_mode=False)  # imports, caches
+    plot(arguments, standalone_mode=False)  # imports, caches
     with watched(last="heatmap") as watch:
-        plot([str(folder / "probe"), "--formats", "svg"], standalone_mode=False)
+        plot(arguments, standalone_mode=False)
     assert watch.ended, "no function `heatmap` has returned"
     return watch.files
 

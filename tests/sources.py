@@ -100,6 +100,19 @@ def in_circles(pairs: list[tuple[str, str]]) -> list[str]:
 # Public names
 
 
+def defined(module: str) -> set[str]:
+    """The names at the top of a module: functions, classes, constants, `import name as name`."""
+    names: set[str] = set()
+    for node in tree(module).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        if isinstance(node, ast.ImportFrom):
+            names |= {alias.name for alias in node.names if alias.asname == alias.name}
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
 def definition(module: str, name: str) -> tuple[str, ast.AST] | None:
     """Where a name is defined, and its function or class; None for a constant."""
     for node in tree(module).body:

@@ -89,7 +89,7 @@ class ProbeResult(Ranking):
         try:
             known = {item.name for item in fields(ProbeConfig)}
             settings = {name: value for name, value in run["config"].items() if name in known}
-            config = ProbeConfig(**settings)
+            config, _ = ProbeConfig(**settings), table[["layer", "head", "sra"]]
             controls = pd.DataFrame(run["controls"]).set_index("control").astype(float)
             controls, points = controls.reset_index(), run["curves"][config.select][: config.top]
             result = cls(
@@ -111,7 +111,6 @@ class ProbeResult(Ranking):
                 header=run.get(HEADER, {}),
                 moved=traces,
             )
-            table[["layer", "head", "sra"]]  # noqa: B018  a table without them is damaged
         except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{folder}: damaged; probe again ({error!r})") from error
         return result
@@ -238,8 +237,9 @@ class ProbeResult(Ranking):
         Raises:
             DataError: as for `trace_file`.
         """
-        options = {"skip_bad": self.config.skip_bad, "think_end": self.config.think_end}
-        traces = read_traces(self.trace_file, **options)
+        traces = read_traces(
+            self.trace_file, skip_bad=self.config.skip_bad, think_end=self.config.think_end
+        )
         return {trace.id: trace.problem or trace.prompt for trace in traces}
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ class HeadSet:
             )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _warn_once(text: str) -> None:
     warnings.warn(text, HeadSetWarning, stacklevel=3)
 

@@ -20,8 +20,16 @@ from probing.attention.scores import ScoredTrace, batches_by_length, open_captur
 from probing.attention.store import ScoreStore
 from probing.config import ProbeConfig
 from probing.errors import ConfigError, DataError, KfhError, ModelError
-from probing.figures.probe import DIVERGING, RunFigures, heat_colours
+from probing.figures.probe import (
+    DIVERGING,
+    best_heads,
+    head_grid,
+    heat_colours,
+    heatmap,
+    probe_figures,
+)
 from probing.figures.style import save_figure
+from probing.folder import ProbeResult
 from probing.headset import HeadSet, shipped_head_sets
 from probing.models.identity import config_fingerprint, weights_fingerprint
 from probing.models.load import load_model, load_tokenizer
@@ -299,8 +307,8 @@ def test_shipped_head_set() -> None:
 
 @pytest.mark.parametrize("metric", ["sra", "balanced", "gating"])
 def test_figures(finished: tuple, tmp_path: Path, metric: str) -> None:
-    run = RunFigures.load(finished[0])
-    figures = run.all(metric)
+    result = ProbeResult.load(finished[0])
+    figures = probe_figures(result, metric)
     assert set(figures) == {"heatmap", "layers", "heads", "ensembles"}
     for name, figure in figures.items():
         check_texts(figure)
@@ -311,20 +319,20 @@ def test_figures(finished: tuple, tmp_path: Path, metric: str) -> None:
     title = figures["heatmap"].get_suptitle()
     assert "model" in title and "8 traces" in title and "traces.jsonl" in title
     drawn = figures["heatmap"].axes[0].images[0].get_array()
-    np.testing.assert_allclose(drawn, run.grid(metric))
+    np.testing.assert_allclose(drawn, head_grid(result, metric))
     named = {text.get_text() for text in figures["heatmap"].axes[0].texts}
-    heads = {f"{layer}.{head}" for layer, head in [*run.best(metric), *run.chosen()]}
+    heads = {f"{layer}.{head}" for layer, head in [*best_heads(result, metric), *result.chosen]}
     assert named == heads and all(head in title for head in heads)
     with pytest.raises(DataError, match="no finished probe"):
-        RunFigures.load(tmp_path)
+        ProbeResult.load(tmp_path)
 
 
 def test_heatmap_is_centred_at_chance(finished: tuple) -> None:
-    run = RunFigures.load(finished[0])
-    image = run.heatmap("sra").axes[0].images[0]
-    far = np.nanmax(np.abs(run.grid("sra") - 0.5))
+    result = ProbeResult.load(finished[0])
+    image = heatmap(result, "sra").axes[0].images[0]
+    far = np.nanmax(np.abs(head_grid(result, "sra") - 0.5))
     assert image.norm(0.5) == 0.5 and image.norm(0.5 + far) <= 1 and image.norm(0.5 - far) >= 0
-    texts = [text.get_text() for text in run.heatmap("sra").axes[1].get_yticklabels()]
+    texts = [text.get_text() for text in heatmap(result, "sra").axes[1].get_yticklabels()]
     assert "0.50 = chance" in texts
     # Lightness alone tells how far from chance, so that no hue need be told apart.
     for below, above in pairwise(np.linspace(0.5, 1, 20)):
@@ -336,11 +344,11 @@ def test_heatmap_is_centred_at_chance(finished: tuple) -> None:
             assert farther < near
     grey = heat_colours(np.array([0.2, np.nan]), "continuous")[0](np.nan)
     assert grey[0] == grey[1] == grey[2] < 0.8  # no value has this colour
-    classes = run.heatmap("sra", "classes").axes[0].images[0]
+    classes = heatmap(result, "sra", "classes").axes[0].images[0]
     assert {float(classes.norm(value)) for value in (0.1, 0.5, 0.59)} == {0.0}
     assert classes.norm(0.61) == 1
     with pytest.raises(ConfigError, match="did you mean classes"):
-        run.heatmap("sra", "class")
+        heatmap(result, "sra", "class")
 
 
 def test_public_names() -> None:

@@ -19,10 +19,8 @@ from kfh.findings.base import (
     ablation_caveats,
     comparison_caveats,
     evaluation_caveats,
-    probe_caveats,
     sample_size_caveats,
     span,
-    unbeaten,
 )
 from kfh.findings.page import markdown_text, read_sections
 from probing.config import ProbeConfig
@@ -31,7 +29,7 @@ from probing.interventions.claims import verdicts
 from probing.interventions.effects import differences, summarise
 from probing.interventions.outcomes import Outcome
 from probing.robustness.sample_size import measure_folder, write_sample_size
-from probing.robustness.stability import stability, write_stability
+from probing.robustness.stability import compare_probes, write_stability
 from probing.run import probe
 
 EVIL = "<script>alert('1')</script> | *a*"
@@ -388,7 +386,7 @@ def test_interventions_are_reported_with_the_controls_that_they_do_not_beat(tmp_
 
 
 def test_stability_and_sample_size_are_reported(probed, tmp_path):
-    found = stability([probed, probed], ["a", "b"])
+    found = compare_probes([probed, probed], ["a", "b"])
     write_stability(found, tmp_path)
     sizes = measure_folder(probed, draws=4, ladder=(5,))
     write_sample_size(sizes, tmp_path)

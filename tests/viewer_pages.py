@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from probing.attention.scores import ScoredTrace
 from probing.config import ProbeConfig
-from probing.folder import FinishedProbe
+from probing.folder import ProbeResult
 from probing.headset import HeadFigures, HeadSet
 from probing.models.identity import ModelCard
 from probing.run import probe
@@ -147,7 +147,7 @@ def unpack(text: str) -> list[tuple[int, int, int]]:
     return cells
 
 
-def large_probe(place: Path) -> FinishedProbe:
+def large_probe(place: Path) -> ProbeResult:
     """A probe of 200 long traces with random scores, as it would be read from a folder."""
     rng = np.random.default_rng(0)
     lines, scored = [], {}
@@ -175,7 +175,7 @@ def large_probe(place: Path) -> FinishedProbe:
         "counts": {"ranked": 200},
     }
     source = TraceSource(write_lines(place / "large.jsonl", lines))
-    return FinishedProbe(place, table, run, HeadSet(chosen, card), {}, scored, source)
+    return ProbeResult(place, table, run, HeadSet(chosen, card), {}, scored, source)
 
 
 def large_page(place: Path) -> Page:

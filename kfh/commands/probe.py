@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kfh.console import console, print_result, progress_bar, report_bad_lines, talk
+from kfh.console import console, print_tables, progress_bar, report_bad_lines, talk
 from probing.traces.file import ReadReport
 
 
@@ -52,26 +52,24 @@ def run_probe(**settings: Any) -> None:
 
     from probing.config import ProbeConfig
     from probing.errors import ConfigError
-    from probing.models.load import pocket_model
     from probing.run import probe
-    from probing.traces.source import pocket_traces
 
     logging.disable_progress_bar()  # ours are enough
-    if settings["model"] is None:
-        settings["model"] = str(pocket_model())
-        settings["traces"] = settings["traces"] or pocket_traces()
+    settings["model"] = settings["model"] or "pocket"
+    if settings["model"] == "pocket":
+        settings["traces"] = settings["traces"] or "pocket"
     if settings["traces"] is None:
         raise ConfigError("--model needs --traces: labelled traces, best of that same model")
     result = probe(ProbeConfig(**settings), progress=progress_bar)
     if result is None:  # another process prints
         return
-    from probing.figures.probe import RunFigures
+    from kfh.findings.probe import probe_tables
+    from probing.figures.probe import heatmap
     from probing.figures.style import save_figure
 
-    out = Path(settings["out"])
     _report_left_out(result.counts)
-    print_result(result)
-    save_figure(RunFigures.of(result).heatmap(result.config.by), out / "heatmap.png")
+    print_tables(probe_tables(result), result.caveats)
+    save_figure(heatmap(result, result.config.by), result.folder / "heatmap.png")
     if result.speed["traces"]:
         rate = result.speed["tokens"] / result.speed["seconds"]
         console.print(
@@ -79,7 +77,9 @@ def run_probe(**settings: Any) -> None:
             f"{result.speed['seconds']:.1f} s ({rate:,.0f} tokens/s); "
             f"{result.speed['resumed']:.0f} were there already"
         )
-    console.print(f"→ {out}: heads.json, sra.parquet, scores.parquet, run.json, heatmap.png")
+    console.print(
+        f"→ {result.folder}: heads.json, sra.parquet, scores.parquet, run.json, heatmap.png"
+    )
 
 
 def _report_left_out(counts: dict[str, Any]) -> None:
@@ -102,10 +102,8 @@ def _report_left_out(counts: dict[str, Any]) -> None:
 def run_demo(out: Path) -> None:
     """`kfh demo`: see `kfh.commands.demo`."""
     from kfh.commands.demo import draw_trace, train_and_compare
-    from probing.models.load import pocket_model
-    from probing.traces.source import pocket_traces
 
     # Always anew: it takes seconds, and an older demo may have left another model's scores.
-    run_probe(model=str(pocket_model()), traces=pocket_traces(), out=out, resume=False)
+    run_probe(model="pocket", traces="pocket", out=out, resume=False)
     draw_trace(out)
     train_and_compare(out)

@@ -25,12 +25,12 @@ def run_stability(
         KfhError: bad settings, no finished probe, or models of different shapes.
     """
     from probing.figures.robustness import stability_figure
-    from probing.robustness.stability import stability, write_stability
+    from probing.robustness.stability import compare_probes, write_stability
 
     kinds = checked_formats(formats)
     listed = [name.strip() for name in names.split(",")] if names else None
     with progress_bar("comparing", len(folders) * (len(folders) - 1) // 2) as advance:
-        found = stability(folders, listed, metric, seed, lambda: advance(1, 0))
+        found = compare_probes(folders, listed, metric, seed, lambda: advance(1, 0))
     for probe in found["probes"]:
         if probe["resampled"] != "problems":
             talk.print(f"[yellow]{probe['name']} resamples {probe['resampled']}[/yellow]")

@@ -107,21 +107,25 @@ def probe_figures(
         DataError: no finished probe, or a trace that was asked for and cannot be drawn.
     """
     from probing.errors import DataError
-    from probing.figures.probe import RunFigures
-    from probing.figures.robustness import sample_size_figure
+    from probing.figures import probe, robustness
     from probing.figures.trace import strip_of
     from probing.files.headers import read_object
-    from probing.folder import FinishedProbe
+    from probing.folder import ProbeResult
 
-    figures = RunFigures.load(folder).all(metric, scale)
+    result = ProbeResult.load(folder, traces)
+    figures = probe.probe_figures(result, metric, scale)
+    for text in result.caveats:
+        talk.print(f"[yellow]Caveat:[/yellow] {text}")
     try:
-        figures["strip"] = strip_of(FinishedProbe.load(folder, traces), trace)
+        figures["strip"] = strip_of(result, trace)
     except DataError as error:
         if traces or trace:
             raise
         talk.print(f"[yellow]no strip of a trace:[/yellow] {error}")
     if (folder / "sample_size.json").is_file():
-        figures["sample_size"] = sample_size_figure(read_object(folder / "sample_size.json"))
+        figures["sample_size"] = robustness.sample_size_figure(
+            read_object(folder / "sample_size.json")
+        )
     return figures
 
 
@@ -267,7 +271,7 @@ def draw_strip(
     from probing.errors import ConfigError
     from probing.figures.style import save_figure
     from probing.figures.trace import strip_of
-    from probing.folder import FinishedProbe
+    from probing.folder import ProbeResult
 
     kinds = checked_formats(formats)
     if len(ids) > 1:
@@ -275,8 +279,7 @@ def draw_strip(
     paths = [out] if out else [folder / f"trace.{kind}" for kind in kinds]
     if out:
         checked_formats(out.suffix[1:])
-    probe = FinishedProbe.load(folder, traces)
-    figure = strip_of(probe, ids[0] if ids else None, heads or None)
+    figure = strip_of(ProbeResult.load(folder, traces), ids[0] if ids else None, heads or None)
     for path in paths:
         save_figure(figure, path)
         console.print(f"→ {path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from probing.files.headers import HEADER
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
     from rl.runs.folders import Run
@@ -23,127 +22,6 @@ FEW_TRACES = 20  # fewer give rough intervals
 FEW_SEEDS = 3  # fewer say little of the next seed
 CUT_OFF = 0.05  # of responses; more, and their length is not known
 Row = Mapping[str, Any]
-
-
-def best_trivial(controls: Iterable[Row], metric: str) -> Row | None:
-    """The control that goes by position or length alone and has the highest figure, if any has.
-
-    The mean of all heads is no trivial scorer: it is made of what is probed.
-    """
-    rows = [row for row in controls if row["control"] != "all heads" and _is(row[metric])]
-    return max(rows, key=lambda row: row[metric]) if rows else None
-
-
-def unbeaten(head: Row, controls: Iterable[Row], metric: str) -> Row | None:
-    """The best trivial control, where it lies within the head's interval or above it.
-
-    Example:
-        >>> unbeaten({"sra_low": 0.59}, [{"control": "recency", "sra": 0.68}], "sra")["control"]
-        'recency'
-        >>> unbeaten({"sra_low": 0.70}, [{"control": "recency", "sra": 0.68}], "sra")
-    """
-    top = best_trivial(controls, metric)
-    return top if top is not None and not top[metric] < head[f"{metric}_low"] else None
-
-
-def probe_caveats(table: pd.DataFrame, run: Row) -> list[str]:
-    """What to hold against the best head of a probe.
-
-    Args:
-        table: a row a head, as sra.parquet has it.
-        run: the content of run.json.
-    """
-    by, counts = run["config"]["by"], run["counts"]
-    best = table.loc[table[by].idxmax()]
-    name = f"head {int(best['layer'])}.{int(best['head'])}"
-    found = []
-    if top := unbeaten(best, run["controls"], "sra"):
-        found.append(
-            f"{top['control']} alone reaches SRA {top['sra']:.3f}, within the interval of {name} "
-            f"({best['sra']:.3f}, from {best['sra_low']:.3f}): look at balanced SRA."
-        )
-    if not _is(best["balanced"]):
-        found.append(
-            f"{name} has no balanced SRA: in no trace do pairs of both orders exist, so that what "
-            "it sees cannot be told from position."
-        )
-    elif not best["balanced_p"] <= 0.05:
-        found.append(
-            f"The balanced SRA of {name} ({best['balanced']:.3f}) is what the best of "
-            f"{len(table)} heads reaches by chance (p = {best['balanced_p']:.2f})."
-        )
-    if counts["beyond_context"]:
-        found.append(
-            f"{counts['beyond_context']} traces are longer than the model's context; "
-            "what it attends to there may mean little."
-        )
-    if counts["ranked"] < FEW_TRACES:
-        found.append(f"{counts['ranked']} traces are few: the intervals are rough.")
-    return found
-
-
-def head_set_caveats(table: pd.DataFrame, run: Row, chosen: Sequence[tuple[int, int]]) -> list[str]:
-    """What to hold against each head of the set, and against the set as a whole."""
-    places = table.set_index(["layer", "head"])
-    found = []
-    for metric in ("sra", "balanced"):
-        for pair in chosen:
-            row = places.loc[pair]
-            if top := unbeaten(row, run["controls"], metric):
-                found.append(
-                    f"Head {pair[0]}.{pair[1]} of the set does not beat {top['control']}: "
-                    f"{NAMES[metric]} "
-                    f"{row[metric]:.3f}, from {row[f'{metric}_low']:.3f}, against "
-                    f"{top[metric]:.3f}."
-                )
-    by, curve = run["config"]["by"], run["curves"][run["config"]["select"]]
-    point = curve[len(chosen) - 1]
-    held, selected = point[by], point[f"{by}_select"]
-    if _is(held) and _is(selected) and held < selected:
-        within = "within" if selected <= point[f"{by}_high"] else "below, beyond"
-        found.append(
-            f"The set's {NAMES[by]} on the held-out half is {held:.3f} "
-            f"({point[f'{by}_low']:.3f}–{point[f'{by}_high']:.3f}), on the half that it was chosen "
-            f"on {selected:.3f}: lower, {within} the interval. The held-out figure is the one to "
-            "quote."
-        )
-    return found
-
-
-def label_caveats(run: Row, header: Row | None) -> list[str]:
-    """What to hold against the labels.
-
-    Args:
-        run: the content of a probe's run.json.
-        header: of the label file; None where the labels are the trace file's, or it is gone.
-    """
-    steps = run["counts"]["steps"]
-    found = []
-    if steps.get("unlabelled"):
-        total = sum(steps.get(kind, 0) for kind in ("essential", "redundant", "unlabelled"))
-        found.append(
-            f"{steps['unlabelled']} of {total} steps have no label and took no part: nothing is "
-            "said about how the heads see them."
-        )
-    source = run["config"]["labels"]
-    by = label_way(header or {})
-    if by == "rules":
-        found.append("The labels are by rules (phrases and repetition): rough, no ground truth.")
-    elif by == "ablation":
-        found.append(
-            "The labels are by cause, as this or another model sees it: a step that a later one "
-            "repeats is called redundant."
-        )
-    elif by == "judges":
-        found.append("The labels are by model judges: what they all miss, the figures miss.")
-    elif source != "steps" and header is None:
-        found.append(f"{source} is not there any more: how the labels were made is not known here.")
-    return found
-
-
-def label_way(header: Row) -> str:
-    """How a label file was made: ablation, rules, judges, or empty where it does not say."""
-    return str((header.get("settings") or {}).get("by") or header.get("source") or "")
 
 
 def run_caveats(runs: Sequence[Run]) -> list[str]:
@@ -429,3 +307,8 @@ class Kind:
     name: str
     find: Callable[[Sequence[Path]], list[Place]]
     read: Callable[[Place], Section]
+
+
+def heads_text(pairs: Sequence[Sequence[int]]) -> str:
+    """Heads as they are written everywhere: `2.3, 2.1`; a dash for none."""
+    return ", ".join(f"{layer}.{head}" for layer, head in pairs) or NONE

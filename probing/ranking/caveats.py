@@ -108,11 +108,9 @@ def _heads_of_the_set(ranking: Ranking) -> Iterator[str]:
 def _held_out(ranking: Ranking) -> Iterator[str]:
     by, point = ranking.config.by, ranking.set_point
     held_out, selected = point[by], point[f"{by}_select"]
-    if None not in (held_out, selected) and held_out < selected:
-        within = "within" if selected <= point[f"{by}_high"] else "below, beyond"
+    if None not in (held_out, selected) and selected > point[f"{by}_high"]:
         yield (
-            f"The set's {METRIC_NAMES[by]} on the held-out half is {held_out:.3f} "
-            f"({point[f'{by}_low']:.3f}–{point[f'{by}_high']:.3f}), on the half that it was chosen "
-            f"on {selected:.3f}: lower, {within} the interval. The held-out figure is the one to "
-            "quote."
+            f"The set's {METRIC_NAMES[by]} is {selected:.3f} on the half that it was chosen on, "
+            f"beyond the interval on the other half, {held_out:.3f} ({point[f'{by}_low']:.3f}–"
+            f"{point[f'{by}_high']:.3f}): the held-out figure is the one to quote."
         )

@@ -115,7 +115,11 @@ class RankedTrace:
 
     @classmethod
     def of(
-        cls, scored: ScoredTrace, labels: Sequence[str | None], group: str, texts: Sequence[str] = ()
+        cls,
+        scored: ScoredTrace,
+        labels: Sequence[str | None],
+        group: str,
+        texts: Sequence[str] = (),
     ) -> RankedTrace | None:
         """The steps with a label and a token of their own; None where no pair of them is left.
 
@@ -162,6 +166,7 @@ CONTROLS: dict[str, Control] = {
     "uniform": lambda trace: np.zeros(len(trace.essential)),
     "all heads": lambda trace: trace.scores.mean(axis=0),
 }
+BUILT_IN = tuple(CONTROLS)
 
 
 def control_scores(trace: RankedTrace, name: str) -> Float[np.ndarray, "1 step"]:

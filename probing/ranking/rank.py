@@ -157,7 +157,9 @@ def _controls(
 ) -> pd.DataFrame:
     """Figures of the controls, as of heads."""
     rows = pd.DataFrame({"control": list(CONTROLS)})
-    scores = [np.concatenate([control_scores(trace, name) for name in CONTROLS]) for trace in traces]
+    scores = [
+        np.concatenate([control_scores(trace, name) for name in CONTROLS]) for trace in traces
+    ]
     _add_figures(rows, metric_table(traces, scores), halves, seed)
     # Only scores in the unit of attention can be held against S_base.
     gating = [column for column in rows if column.startswith("gating")]

@@ -13,7 +13,7 @@ from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, file_hash
 from probing.traces.file import ReadReport, Trace, read_traces
 from probing.traces.labels import LabelFile, read_labels
-from probing.traces.segmenters import SegmentFunction, Segmenter, segment_trace
+from probing.traces.segmenters import Segmenter, SegmentFunction, segment_trace
 
 
 @dataclass(frozen=True)

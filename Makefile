@@ -53,7 +53,7 @@ pocket: env  ## train the embedded model anew, measure it, hold it against its t
 	OMP_NUM_THREADS=1 $(BIN)/python -m rl.pocket.build --out runs/pocket
 
 bench: env  ## the capture beside the plain forward and its peers; takes an hour on 2 cores
-	$(BIN)/python bench/capture.py --peers
+	$(BIN)/python tests/bench/capture.py --peers
 
 wheel: env
 	rm -rf dist
@@ -62,10 +62,10 @@ wheel: env
 wheel-check: wheel  ## the wheel, alone in a folder, finds the data that it carries
 	rm -rf build/wheel && mkdir -p build/wheel
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel dist/kfh-*.whl
-	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -c "import pathlib, probing, probing.headset as h, probing.files as f; \
+	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -c "import pathlib, probing, probing.headset as h, probing.files.headers as f; \
 	  assert pathlib.Path(probing.__file__).is_relative_to(pathlib.Path.cwd()), probing.__file__; \
 	  assert probing.segment('Wait, so. ' * 20) and h.shipped_head_sets(); \
-	  f.data_path('prompts', 'judge.txt'); import probing.viewer.viewer as v; \
+	  f.data_path('prompts', 'judge.txt'); import probing.viewer.page as v; \
 	  assert ''.join(v.page_parts('t', ['{}'])).count('</script>') == 2; \
 	  import kfh, rl; assert all((pathlib.Path(m.__file__).parent / 'py.typed').is_file() for m in (probing, rl, kfh)); t = pathlib.Path(kfh.__file__).parent / 'templates'; \
 	  assert len(list(t.glob('report.*.j2'))) == 2, t; print('the wheel works')"

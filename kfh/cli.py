@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kfh.evidence import ablate, plot, report, sample_size, stability
+from kfh.options import ablate, plot, report, sample_size, stability
 
 app = typer.Typer(
     help="Key-Focus Heads: find the attention heads that look back at the reasoning steps that "
@@ -53,7 +53,7 @@ def segment(
     think_end: ThinkEnd = "</think>",
 ) -> None:
     """Cut the reasoning of each trace into steps that tile it."""
-    from kfh.commands import run_segment
+    from kfh.commands.probe import run_segment
 
     run_segment(source, out, segmenter, min_chars, skip_bad, think_end)
 
@@ -96,7 +96,7 @@ def probe(
 ) -> None:
     """Rank the attention heads of a model on labelled traces and save the head set."""
     settings = dict(locals())  # the arguments, by the names that ProbeConfig gives them
-    from kfh.commands import run_probe
+    from kfh.commands.probe import run_probe
 
     run_probe(**settings)
 
@@ -154,7 +154,7 @@ def rollout(
 ) -> None:
     """Sample and verify responses; keep those to problems solved nearly always, as traces."""
     settings = dict(locals())
-    from kfh.rollout import run_rollout
+    from kfh.commands.rollout import run_rollout
 
     run_rollout(**settings)
 
@@ -204,14 +204,8 @@ def label(
     show: Annotated[int, typer.Option(help="Compare: steps to print of those that differ.")] = 10,
 ) -> None:
     """Label the steps of traces by cause, by rules or by judges; or compare labellings."""
-    from kfh.labelling import (
-        check_label_options,
-        needed,
-        run_ablation,
-        run_compare,
-        run_rules,
-    )
-    from probing.prepare import StepSource
+    from kfh.commands.label import check_label_options, needed, run_ablation, run_compare, run_rules
+    from probing.traces.source import StepSource
 
     check_label_options(by, compare, files)
     if compare:
@@ -221,7 +215,7 @@ def label(
     path, target = needed(traces, "--traces"), needed(out, "--out")
     source = StepSource(path, segmenter, min_chars, skip_bad, think_end)
     if by == "judges":
-        from kfh.judging import run_judges
+        from kfh.commands.label import run_judges
 
         panel = needed(judges, "--judges: the file that names them")
         run_judges(
@@ -230,9 +224,9 @@ def label(
     elif by == "rules":
         run_rules(source, target)
     else:
-        from probing.causes import AblationConfig
+        from probing.labelling.cause import CauseConfig
 
-        config = AblationConfig(answer, answer_limit, high, low, deletion)
+        config = CauseConfig(answer, answer_limit, high, low, deletion)
         run_ablation(source, target, config, model, device, dtype, resume)
 
 
@@ -262,7 +256,7 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
 ) -> None:
     """Train with step-level credit from a head set, or with a baseline."""
-    from kfh.training import run_train
+    from kfh.commands.train import run_train
 
     options = {"method": method, "model": model, "heads": heads, "data": data, "seed": seed}
     result = run_train(out, recipe, set_ or [], resume, **options)
@@ -324,7 +318,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model on question sets: accuracy, length, budgets, phrases, AES."""
     settings = dict(locals())  # the arguments, by the names that EvalConfig gives them
-    from kfh.evaluation import run_eval
+    from kfh.commands.evaluate import run_eval
 
     run_eval(**settings)
 
@@ -334,7 +328,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/demo"),
 ) -> None:
     """Probe the embedded pocket model, draw a trace, train with its heads, and compare."""
-    from kfh.commands import run_demo
+    from kfh.commands.probe import run_demo
 
     run_demo(out)
 

@@ -20,13 +20,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from kfh.caveats import probe_caveats
-from probing.ranking import METRICS
+from kfh.findings.base import probe_caveats
+from probing.choices import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from probing.results import ProbeResult
+    from probing.folder import ProbeResult
+    from probing.traces.file import ReadReport
+
 
 console = Console()
 talk = Console(stderr=True)
@@ -141,7 +143,7 @@ def ensemble_table(result: ProbeResult) -> Table:
 
 def caveats(result: ProbeResult) -> list[str]:
     """In words, where a control is not beaten."""
-    from probing.results import run_json
+    from probing.folder import run_json
 
     return probe_caveats(result.table, run_json(result))
 
@@ -156,3 +158,9 @@ def print_result(result: ProbeResult) -> None:
     )
     for text in caveats(result):
         console.print(f"[yellow]Caveat:[/yellow] {text}")
+
+
+def report_bad_lines(report: ReadReport) -> None:
+    """Say what a reader left out, by reason, with the first of each."""
+    for kind, count in report.bad.items():
+        talk.print(f"[yellow]left out {count} × {kind}[/yellow], first {report.first_bad[kind]}")

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from probing.choices import (
+    ANSWERS,
+    BACKENDS,
+    BATCH_TOKENS,
+    DTYPES,
+    GIVEN,
+    MIN_CHARS,
+    NULLS,
+    PERMUTATIONS,
+    SELECTIONS,
+    THINK_END,
+)
 from probing.errors import ConfigError
-from probing.models import DTYPES
-from probing.prepare import GIVEN, TraceSource
-from probing.scoring import BACKENDS, BATCH_TOKENS
-from probing.segmenters import MIN_CHARS
-from probing.selection import SELECTIONS, check_metric
-from probing.stats import NULLS, PERMUTATIONS
-from probing.tokens import ANSWERS
-from probing.traces import THINK_END
-
-# progress(name, total) is a context that gives advance(traces, tokens)
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
-
-
-def no_progress(name: str, total: int) -> AbstractContextManager[Callable[[int, int], None]]:
-    """No progress bar."""
-    return nullcontext(lambda traces, tokens: None)
+from probing.settings import check_metric
+from probing.traces.source import TraceSource
 
 
 @dataclass(frozen=True)

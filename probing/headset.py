@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from probing.errors import DataError, ModelError
-from probing.files import HEADER, SCHEMA, data_path, file_header, write_json
-from probing.models import ModelCard
+from probing.files.headers import HEADER, SCHEMA, data_path, file_header, write_json
+from probing.models.identity import ModelCard
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 1. Read and check the traces; nothing is loaded before the file is known to be good.
 2. Load the model and prove the capture on it.
-3. Score: each trace's steps for every head, stored one by one (`probing.store`).
+3. Score: each trace's steps for every head, stored one by one (`probing.attention.store`).
 4. Rank: SRA, balanced SRA and the gate, with intervals, controls and the null of the maximum.
 5. Select heads on one half of the traces and report them on the other.
 6. Write `scores.parquet`, `sra.parquet`, `heads.json` and `run.json`.
@@ -10,64 +10,30 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from probing.config import ProbeConfig, Progress, no_progress
-from probing.errors import ConfigError
-from probing.files import file_hash
-from probing.models import (
-    ModelCard,
-    choose_device,
-    load_model,
-    load_tokenizer,
-    weights_fingerprint,
-)
-from probing.passes import Head
-from probing.prepare import SourceReport, prepare_traces
-from probing.ranking import RankedTrace
-from probing.results import ProbeResult, rank_heads, write_result
-from probing.scoring import ScoredTrace, open_capture, score_traces
-from probing.store import ScoreStore
-from probing.tokens import EncodedTrace, SampledIds, encode_trace, tokenizer_fingerprint
-from probing.traces import Trace
+from probing.attention.scores import open_capture, score_traces
+from probing.attention.store import ScoreStore
+from probing.choices import Head
+from probing.config import ProbeConfig
+from probing.files.headers import file_hash
+from probing.folder import ProbeResult, write_result
+from probing.models.identity import ModelCard, tokenizer_fingerprint, weights_fingerprint
+from probing.models.load import load_model, load_tokenizer
+from probing.models.processes import Processes
+from probing.ranking.metrics import RankedTrace, ranked_trace
+from probing.ranking.rank import rank_heads
+from probing.settings import Progress, no_progress
+from probing.traces.file import Trace
+from probing.traces.source import SourceReport, prepare_traces
+from probing.traces.tokens import EncodedTrace, SampledIds, encode_trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class _Processes:
-    """This process among those that `accelerate launch` or `torchrun` started, if any."""
-
-    def __init__(self, device: str) -> None:
-        self.rank, self.count = 0, 1
-        self._state: Any = None
-        started = int(os.environ.get("WORLD_SIZE", "1"))
-        if started > 1:
-            from datetime import timedelta
-
-            from accelerate import PartialState
-
-            # A process that is done waits for the slowest, however long that takes.
-            on_cpu = choose_device(device).type == "cpu"
-            self._state = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
-            self.rank, self.count = self._state.process_index, self._state.num_processes
-        if self.count != started:
-            raise ConfigError(
-                f"{started} processes were started, but accelerate sees {self.count}: each would "
-                "score every trace. Check its configuration (accelerate env)."
-            )
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self._state is not None:
-            self._state.wait_for_everyone()
 
 
 def probe(
@@ -90,7 +56,7 @@ def probe(
     Raises:
         KfhError: a bad setting, trace, label or model; the message says where and what to do.
     """
-    processes = _Processes(config.device)
+    processes = Processes(config.device)
     report = SourceReport()
     ids = [trace.id for trace in prepare_traces(config.source, report)]  # 1
     tokenizer = tokenizer or load_tokenizer(
@@ -158,7 +124,7 @@ def _score_all(
     tokenizer: Any,
     store: ScoreStore,
     ids: list[str],
-    processes: _Processes,
+    processes: Processes,
     progress: Progress,
 ) -> tuple[dict[str, float], list[Head]]:
     """Score this process's share of the traces that are not scored yet; its speed and the heads."""
@@ -190,31 +156,3 @@ def _score_all(
     seconds = time.perf_counter() - started
     speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds, "resumed": len(done)}
     return speed, capture.heads
-
-
-def ranked_trace(
-    trace: Trace, scored: ScoredTrace, report: SourceReport, limit: int | None = None
-) -> RankedTrace | None:
-    """The labelled steps of a trace with their scores; None where no pair is left.
-
-    Steps without a token of their own (shorter than one) have no score and are counted, as are
-    traces longer than the `limit` of tokens that the model was made for.
-    """
-    report.beyond_context += limit is not None and scored.total_tokens > limit
-    labels = np.array([step.label or "" for step in trace.steps])
-    empty = scored.tokens == 0
-    report.steps["without a token"] += int((empty & (labels != "")).sum())
-    chosen = (labels != "") & ~empty
-    essential = labels[chosen] == "essential"
-    if scored.answer_tokens == 0 or essential.all() or not essential.any():
-        report.used -= 1
-        report.left_out["no answer token or no pair of steps with tokens"] += 1
-        return None
-    return RankedTrace(
-        trace.id,
-        trace.problem or trace.prompt,
-        scored.scores[:, chosen],
-        essential,
-        scored.tokens[chosen],
-        scored.base,
-    )

@@ -12,18 +12,15 @@ from jaxtyping import install_import_hook
 # jaxtyping's annotations are executed: a wrong shape fails the test that meets it.
 install_import_hook(
     [
-        f"probing.{name}"
-        for name in (
-            "attention",
-            "copies",
-            "headedits",
-            "headmeans",
-            "passes",
-            "ranking",
-            "rows",
-            "stats",
-            "tokens",
-        )
+        "probing.answers.edited",
+        "probing.answers.edits",
+        "probing.attention.call",
+        "probing.attention.capture",
+        "probing.interventions.copies",
+        "probing.intervals",
+        "probing.ranking.metrics",
+        "probing.ranking.null",
+        "probing.traces.tokens",
     ],
     "beartype.beartype",
 )

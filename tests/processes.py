@@ -18,7 +18,7 @@ from accelerate.utils import gather_object, set_seed
 from test_training import first_batch, make_trainer, run, weights
 from transformers import TrainerCallback
 
-from rl.train import train
+from rl.training.job import train
 
 GROUP = 4
 # name → method, rows_per_forward, gradient_accumulation_steps

@@ -14,22 +14,29 @@ import torch
 from families import tiny
 from helpers import byte_tokenizer, model_folder, trace_line, write_lines
 
-from kfh.ablation import run_ablate
-from kfh.plots import run_plot
-from probing.ablate_steps import ablate_steps, removals
-from probing.answering import Answerer, without
+from kfh.commands.ablate import run_ablate
+from kfh.commands.show import run_plot
+from probing.answers.context import PreparedTrace
+from probing.answers.removal import Answerer, without
+from probing.attention.scores import open_capture, score_batch
 from probing.errors import ConfigError, DataError, ModelError
-from probing.files import data_path
+from probing.files.headers import data_path
 from probing.headset import HeadFigures, HeadSet
-from probing.intervened import choose_traces, prepare_interventions, source_of
-from probing.intervention import InterventionConfig, PreparedTrace, Setup
-from probing.models import ModelCard, load_tokenizer
-from probing.ranking import RankedTrace
-from probing.scoring import open_capture, score_batch
-from probing.stats import split_halves
-from probing.tokens import encode_trace
-from probing.traces import parse_trace, read_traces
-from rl.answers import AnswerJudge
+from probing.interventions.setup import (
+    InterventionConfig,
+    Setup,
+    choose_traces,
+    prepare_interventions,
+    source_of,
+)
+from probing.interventions.steps import ablate_steps, removals
+from probing.models.identity import ModelCard
+from probing.models.load import load_tokenizer
+from probing.ranking.metrics import RankedTrace
+from probing.ranking.select import split_halves
+from probing.traces.file import parse_trace, read_traces
+from probing.traces.tokens import encode_trace
+from rl.tasks.verdicts import AnswerVerifier
 
 CONTEXT, MARKER, LENGTH = 40, 3, 52
 SPANS = np.array([[6, 12], [10, 20], [20, 21], [30, 30], [32, 40]])
@@ -222,26 +229,26 @@ def test_answers_are_judged_by_the_task() -> None:
     raw = parse_trace(json.dumps(trace_line(4, ground_truth="0.5")))
     bare = parse_trace(json.dumps(trace_line(4)))
 
-    def said(judge: AnswerJudge, text: str, **changes: object) -> bool:
+    def said(judge: AnswerVerifier, text: str, **changes: object) -> bool:
         trace = prepared(id="t/4", behind=43, answer=43, **changes)
         return judge(trace, tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    judge = AnswerJudge(tokenizer, [raw])
+    judge = AnswerVerifier(tokenizer, [raw])
     assert said(judge, "it is \\boxed{3}, no, \\boxed{\\frac{1}{2}}</s>")
     assert not said(judge, "it is \\boxed{4}")
-    assert said(AnswerJudge(tokenizer, [bare]), " \\boxed{4}"), "its own box is the reference"
+    assert said(AnswerVerifier(tokenizer, [bare]), " \\boxed{4}"), "its own box is the reference"
     opening = np.array([0] * 43 + tokenizer(" \\boxed{", add_special_tokens=False)["input_ids"])
     inside = {"ids": opening, "counted": opening > 0, "answer": len(opening)}
-    boxed = AnswerJudge(tokenizer, [bare], boxed=True)
+    boxed = AnswerVerifier(tokenizer, [bare], boxed=True)
     trace = prepared(id="t/4", behind=43, **inside)
     for text, right in (("4} or \\boxed{5}", True), ("5} or \\boxed{4}", False), ("4", False)):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert boxed(trace, ids) is right, text
     wrong = parse_trace(json.dumps(trace_line(4, correct=False)))
-    assert AnswerJudge(tokenizer, [wrong]).without_reference() == ["t/4"]
+    assert AnswerVerifier(tokenizer, [wrong]).without_reference() == ["t/4"]
     pocket = load_tokenizer(str(data_path("pocket")))
     with pytest.raises(DataError, match="none of the pocket task"):
-        AnswerJudge(pocket, [raw])
+        AnswerVerifier(pocket, [raw])
 
 
 SETTINGS = {

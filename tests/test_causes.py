@@ -14,17 +14,18 @@ import torch
 from families import tiny
 from helpers import byte_tokenizer, trace_file, trace_line, write_lines
 
-from kfh.labelling import run_ablation, run_rules
-from probing.agreement import Labelling, agreement, cohen_kappa, scores_auc
-from probing.causes import Ablation, AblationConfig, cause_label
-from probing.causetrace import CauseTrace, encode_causes
+from kfh.commands.label import run_ablation, run_rules
+from probing.answers.context import CauseTrace, encode_causes
+from probing.answers.hiding import StepHiding
 from probing.errors import ConfigError, DataError, ModelError
-from probing.files import data_path
-from probing.labels import read_labels
-from probing.models import load_model, load_tokenizer
-from probing.prepare import StepSource
-from probing.rules import numbers, results, rule_labels
-from probing.traces import parse_trace, read_traces
+from probing.files.headers import data_path
+from probing.labelling.agreement import Labelling, cohen_agreement, cohen_kappa, scores_auc
+from probing.labelling.cause import CauseConfig, cause_label
+from probing.labelling.rules import numbers, results, rule_labels
+from probing.models.load import load_model, load_tokenizer
+from probing.traces.file import parse_trace, read_traces
+from probing.traces.labels import read_labels
+from probing.traces.source import StepSource
 
 LENGTH, CONTEXT = 60, 48
 SPANS = np.array([[5, 12], [12, 20], [20, 47], [47, 47]])
@@ -55,7 +56,7 @@ def full_forward(model: torch.nn.Module, trace: CauseTrace, hidden: slice) -> fl
 )
 def test_reuse_equals_a_full_forward_with_the_same_mask(family: str, kernel: str) -> None:
     model, trace = tiny(family, kernel), random_trace()
-    ablation = Ablation(model, packed_queries=30)  # two rows a pass, then one
+    ablation = StepHiding(model, packed_queries=30)  # two rows a pass, then one
     assert ablation.rows_at_once(trace) == 2
     assert ablation.prove(trace) < 1e-4
     drops = ablation.drops(trace, deletion=True)
@@ -82,12 +83,12 @@ def test_reuse_equals_a_full_forward_with_the_same_mask(family: str, kernel: str
 @pytest.mark.parametrize("family", ["qwen2-window", "mistral-window", "gemma3"])
 def test_a_window_shorter_than_the_trace_is_refused(family: str) -> None:
     with pytest.raises(ModelError, match="window of 9 tokens, and trace x has 60"):
-        Ablation(tiny(family)).drops(random_trace())
+        StepHiding(tiny(family)).drops(random_trace())
 
 
 def test_a_window_longer_than_the_trace_is_proven_and_used() -> None:
     model, trace = tiny("mistral-window", sliding_window=LENGTH), random_trace()
-    ablation = Ablation(model)
+    ablation = StepHiding(model)
     assert ablation.prove(trace) < 1e-4
     plain = full_forward(model, trace, slice(0, 0))
     hidden = plain - full_forward(model, trace, slice(5, 12))
@@ -106,14 +107,14 @@ def test_a_model_that_ignores_the_mask_does_not_pass_the_proof() -> None:
 
     model.forward = causal_only
     with pytest.raises(ModelError, match="cannot be hidden"):
-        Ablation(model).prove(trace)
+        StepHiding(model).prove(trace)
 
 
 def test_attention_without_a_mask_of_four_dimensions_is_refused() -> None:
     model = tiny("llama")
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ModelError, match="flash_attention_2"):
-        Ablation(model)
+        StepHiding(model)
 
 
 def test_queries_and_counted_tokens() -> None:
@@ -146,7 +147,7 @@ def test_queries_and_counted_tokens() -> None:
 def test_the_drop_finds_the_steps_known_to_be_essential() -> None:
     """The pocket model on its own traces; the figures of more traces are in docs/PAPER.md."""
     folder = str(data_path("pocket"))
-    tokenizer, ablation = load_tokenizer(folder), Ablation(load_model(folder, device="cpu"))
+    tokenizer, ablation = load_tokenizer(folder), StepHiding(load_model(folder, device="cpu"))
     scores, deleted, truth = {}, {}, {}
     for number, trace in enumerate(read_traces(data_path("pocket", "traces.jsonl"))):
         if number == 40:
@@ -161,7 +162,7 @@ def test_the_drop_finds_the_steps_known_to_be_essential() -> None:
     found, by_deletion = scores_auc(scores, truth), scores_auc(deleted, truth)
     assert found is not None and found > 0.9
     assert by_deletion is not None and by_deletion > 0.9
-    config = AblationConfig()
+    config = CauseConfig()
     labels = {key: cause_label(drop, config.high, config.low) for key, drop in scores.items()}
     essential = [truth[key] == "essential" for key, label in labels.items() if label == "essential"]
     assert np.mean(essential) > 0.9
@@ -187,7 +188,7 @@ def test_ablation_goes_on_after_a_kill_and_refuses_other_settings(tmp_path: Path
     source = StepSource(write_lines(tmp_path / "traces.jsonl", lines))
     whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
     options = (None, "cpu", "auto", True)
-    run_ablation(source, whole, AblationConfig(deletion=True), *options)
+    run_ablation(source, whole, CauseConfig(deletion=True), *options)
     found = read_labels(whole)
     assert found.segmenter == {"name": "given"}
     assert {id: len(of) for id, of in found.labels.items()} == {
@@ -198,15 +199,15 @@ def test_ablation_goes_on_after_a_kill_and_refuses_other_settings(tmp_path: Path
         assert row["source"] == "ablation" and np.isfinite([row["score"], row["deletion"]]).all()
     text = whole.read_bytes().splitlines(keepends=True)
     torn.write_bytes(b"".join(text[:7]) + text[7][:20])  # within the second trace
-    run_ablation(source, torn, AblationConfig(deletion=True), *options)
+    run_ablation(source, torn, CauseConfig(deletion=True), *options)
     assert rows(torn)[1:] == rows(whole)[1:]
     with pytest.raises(ConfigError, match=r"high 0\.5; now asked for high 2\.0"):
-        run_ablation(source, torn, AblationConfig(high=2.0, deletion=True), *options)
+        run_ablation(source, torn, CauseConfig(high=2.0, deletion=True), *options)
     torn.write_bytes(b"".join([*text[:3], b"{\n", *text[3:]]))
     with pytest.raises(DataError, match="line 4: damaged"):
-        run_ablation(source, torn, AblationConfig(deletion=True), *options)
+        run_ablation(source, torn, CauseConfig(deletion=True), *options)
     with pytest.raises(ConfigError, match="low must lie below high"):
-        AblationConfig(high=0.1, low=0.2)
+        CauseConfig(high=0.1, low=0.2)
 
 
 def test_rules_by_hand(tmp_path: Path) -> None:
@@ -250,12 +251,12 @@ def test_kappa_and_auc_against_theory() -> None:
     a = Labelling("a", {("1", 0): e, ("1", 1): r, ("1", 2): None, ("2", 0): e}, {})
     scores = {("1", 0): 0.5, ("1", 1): 0.7, ("1", 2): 0.1}
     b = Labelling("b", {("1", 0): e, ("1", 1): e, ("1", 2): r}, scores)
-    found = agreement(a, b)
+    found = cohen_agreement(a, b)
     assert (found.both, found.same, found.only_first, found.only_second) == (2, 1, 0, 1)
     assert found.different == ((("1", 1), r, e),)
     assert found.auc is None and found.auc_reverse == 0.0
     with pytest.raises(DataError, match="no step in common"):
-        agreement(a, Labelling("c", {("9", 0): e}, {}))
+        cohen_agreement(a, Labelling("c", {("9", 0): e}, {}))
 
 
 def test_command_labels_compares_and_the_probe_takes_it(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kfh.commands.compare import CompareConfig, compare, make_table, measure, parse, stop
 from probing.errors import ConfigError, DataError
-from probing.files import data_path, read_object
-from rl.intervals import hierarchical_bootstrap, seed_spread
-from rl.pocket.compare import CompareConfig, compare, make_table, measure, parse, stop
-from rl.pocket.measure import Figure
-from rl.pocket.table import change, gap, read_rows
+from probing.files.headers import data_path, read_object
+from probing.intervals import Estimate
 from rl.pocket.task import shortest_trace
 from rl.pocket.traces import held_out_problems
+from rl.runs.comparison import change, gap, read_rows
+from rl.runs.intervals import hierarchical_bootstrap, seed_spread
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,7 +74,7 @@ def itself(mean: np.ndarray) -> np.ndarray:
     return mean
 
 
-def half(figure: Figure) -> float:
+def half(figure: Estimate) -> float:
     return (figure.high - figure.low) / 2
 
 
@@ -233,7 +233,7 @@ def test_an_interrupted_comparison_goes_on_from_its_checkpoints(tmp_path: Path) 
     setting = config(tmp_path, "attnpo", "tlmre", steps=4000, jobs=2, pace=0.02)
     driver = tmp_path / "driver.py"
     driver.write_text(
-        "import sys; from pathlib import Path; from rl.pocket import compare\n"
+        "import sys; from pathlib import Path; import kfh.commands.compare as compare\n"
         "compare.evaluate = lambda *a: None\n"
         f"compare.TRAIN = {setting.command!r}\n"
         "c = compare.CompareConfig\n"
@@ -257,7 +257,7 @@ def test_an_interrupted_comparison_goes_on_from_its_checkpoints(tmp_path: Path) 
     time.sleep(0.2)
     assert steps == [len(file.read_text().splitlines()) for file in files]  # nobody is left
     assert all(0 < count < 4000 for count in steps)
-    from rl.pocket.compare import train_all
+    from kfh.commands.compare import train_all
 
     quick = config(tmp_path, "attnpo", "tlmre", steps=steps[0] + 3)
     assert not train_all(quick, lambda method, seed: None)

@@ -12,17 +12,19 @@ from helpers import model_folder, write_lines
 from test_sampling import Handler, server  # noqa: F401  # a fixture
 from typer.testing import CliRunner
 
+from probing import intervals
 from probing.errors import ConfigError, DataError
-from probing.files import data_path
-from probing.models import load_model, load_tokenizer
-from rl import metrics
-from rl.evaluate import EvalConfig, evaluate, evaluate_model
+from probing.files.headers import data_path
+from probing.models.decode import Sampling
+from probing.models.load import load_model, load_tokenizer
+from probing.traces.phrases import phrase_counts
+from rl.evaluation import measures
+from rl.evaluation.job import EvalConfig, evaluate, evaluate_model
+from rl.evaluation.summary import set_figures
 from rl.pocket.parse import parse_problem
 from rl.pocket.task import shortest_trace
-from rl.questions import Question, QuestionSet, load_questions
-from rl.report import set_figures
-from rl.responses import Response
-from rl.sampling import Sampling
+from rl.sampling.responses import Response
+from rl.tasks.questions import Question, QuestionSet, load_questions
 
 POCKET = data_path("pocket")
 GREEDY = {"temperature": 0.0, "max_tokens": 400, "batch": 128}
@@ -36,22 +38,22 @@ def test_pass_at_k_is_the_share_of_all_draws() -> None:
         if c > n or k > n:
             continue
         draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
-        assert metrics.pass_at_k(n, c, k) == pytest.approx(np.mean([any(d) for d in draws]))
+        assert measures.pass_at_k(n, c, k) == pytest.approx(np.mean([any(d) for d in draws]))
     for bad in ((4, 5, 1), (4, 1, 5), (4, 1, 0)):
         with pytest.raises(ValueError, match="pass@k"):
-            metrics.pass_at_k(*bad)
+            measures.pass_at_k(*bad)
 
 
 def test_samples_of_a_question_are_one_cluster() -> None:
     rows = [[1.0] * 16] * 10 + [[0.0] * 16] * 10
-    clustered = metrics.share_figure(rows)
-    single = metrics.share_figure([[row[0]] for row in rows])
-    alone = metrics.share_figure([[value] for row in rows for value in row])
+    clustered = intervals.share_figure(rows)
+    single = intervals.share_figure([[row[0]] for row in rows])
+    alone = intervals.share_figure([[value] for row in rows for value in row])
     assert clustered.value == single.value == alone.value == 0.5
     # 320 responses to 20 questions tell as much as 20 do: not a quarter of the width.
     assert clustered.high - clustered.low > 2.5 * (alone.high - alone.low)
     assert clustered.high - clustered.low == pytest.approx(single.high - single.low, abs=0.07)
-    sure = metrics.share_figure([[1.0, 1.0]] * 10)
+    sure = intervals.share_figure([[1.0, 1.0]] * 10)
     assert (
         sure.value == sure.high == 1.0 and 0.6 < sure.low < 0.8
     )  # Wilson: ten of ten are no proof
@@ -60,7 +62,7 @@ def test_samples_of_a_question_are_one_cluster() -> None:
 def test_nothing_right_and_everything_right_stay_in_range() -> None:
     for value in (0.0, 1.0):
         for n in range(1, 60):
-            found = metrics.share_figure([[value]] * n)
+            found = intervals.share_figure([[value]] * n)
             assert 0 <= found.low <= value <= found.high <= 1
 
 
@@ -70,33 +72,35 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     for _ in range(200):
         chance = rng.beta(2, 2, size=60)
         rows = (rng.random((60, 4)) < chance[:, None]).astype(float)
-        found = metrics.share_figure(rows.tolist())
+        found = intervals.share_figure(rows.tolist())
         hits += found.low <= 0.5 <= found.high
     assert 180 <= hits <= 198  # 95 % of 200, within three standard errors
 
 
 def test_efficiency_score_by_hand() -> None:
-    assert metrics.efficiency_score(0.5, 400, 0.5, 1000) == pytest.approx(0.6)
-    assert metrics.efficiency_score(0.6, 400, 0.5, 1000) == pytest.approx(0.6 + 3 * 0.2)
-    assert metrics.efficiency_score(0.4, 400, 0.5, 1000) == pytest.approx(0.6 - 5 * 0.2)
-    assert metrics.efficiency_score(0.5, 1500, 0.5, 1000) == pytest.approx(-0.5)
+    assert measures.efficiency_score(0.5, 400, 0.5, 1000) == pytest.approx(0.6)
+    assert measures.efficiency_score(0.6, 400, 0.5, 1000) == pytest.approx(0.6 + 3 * 0.2)
+    assert measures.efficiency_score(0.4, 400, 0.5, 1000) == pytest.approx(0.6 - 5 * 0.2)
+    assert measures.efficiency_score(0.5, 1500, 0.5, 1000) == pytest.approx(-0.5)
     # The paper's 1.5B model: accuracy 54.5 and 8005 tokens; +7.3 points, −61 % tokens.
-    assert metrics.efficiency_score(61.8, 0.39 * 8005, 54.5, 8005) == pytest.approx(1.012, abs=1e-3)
+    assert measures.efficiency_score(61.8, 0.39 * 8005, 54.5, 8005) == pytest.approx(
+        1.012, abs=1e-3
+    )
     with pytest.raises(ValueError, match="no AES"):
-        metrics.efficiency_score(0.5, 400, 0.0, 1000)
+        measures.efficiency_score(0.5, 400, 0.0, 1000)
 
 
 def test_phrases_are_counted_as_steps_are_cut() -> None:
     text = "So 2.\nSo 3. So 4. Wait, no. Alternatively, 5.\nFirst, 6. **Final Answer"
-    assert metrics.phrase_counts(text) == {"confused": 2, "forward": 1, "summary": 2}
+    assert phrase_counts(text) == {"confused": 2, "forward": 1, "summary": 2}
     # The longest match takes its characters: "Hmm, wait" is one phrase, "Wait" not another.
-    assert metrics.phrase_counts("Let me double-check")["confused"] == 1
-    rate = metrics.rate_figure([[2, 0], [4, 0]], [[100, 100], [300, 500]])
+    assert phrase_counts("Let me double-check")["confused"] == 1
+    rate = intervals.rate_figure([[2, 0], [4, 0]], [[100, 100], [300, 500]])
     assert rate.value == 6.0
 
 
 def test_mean_of_benchmarks_has_equal_weights() -> None:
-    found = metrics.mean_of_means([[[1.0]] * 30 + [[0.0]] * 30, [[1.0]] * 1000])
+    found = intervals.mean_of_means([[[1.0]] * 30 + [[0.0]] * 30, [[1.0]] * 1000])
     assert found.value == 0.75
     assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5 * (0.25 / 60) ** 0.5, rel=0.1)
 
@@ -147,10 +151,11 @@ def without_texts(path: Path) -> list[dict]:
 
 @pytest.mark.pocket
 def test_greedy_equals_the_pocket_decoder_and_in_process(tmp_path: Path) -> None:
-    from rl.pocket.decode import load, respond
+    from probing.models.load import load_frozen
+    from rl.pocket.decode import respond
 
     result = evaluate(config(tmp_path))
-    model, tokenizer = load(POCKET)
+    model, tokenizer = load_frozen(POCKET)
     questions = load_questions("pocket-held-out:10")
     problems = [parse_problem(q.question) for q in questions.questions]
     texts = respond(model, tokenizer, problems)
@@ -221,7 +226,7 @@ def test_several_sets_against_a_base(tmp_path: Path) -> None:
     ]
     assert short.base_differs == ("max_tokens 400 there, 100 here",)
     for one, before in zip(short.sets, base.sets, strict=True):
-        score = metrics.efficiency_score(
+        score = measures.efficiency_score(
             one.accuracy.value, one.tokens.value, before.accuracy.value, before.tokens.value
         )
         assert one.aes == pytest.approx(score) and score < 0
@@ -229,7 +234,7 @@ def test_several_sets_against_a_base(tmp_path: Path) -> None:
     assert short.overall is not None and base.overall is not None
     both = (short.overall, base.overall)
     values = [getattr(means, key).value for means in both for key in ("accuracy", "tokens")]
-    assert short.overall.aes == pytest.approx(metrics.efficiency_score(*values))
+    assert short.overall.aes == pytest.approx(measures.efficiency_score(*values))
     assert values[0] == pytest.approx(np.mean([one.accuracy.value for one in short.sets]))
     with pytest.raises(ConfigError, match="other questions"):
         evaluate(config(tmp_path / "x", "pocket:7", base=tmp_path / "base"))
@@ -246,7 +251,7 @@ def test_maths_on_a_model_that_cannot_do_it(tmp_path: Path) -> None:
     for name in "ab":
         lines = [{"question": f"{name} + {n}?", "answer": str(n)} for n in range(3)]
         write_lines(folder / f"{name}.jsonl", lines)
-    from kfh.evaluation import figures_table, warnings
+    from kfh.commands.evaluate import figures_table, warnings
 
     model = str(model_folder(tmp_path / "model"))
     settings = {"temperature": 1.0, "samples": 2, "max_tokens": 20, "limit": 2, "budgets": (10,)}

@@ -75,14 +75,6 @@ def test_help_is_quick_and_loads_no_torch() -> None:
     assert min(taken) < 1.0
 
 
-def test_readme_names_every_file() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for floor in (*FLOORS, "tests", "bench"):
-        for path in sorted((ROOT / floor).rglob("*.py")):
-            if path.name != "__init__.py":
-                assert path.name in readme, f"README.md does not say what {path.name} is for"
-
-
 def test_no_pickle() -> None:
     for path in modules().values():
         text = path.read_text(encoding="utf-8")

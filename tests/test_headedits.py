@@ -11,16 +11,15 @@ import torch
 from families import tiny
 from torch import Tensor
 
-from probing.attention import AttentionCapture
-from probing.causes import Ablation
-from probing.controls import random_heads
-from probing.copies import copy_sources, hiding_drops, source_shares
-from probing.edited import EditedAnswers, batches
+from probing.answers.context import PreparedTrace
+from probing.answers.edited import EditedAnswers, batches, head_means
+from probing.answers.edits import ALL, ANSWER, BLOCK, MODES, HeadEdit, HeadEdits, scaled_weights
+from probing.answers.hiding import StepHiding
+from probing.attention.capture import AttentionCapture
 from probing.errors import ConfigError, ModelError
-from probing.headedits import ALL, ANSWER, BLOCK, MODES, HeadEdit, HeadEdits, scaled_weights
-from probing.headmeans import head_means
-from probing.intervention import PreparedTrace
-from probing.steering import dose_correlation
+from probing.interventions.copies import copy_sources, hiding_drops, source_shares
+from probing.interventions.heads import random_heads
+from probing.interventions.steering import dose_correlation
 
 HEADS = ((1, 1), (2, 3), (2, 0), (3, 2))
 EDITS = [
@@ -185,7 +184,7 @@ def test_means_are_of_the_tokens_they_say(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "gpt_neox"])
 def test_transformer_lens_agrees(family: str) -> None:
-    from probing.lens_edits import LensAnswers
+    from probing.answers.lens_edits import LensAnswers
 
     model = tiny(family)
     lens = LensAnswers(model, frozenset({2}))
@@ -218,9 +217,9 @@ def test_hiding_a_step_under_an_edit_is_a_second_edit() -> None:
     with HeadEdits(model) as edits:
         answers = EditedAnswers(model, edits)
         reading = answers.read(TRACES, edit)
-        drops = hiding_drops(Ablation(model), answers, reading, 0, [run], edit)
+        drops = hiding_drops(StepHiding(model), answers, reading, 0, [run], edit)
         plain = answers.read(TRACES)
-        none = hiding_drops(Ablation(model), answers, plain, 0, [run], None)
+        none = hiding_drops(StepHiding(model), answers, plain, 0, [run], None)
         for step, span in enumerate(trace.spans):
             block = HeadEdit("scale", every, ANSWER, 0.0)
             spans = [t.spans[[step]] for t in TRACES]
@@ -337,7 +336,7 @@ def test_errors() -> None:
 
 
 def test_proof_notices_rows_that_are_not_the_model_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    from probing.rows import Rows
+    from probing.attention.call import Rows
 
     model, right = tiny("llama"), Rows.__init__
     assert HeadEdits(model).prove() < 1e-5
@@ -351,6 +350,6 @@ def test_proof_notices_rows_that_are_not_the_model_s(monkeypatch: pytest.MonkeyP
     with pytest.raises(ModelError, match="changes nothing moves its logits"):
         edits.prove()
     monkeypatch.undo()
-    monkeypatch.setattr("probing.headedits.EditPass.apply", lambda self, *args: args[-1])
+    monkeypatch.setattr("probing.answers.edits.EditPass.apply", lambda self, *args: args[-1])
     with pytest.raises(ModelError, match="silencing all heads"):
         edits.prove()

@@ -15,20 +15,20 @@ import pytest
 from helpers import trace_file, trace_line, write_lines
 from judge_server import FAULTS, KEY, JudgeServer, judge_file, judge_server, label_of, number_of
 
-from kfh.judging import run_judges
+from kfh.commands.label import run_judges
 from probing.errors import ConfigError, DataError, ModelError
-from probing.labels import read_labels
-from probing.prepare import TraceSource, prepare_traces
-from probing.traces import read_traces
-from rl.judge_client import GIVE_UP, AnswerCache
-from rl.judges import Panel
+from probing.traces.file import read_traces
+from probing.traces.labels import read_labels
+from probing.traces.source import TraceSource, prepare_traces
+from rl.judges.client import GIVE_UP, AnswerCache
+from rl.judges.panel import Panel
 
 ROOT = Path(__file__).parent.parent
 RUN = """
 import sys
 from pathlib import Path
-from rl.judges import Panel
-from rl.judging import JudgingConfig, judge_traces
+from rl.judges.panel import Panel
+from rl.judges.job import JudgingConfig, judge_traces
 folder = Path(sys.argv[1])
 judge_traces(JudgingConfig(folder / "traces.jsonl", Panel.load(folder / "judges.yaml"),
              folder / "labels.jsonl", folder / "judge-cache", "majority", concurrency=16))

@@ -7,9 +7,9 @@ import torch
 from families import tiny
 from test_attention import batch
 
-from probing.attention import AttentionCapture
+from probing.attention.capture import AttentionCapture
+from probing.attention.lens import LensCapture
 from probing.errors import ModelError
-from probing.lens import LensCapture
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt_neox"])

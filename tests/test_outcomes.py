@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kfh.ablation import dose_response
-from probing.claims import verdicts
-from probing.effects import differences, group_interval, summarise
+from kfh.commands.ablate import dose_response
 from probing.errors import ConfigError, DataError
-from probing.intervention_figures import InterventionFigures
-from probing.outcomes import Outcome, OutcomeStore
+from probing.figures.interventions import InterventionFigures
+from probing.intervals import group_interval
+from probing.interventions.claims import verdicts
+from probing.interventions.effects import differences, summarise
+from probing.interventions.outcomes import Outcome, OutcomeStore
 
 
 def outcome(arm: str, trace: int, value: float, *, k: float = 1, draw: int = 0, **own) -> Outcome:

@@ -10,8 +10,8 @@ from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from kfh.cli import app
-from probing.segmenters import carry_labels
-from probing.traces import Step, read_traces, write_traces
+from probing.traces.file import Step, read_traces, write_traces
+from probing.traces.segmenters import carry_labels
 from rl.pocket.parse import parse_problem, read
 
 

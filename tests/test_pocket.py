@@ -13,14 +13,7 @@ from hypothesis import strategies as st
 
 from rl.pocket.decode import Decoding, _Guard
 from rl.pocket.parse import boxed_value, is_correct, parse_problem, read
-from rl.pocket.task import (
-    Definition,
-    Problem,
-    TaskConfig,
-    make_problem,
-    make_trace,
-    shortest_trace,
-)
+from rl.pocket.task import Definition, Problem, TaskConfig, make_problem, make_trace, shortest_trace
 from rl.pocket.tokens import build_tokenizer, vocabulary, words
 
 MODEL = Path(__file__).parent.parent / "data" / "pocket"
@@ -205,12 +198,12 @@ def test_shipped_model_is_small_and_has_the_tokenizer() -> None:
 def test_shipped_model_meets_its_figures() -> None:
     import torch
 
-    from rl.pocket.decode import load
+    from probing.models.load import load_frozen
     from rl.pocket.measure import figures
 
     torch.set_num_threads(1)
     stated = json.loads((MODEL / "figures.json").read_text(encoding="utf-8"))
-    found = figures(*load(MODEL), n=120)
+    found = figures(*load_frozen(MODEL), n=120)
     # A small sample: the intervals of card and test must overlap.
     for name, figure in found.items():
         assert figure.low <= stated[name]["high"] and stated[name]["low"] <= figure.high, name

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kfh.demo import draw_trace, pocket_model, pocket_traces
+from kfh.commands.demo import draw_trace
 from probing.config import ProbeConfig
+from probing.models.load import pocket_model
 from probing.run import probe
+from probing.traces.source import pocket_traces
 from rl.pocket.build import HEAD_TARGETS
 
 pytestmark = pytest.mark.pocket

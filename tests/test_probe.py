@@ -15,17 +15,19 @@ from families import tiny
 from helpers import check_texts, model_folder, trace_file, trace_line, write_lines
 
 import probing
+from probing.attention.scores import ScoredTrace, batches_by_length, open_capture, score_batch
+from probing.attention.store import ScoreStore
 from probing.config import ProbeConfig
 from probing.errors import ConfigError, DataError, KfhError, ModelError
-from probing.figures import RunFigures, save_figure
+from probing.figures.probe import RunFigures
+from probing.figures.style import save_figure
 from probing.headset import HeadSet, shipped_head_sets
-from probing.models import config_fingerprint, load_model, load_tokenizer, weights_fingerprint
-from probing.ranking import step_ranking_accuracy
+from probing.models.identity import config_fingerprint, weights_fingerprint
+from probing.models.load import load_model, load_tokenizer
+from probing.ranking.metrics import step_ranking_accuracy
 from probing.run import probe
-from probing.scoring import ScoredTrace, batches_by_length, open_capture, score_batch
-from probing.store import ScoreStore
-from probing.tokens import encode_trace
-from probing.traces import read_traces
+from probing.traces.file import read_traces
+from probing.traces.tokens import encode_trace
 
 
 @pytest.fixture(scope="module")

@@ -15,17 +15,18 @@ import processes
 import pytest
 import torch
 
-from probing.attention import AttentionCapture
+from probing.attention.capture import AttentionCapture
 from probing.errors import ConfigError
-from probing.files import data_path
-from probing.models import load_model, load_tokenizer
-from rl.callbacks import Interrupt
-from rl.config import AttnPOConfig
-from rl.processes import check_processes, sharding_reasons, uses_fsdp
-from rl.questions import load_questions
-from rl.recipe import find_recipe, parse_settings, read_recipe
-from rl.sampling import Draws, Sampling, decode
-from rl.train import Verifier, prompt_dataset
+from probing.files.headers import data_path
+from probing.models.decode import Draws, Sampling, decode
+from probing.models.load import load_model, load_tokenizer
+from probing.models.processes import check_processes
+from rl.attnpo.config import AttnPOConfig
+from rl.attnpo.sharding import sharding_reasons, uses_fsdp
+from rl.tasks.questions import load_questions
+from rl.training.callbacks import Interrupt
+from rl.training.job import Verifier, prompt_dataset
+from rl.training.recipe import find_recipe, parse_settings, read_recipe
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.pocket
@@ -207,10 +208,10 @@ def test_fsdp_is_checked(monkeypatch, tmp_path):
 
 def test_a_second_sigint_leaves_at_once(monkeypatch):
     """Within a second it is the first one, handed on by torchrun; later it is meant."""
-    import rl.callbacks
+    import rl.training.callbacks
 
     now = [100.0]
-    monkeypatch.setattr(rl.callbacks.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(rl.training.callbacks.time, "monotonic", lambda: now[0])
     interrupt = Interrupt()
     interrupt._hear(2, None)
     now[0] += 0.5
@@ -224,7 +225,7 @@ def test_partitioned_parameters_are_gathered_for_the_proof(monkeypatch, tmp_path
     """With DeepSpeed ZeRO-3 a process holds no weights at construction; a stand-in for it."""
     import types
 
-    import rl.credit
+    import rl.attnpo.sharding
 
     model = load_model(str(data_path("pocket")), device="cpu", dtype="float32")
     held = {id(p): p.data for p in model.parameters()}
@@ -247,8 +248,8 @@ def test_partitioned_parameters_are_gathered_for_the_proof(monkeypatch, tmp_path
     zero.GatheredParameters = GatheredParameters
     monkeypatch.setitem(sys.modules, "deepspeed", types.ModuleType("deepspeed"))
     monkeypatch.setitem(sys.modules, "deepspeed.zero", zero)
-    monkeypatch.setattr(rl.credit, "_zero3", lambda: True)
-    with rl.credit._whole(model):
+    monkeypatch.setattr(rl.attnpo.sharding, "zero3", lambda: True)
+    with rl.attnpo.sharding.whole_parameters(model):
         capture = AttentionCapture(model, [(2, 3)])
     assert capture.heads == [(2, 3)]
     assert all(p.numel() == 0 for p in model.parameters())

@@ -13,14 +13,15 @@ import pytest
 from helpers import byte_tokenizer, write_lines
 
 from probing.errors import ConfigError, DataError
-from rl.pocket.measure import MEASURE_SEED
+from probing.models.decode import encode_prompt
+from probing.traces.text import last_box
 from rl.pocket.parse import parse_problem
 from rl.pocket.task import make_problem, shortest_trace
 from rl.pocket.tokens import build_tokenizer
-from rl.pocket.traces import held_out_problems
-from rl.prompts import MATHS_INSTRUCTION, encode_prompt, render_prompt
-from rl.questions import gym_answer, load_questions
-from rl.verify import last_box, maths_correct, maths_readable
+from rl.pocket.traces import MEASURE_SEED, held_out_problems
+from rl.tasks.maths import maths_correct, maths_readable
+from rl.tasks.prompts import MATHS_INSTRUCTION, render_prompt
+from rl.tasks.questions import gym_answer, load_questions
 
 SUMS = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(5)]
 
@@ -240,7 +241,7 @@ def test_pocket_sets_are_apart_from_what_is_measured() -> None:
 
 def test_pocket_sets_leave_held_out_problems_out(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = [parse_problem(q.question) for q in load_questions("pocket:20").questions]
-    monkeypatch.setattr("rl.questions.held_out_problems", lambda n, seed: drawn[::2])
+    monkeypatch.setattr("rl.tasks.questions.held_out_problems", lambda n, seed: drawn[::2])
     found = [q.question for q in load_questions("pocket:20").questions]
     assert found[:10] == [problem.text for problem in drawn[1::2]]
 

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import mannwhitneyu
 
+from probing.attention.scores import step_baseline, step_scores
+from probing.choices import METRICS
 from probing.errors import ConfigError, DataError
-from probing.ranking import (
-    METRICS,
+from probing.intervals import bootstrap_interval, mean_over_traces
+from probing.ranking.metrics import (
     RankedTrace,
     balanced_ranking_accuracy,
     contrast,
@@ -22,21 +24,14 @@ from probing.ranking import (
     metric_table,
     ranking_counts,
     step_ranking_accuracy,
-    step_scores,
 )
-from probing.scoring import step_baseline
-from probing.selection import ensemble_values, select_greedy, select_top
-from probing.stats import (
-    bootstrap_interval,
-    max_null,
-    mean_over_traces,
-    p_values,
-    permuted_labels,
-    split_halves,
-)
+from probing.ranking.null import max_null, p_values, permuted_labels
+from probing.ranking.select import ensemble_values, select_greedy, select_top, split_halves
 
 
-@pytest.mark.parametrize("name", ["ranking", "scoring", "tokens", "segmenters"])
+@pytest.mark.parametrize(
+    "name", ["ranking.metrics", "attention.scores", "traces.tokens", "traces.segmenters"]
+)
 def test_worked_examples(name: str) -> None:
     """The examples of the docstrings are true."""
     result = doctest.testmod(importlib.import_module(f"probing.{name}"))

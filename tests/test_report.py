@@ -14,23 +14,25 @@ from helpers import model_folder, trace_file
 from test_runs import add_result, run_folder
 from typer.testing import CliRunner
 
-from kfh.caveats import (
+from kfh.cli import app
+from kfh.findings.base import (
     ablation_caveats,
     comparison_caveats,
     evaluation_caveats,
     probe_caveats,
     sample_size_caveats,
+    span,
     unbeaten,
 )
-from kfh.cli import app
-from kfh.report import markdown_text, read_sections
-from kfh.report_parts import span
-from probing import DataError, ProbeConfig, probe
-from probing.claims import verdicts
-from probing.effects import differences, summarise
-from probing.outcomes import Outcome
-from probing.sample_size import measure_folder, write_sample_size
-from probing.stability import stability, write_stability
+from kfh.findings.page import markdown_text, read_sections
+from probing.config import ProbeConfig
+from probing.errors import DataError
+from probing.interventions.claims import verdicts
+from probing.interventions.effects import differences, summarise
+from probing.interventions.outcomes import Outcome
+from probing.robustness.sample_size import measure_folder, write_sample_size
+from probing.robustness.stability import stability, write_stability
+from probing.run import probe
 
 EVIL = "<script>alert('1')</script> | *a*"
 
@@ -73,7 +75,7 @@ class Page(HTMLParser):
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch) -> None:
     """Small pictures: their dots are not looked at here."""
-    monkeypatch.setattr("kfh.report.DPI", 25)
+    monkeypatch.setattr("kfh.findings.page.DPI", 25)
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +292,7 @@ def test_runs_and_evaluations_are_reported(tmp_path):
 
 
 def test_shipped_results_are_reported_as_their_table_has_them(tmp_path):
-    source = Path(__file__).parent.parent / "bench" / "compare" / "comparison.json"
+    source = Path(__file__).parent.parent / "data" / "results" / "compare" / "comparison.json"
     (tmp_path / "comparison.json").write_text(source.read_text())
     page, _ = report(tmp_path)
     content = json.loads(source.read_text())

@@ -10,16 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import rl.rescale
-import rl.rewards
+import rl.attnpo.rescale
+import rl.attnpo.rewards
 from probing.errors import ConfigError
-from rl.rescale import Rescaling, rloo_advantage, step_scales, token_scales
-from rl.rewards import shaped_reward, tlmre
+from rl.attnpo.rescale import Rescaling, rloo_advantage, step_scales, token_scales
+from rl.attnpo.rewards import shaped_reward, tlmre
 
 PAPER = Rescaling(delay=0.0)
 
 
-@pytest.mark.parametrize("module", [rl.rescale, rl.rewards])
+@pytest.mark.parametrize("module", [rl.attnpo.rescale, rl.attnpo.rewards])
 def test_worked_examples(module):
     assert doctest.testmod(module).failed == 0
 

@@ -12,28 +12,24 @@ import pytest
 from helpers import byte_tokenizer, model_folder, trace_line, write_lines
 from typer.testing import CliRunner
 
-import rl.collect
+import rl.sampling.collect
 from kfh.cli import app
+from probing.attention.store import ScoreStore
 from probing.config import ProbeConfig
 from probing.errors import ConfigError, DataError
-from probing.files import data_path
-from probing.models import load_model, load_tokenizer
+from probing.files.headers import data_path
+from probing.models.decode import Sampling, encode_prompt
+from probing.models.identity import tokenizer_fingerprint
+from probing.models.load import load_model, load_tokenizer
 from probing.run import probe
-from probing.segmenters import Segmenter
-from probing.store import ScoreStore
-from probing.tokens import (
-    TOKEN_IDS,
-    decode_with_offsets,
-    encode_trace,
-    token_offsets,
-    tokenizer_fingerprint,
-)
-from probing.traces import Trace, parse_trace, read_traces
-from rl.collect import CollectConfig, collect, share_correct
-from rl.evaluate import EvalConfig
-from rl.prompts import encode_prompt
-from rl.responses import Response
-from rl.sampling import Sample, Sampling, TransformersSampler
+from probing.traces.file import Trace, parse_trace, read_traces
+from probing.traces.segmenters import Segmenter
+from probing.traces.tokens import TOKEN_IDS, decode_with_offsets, encode_trace, token_offsets
+from rl.evaluation.job import EvalConfig
+from rl.sampling.backends import TransformersSampler
+from rl.sampling.base import Sample
+from rl.sampling.collect import CollectConfig, collect, share_correct
+from rl.sampling.responses import Response
 
 POCKET = data_path("pocket")
 TOKENIZER = byte_tokenizer()
@@ -150,11 +146,11 @@ class Scripted:
 
 def scripted(
     folder: Path, script: dict[str, str], monkeypatch: pytest.MonkeyPatch, **changes: Any
-) -> tuple[rl.collect.CollectReport, list[Trace]]:
+) -> tuple[rl.sampling.collect.CollectReport, list[Trace]]:
     write_lines(folder / "q.jsonl", [{"question": f"{p}?", "answer": "4"} for p in script])
     tokenizer = byte_tokenizer()
-    monkeypatch.setattr(rl.collect, "prompt_tokenizer", lambda config: tokenizer)
-    monkeypatch.setattr(rl.collect, "open_backend", lambda *a, **k: Scripted(script))
+    monkeypatch.setattr(rl.sampling.collect, "prompt_tokenizer", lambda config: tokenizer)
+    monkeypatch.setattr(rl.sampling.collect, "open_backend", lambda *a, **k: Scripted(script))
     asking = EvalConfig("m", (str(folder / "q.jsonl"),), folder / "responses", samples=4)
     report = collect(CollectConfig(asking, folder / "traces.jsonl", **changes))
     return report, list(read_traces(folder / "traces.jsonl"))

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
 from probing.errors import DataError
-from rl.direct_labels import label_ends, label_points, spread_out
-from rl.figures import LOOKS, all_figures, stability, training
-from rl.intervals import averaged, over_seeds, smoothed
-from rl.runs import find_runs, group, read_evaluations, read_points, read_run, table
+from rl.runs.direct_labels import label_ends, label_points, spread_out
+from rl.runs.figures import LOOKS, all_figures, stability, training
+from rl.runs.folders import find_runs, group, read_evaluations, read_points, read_run, table
+from rl.runs.intervals import averaged, over_seeds, smoothed
 
 ROOT = Path(__file__).parent.parent
 
@@ -277,7 +277,7 @@ def test_plot_command(tmp_path: Path) -> None:
     with (two / "metrics.jsonl").open("a") as file:
         file.write('{"st')
     done = kfh("plot", one, two, "--formats", "svg", "--smooth", 3)
-    assert done.returncode == 0 and "1 cut last line" in done.stderr
+    assert done.returncode == 0 and "1 cut last line" in done.stderr.replace("\n", " ")
     drawn = (tmp_path / "figures" / "training.svg").read_text()
     assert "moving mean of 3 steps" in drawn and (tmp_path / "figures" / "phrases.svg").exists()
     (tmp_path / "probe").mkdir()

@@ -17,8 +17,8 @@ from helpers import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from probing.errors import ConfigError, ModelError
-from rl.prompts import encode_prompt
-from rl.sampling import Draws, Sampling, TransformersSampler, choose, open_sampler, row_seed
+from probing.models.decode import Draws, Sampling, choose, encode_prompt, row_seed
+from rl.sampling.backends import TransformersSampler, open_sampler
 
 PROMPTS = ["Wait, let me", "12 + 7", "So", "check the sum. But is it 19 or is it 12?"]
 ENDS = list(range(2, 300, 7))  # so that some rows end early

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probing.errors import ConfigError, DataError
-from probing.segmenters import Phrases, Segmenter, carry_labels, segment
-from probing.traces import Step
+from probing.traces.file import Step
+from probing.traces.phrases import Phrases
+from probing.traces.segmenters import Segmenter, carry_labels, segment
 
 LONG = "x" * 90  # as long as a step may be without being merged
 
@@ -177,7 +178,7 @@ def test_ten_thousand_generated_traces_are_tiled() -> None:
 )
 def test_any_phrase_file(phrases: list[str], text: str) -> None:
     found = Phrases("any", dict.fromkeys(phrases, "confused"), "sha256:0")
-    from probing.segmenters import _cut_at_phrases
+    from probing.traces.segmenters import _cut_at_phrases
 
     if text:
         cut = _cut_at_phrases(text, found)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from probing.attention import AttentionCapture
-from probing.files import data_path
-from probing.models import load_model, load_tokenizer
-from probing.scoring import score_batch
-from probing.tokens import encode_trace
-from probing.traces import read_traces
+from probing.attention.capture import AttentionCapture
+from probing.attention.scores import score_batch
+from probing.files.headers import data_path
+from probing.models.load import load_model, load_tokenizer
+from probing.traces.file import read_traces
+from probing.traces.tokens import encode_trace
 
 pytestmark = [
     pytest.mark.model,
@@ -56,7 +56,7 @@ def test_scores_are_eager_attention_s(model, traces) -> None:
 
 
 def test_transformer_lens_agrees(model, traces) -> None:
-    from probing.lens import LensCapture
+    from probing.attention.lens import LensCapture
 
     with AttentionCapture(model) as capture:
         ours = score_batch(capture, traces, torch.device("cpu"))

@@ -16,16 +16,24 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from kfh.cli import app
-from kfh.paper import paper_figure, step_rows
-from kfh.plots import probe_figures
+from kfh.commands.show import probe_figures
+from probing.choices import METRICS
 from probing.config import ProbeConfig
 from probing.errors import ConfigError, DataError, ModelError
-from probing.finished import FinishedProbe
-from probing.folder import ProbeFolder
-from probing.ranking import METRICS, RankedTrace, metric_table
-from probing.run import probe
-from probing.sample_size import Point, enough, measure_folder, sample_size, sentence, sizes
-from probing.stability import (
+from probing.figures.robustness import sample_size_figure, stability_figure
+from probing.figures.style import RC, styled
+from probing.figures.trace import apart, step_strip
+from probing.folder import FinishedProbe, ProbeFolder
+from probing.ranking.metrics import RankedTrace, metric_table
+from probing.robustness.sample_size import (
+    SizePoint,
+    enough,
+    measure_folder,
+    sample_size,
+    sentence,
+    sizes,
+)
+from probing.robustness.stability import (
     Probed,
     ceiling,
     chance_band,
@@ -41,10 +49,9 @@ from probing.stability import (
     spearman_brown,
     stability,
 )
-from probing.stability_figures import sample_size_figure, stability_figure
-from probing.strips import apart, step_strip
-from probing.style import RC, styled
-from probing.traces import read_traces
+from probing.run import probe
+from probing.traces.file import read_traces
+from rl.runs.paper import paper_figure, step_rows
 
 ROOT = Path(__file__).parent.parent
 POCKET = ROOT / "data" / "pocket"
@@ -288,13 +295,15 @@ def test_problems_are_drawn_whole() -> None:
 
 
 def test_the_sentence_says_what_the_points_do() -> None:
-    def points(*same: float) -> list[Point]:
+    def points(*same: float) -> list[SizePoint]:
         numbers = sizes(100)[-len(same) - 1 :]
         rows = [*same, 1.0]
         made = []
         for n, share in zip(numbers, rows, strict=True):
             made.append(
-                Point(n, n, 9, 0.9, (0.8, 1.0), 0.1, 0.9, 0.8, (0.7, 0.9), share, share, None, 0.1)
+                SizePoint(
+                    n, n, 9, 0.9, (0.8, 1.0), 0.1, 0.9, 0.8, (0.7, 0.9), share, share, None, 0.1
+                )
             )
         return made
 

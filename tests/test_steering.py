@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from probing.ablate_heads import ablate_heads
-from probing.copies import Alterer, value_runs
-from probing.files import data_path
+from probing.files.headers import data_path
 from probing.headset import HeadFigures, HeadSet
-from probing.intervened import choose_traces, prepare_interventions, source_of
-from probing.intervention import InterventionConfig, Setup
-from probing.models import load_model, load_tokenizer
-from probing.outcomes import Outcome
-from probing.steering import dose_correlations, other_step, steer
+from probing.interventions.copies import Alterer, value_runs
+from probing.interventions.heads import ablate_heads
+from probing.interventions.outcomes import Outcome
+from probing.interventions.setup import (
+    InterventionConfig,
+    Setup,
+    choose_traces,
+    prepare_interventions,
+    source_of,
+)
+from probing.interventions.steering import dose_correlations, other_step, steer
+from probing.models.load import load_model, load_tokenizer
 
 COPYING = ((2, 1), (2, 2), (2, 3))
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probing.errors import ConfigError
-from probing.segmenters import Segmenter, segment_trace
-from probing.tokens import answer_tokens, boxed_spans, encode_trace, token_offsets, token_spans
-from probing.traces import Trace, parse_trace
+from probing.traces.file import Trace, parse_trace
+from probing.traces.segmenters import Segmenter, segment_trace
+from probing.traces.text import boxed_spans
+from probing.traces.tokens import answer_tokens, encode_trace, token_offsets, token_spans
 
 TOKENIZER = byte_tokenizer()
 

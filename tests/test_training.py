@@ -16,23 +16,31 @@ import pytest
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from probing.attention import AttentionCapture
+from probing.attention.capture import AttentionCapture
+from probing.attention.scores import step_scores
 from probing.config import ProbeConfig
 from probing.errors import ConfigError, DataError, ModelError
-from probing.files import data_path
+from probing.files.headers import data_path
 from probing.headset import HeadSet
-from probing.models import load_model, load_tokenizer
-from probing.ranking import step_scores
+from probing.models.load import load_model, load_tokenizer
 from probing.run import probe
-from probing.segmenters import Segmenter
-from rl.config import AttnPOConfig
-from rl.metrics import phrase_counts
-from rl.questions import load_questions
-from rl.recipe import find_recipe, parse_settings, read_recipe, shipped_recipes, train_config
-from rl.scoring import AttentionScorer
-from rl.steps import Cutter, decode_with_offsets
-from rl.train import Verifier, pocket_labels, prompt_dataset, train, trainer_settings
-from rl.trainer import AttnPOTrainer, _margins
+from probing.traces.phrases import phrase_counts
+from probing.traces.segmenters import Segmenter
+from probing.traces.tokens import decode_with_offsets
+from rl.attnpo.completions import Cutter
+from rl.attnpo.config import AttnPOConfig
+from rl.attnpo.signals import AttentionScorer
+from rl.attnpo.trainer import AttnPOTrainer, _margins
+from rl.pocket.questions import pocket_labels
+from rl.tasks.questions import load_questions
+from rl.training.job import Verifier, prompt_dataset, train, trainer_settings
+from rl.training.recipe import (
+    find_recipe,
+    parse_settings,
+    read_recipe,
+    shipped_recipes,
+    train_config,
+)
 
 POCKET = str(data_path("pocket"))
 SMALL = {
@@ -491,7 +499,7 @@ def test_settings_are_checked(tmp_path):
 
 def test_recipes(tmp_path):
     """Every shipped recipe is read, and every unknown key is an error."""
-    from rl.methods import METHODS
+    from rl.attnpo.methods import METHODS
 
     assert set(METHODS) <= set(shipped_recipes())
     for name in shipped_recipes():
@@ -569,7 +577,7 @@ def test_public_names():
 
     assert all(getattr(rl, name) is not None for name in rl.__all__)
     assert rl.AttnPOTrainer is AttnPOTrainer
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+    with pytest.raises(AttributeError, match="Nothing"):
         rl.Nothing  # noqa: B018
 
 

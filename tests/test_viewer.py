@@ -18,14 +18,14 @@ from helpers import byte_tokenizer
 from typer.testing import CliRunner
 from viewer_pages import blocks, codes, hostile_line, make_probe, unpack
 
-import probing.viewer.viewer as viewer
+import probing.viewer.page as viewer
 from kfh.cli import app
+from probing.attention.scores import ScoredTrace
 from probing.errors import ConfigError, DataError, KfhError, ModelError
-from probing.finished import FinishedProbe
+from probing.folder import FinishedProbe
 from probing.headset import HeadSet
-from probing.ranking import step_ranking_accuracy
-from probing.scoring import ScoredTrace
-from probing.tokens import token_offsets
+from probing.ranking.metrics import step_ranking_accuracy
+from probing.traces.tokens import token_offsets
 from probing.viewer.pack import (
     STEP_SCALE,
     TOKEN_SCALE,
@@ -34,7 +34,7 @@ from probing.viewer.pack import (
     token_cells,
     utf16_offsets,
 )
-from probing.viewer.viewer import ViewerConfig, write_page
+from probing.viewer.page import ViewerConfig, write_page
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +161,8 @@ def test_kinds_and_the_policy(page_file: Path) -> None:
 
 
 def test_a_segmenter_keeps_its_kind() -> None:
-    from probing.segmenters import Phrases
-    from probing.traces import Step
+    from probing.traces.file import Step
+    from probing.traces.phrases import Phrases
 
     phrases = Phrases("p", {"Alternatively": "branching", "So": "backward"}, "")
     cases = [("Alternatively, x", "confused", "branching"), ("So x", "forward", "forward")]
@@ -197,7 +197,7 @@ def test_size_decides_how_many_heads(
 def test_without_tokens_no_model_is_loaded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("probing.models.load_model", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr("probing.models.load.load_model", lambda *a, **k: pytest.fail("loaded"))
     page = write_page(ViewerConfig(folder, tmp_path / "x.html", tokens=False, limit=2))
     found = blocks(page.path)
     assert (page.traces, page.token_heads, found["index"]["tokenViews"]) == (2, 0, 0)

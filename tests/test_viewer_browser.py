@@ -15,11 +15,8 @@ import pytest
 from helpers import trace_line
 from viewer_pages import HOSTILE, blocks, codes, hostile_line, large_page, make_probe, unpack
 
-from probing.viewer.pack import (
-    STEP_SCALE,
-    TOKEN_SCALE,
-)
-from probing.viewer.viewer import ViewerConfig, write_page
+from probing.viewer.pack import STEP_SCALE, TOKEN_SCALE
+from probing.viewer.page import ViewerConfig, write_page
 
 
 @pytest.fixture(scope="module")

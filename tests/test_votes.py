@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from probing.errors import ConfigError
-from rl.judges import BadVerdict, parse_verdict
-from rl.votes import agreement, consensus_label, essential_share, fleiss_kappa
+from rl.judges.panel import BadVerdict, parse_verdict
+from rl.judges.votes import consensus_label, essential_share, fleiss_agreement, fleiss_kappa
 
 
 def test_answers_are_read_strictly() -> None:
@@ -71,7 +71,7 @@ def test_fleiss_kappa_against_published_figures_and_theory() -> None:
 def test_agreement_by_hand() -> None:
     e, r = "essential", "redundant"
     votes = [{"a": e, "b": e}, {"a": e, "b": r}, {"a": r, "b": None}, {"a": r, "b": r}]
-    found = agreement(votes)
+    found = fleiss_agreement(votes)
     assert found["steps"] == 3 and found["unanimous"] == pytest.approx(2 / 3)
     assert found["fleiss_kappa"] == pytest.approx(1 / 3)
     judges = found["judges"]

@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 from helpers import model_folder, trace_line, write_lines
 
-import probing.viewer.viewer as viewer
+import probing.viewer.page as viewer
+from probing.attention.scores import ScoredTrace
 from probing.config import ProbeConfig
-from probing.finished import FinishedProbe
+from probing.folder import FinishedProbe
 from probing.headset import HeadFigures, HeadSet
-from probing.models import ModelCard
-from probing.prepare import TraceSource
+from probing.models.identity import ModelCard
 from probing.run import probe
-from probing.scoring import ScoredTrace
-from probing.viewer.viewer import ViewerConfig, pack_page
+from probing.traces.source import TraceSource
+from probing.viewer.page import ViewerConfig, pack_page
 
 HOSTILE = [
     "First, <script>window.pwned=1</script> is text.\n",

@@ -1,1 +1,9 @@
-"""The trace viewer: one HTML file, nothing from the network (`probing.viewer.viewer`)."""
+"""The trace viewer: one HTML file, nothing from the network.
+
+In: a finished probe and its traces. Out: a page with the scores of every step, and of every token
+of a few.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from probing.config import Progress, no_progress
+from probing.attention.scores import batches_by_length, step_scores
+from probing.choices import BATCH_TOKENS, Head
 from probing.errors import ModelError
-from probing.finished import FinishedProbe
-from probing.passes import Head
-from probing.ranking import step_scores
-from probing.scoring import BATCH_TOKENS, batches_by_length
-from probing.tokens import (
+from probing.folder import FinishedProbe
+from probing.settings import Progress, no_progress
+from probing.traces.file import Trace
+from probing.traces.tokens import (
     EncodedTrace,
     SampledIds,
     decode_with_offsets,
     encode_trace,
     token_offsets,
 )
-from probing.traces import Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 # A trace, the characters of each token (`response_offsets`), and each token's mass by head.
 TraceMasses = tuple[Trace, np.ndarray, np.ndarray]
@@ -79,8 +79,9 @@ def token_masses(
     """
     import torch
 
-    from probing.attention import AttentionCapture
-    from probing.models import load_model, load_tokenizer, weights_fingerprint
+    from probing.attention.capture import AttentionCapture
+    from probing.models.identity import weights_fingerprint
+    from probing.models.load import load_model, load_tokenizer
 
     config, settings = probe.run["config"], probe.settings
     trusted = config["trust_remote_code"]

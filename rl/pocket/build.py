@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from rl.pocket.decode import load
+from probing.models.load import load_frozen
 from rl.pocket.measure import figures, missed_targets, write_figures
 from rl.pocket.pretrain import PretrainConfig, pretrain
 from rl.pocket.traces import sample_traces, write_records
@@ -33,7 +33,7 @@ def build(out: Path, problems: int = 600, traces: int = 500) -> list[str]:
     """
     if not (out / "model.safetensors").exists():
         pretrain(PretrainConfig(), out, lambda line: print(line, flush=True))  # 1
-    model, tokenizer = load(out)
+    model, tokenizer = load_frozen(out)
     measured = figures(model, tokenizer, problems)  # 2
     write_figures(measured, out / "figures.json")
     for name, figure in measured.items():
@@ -45,7 +45,8 @@ def build(out: Path, problems: int = 600, traces: int = 500) -> list[str]:
 
 def probe_heads(out: Path) -> list[str]:
     """Probe the model in `out` on its traces; return a line for each target of heads missed."""
-    from probing import ProbeConfig, probe
+    from probing.config import ProbeConfig
+    from probing.run import probe
 
     settings = ProbeConfig(str(out), out / "traces.jsonl", out / "probe", device="cpu")
     result = probe(settings)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rl.pocket.task import Problem
 from rl.pocket.tokens import EOS, vocabulary
@@ -13,6 +12,7 @@ from rl.pocket.tokens import EOS, vocabulary
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 
 Forbidden = Literal["none", "all", "easy"]
 
@@ -39,22 +39,6 @@ class Decoding:
             raise ValueError(f"temperature must not be negative, sizes must be positive: {self}")
         if self.forbid not in ("none", "all", "easy"):
             raise ValueError(f"forbid must be none, all or easy, not {self.forbid!r}")
-
-
-def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model in float32, ready for inference, and its tokenizer.
-
-    Raises:
-        FileNotFoundError: the folder has no model.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no model: make one with rl.pocket.pretrain")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    return model.eval(), tokenizer
 
 
 def respond(

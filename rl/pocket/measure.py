@@ -6,24 +6,24 @@ python -m rl.pocket.measure DIR [--n 600] [--out figures.json]
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from probing.files import HEADER, file_header, write_json
-from rl.pocket.decode import Decoding, Forbidden, load, respond
+from probing.files.headers import HEADER, file_header, write_json
+from probing.intervals import Estimate, bootstrap, proportion
+from probing.models.load import load_frozen
+from rl.pocket.decode import Decoding, Forbidden, respond
 from rl.pocket.parse import Reading, read
 from rl.pocket.task import Problem, shortest_trace
-from rl.pocket.traces import held_out_problems
+from rl.pocket.traces import MEASURE_SEED, held_out_problems
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-MEASURE_SEED = 1_000_000  # the first held-out problems; the traces use others
 
 
 # What makes the trade-off real: the range in which each figure of the initial policy must lie.
@@ -36,20 +36,7 @@ TARGETS = {
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A measured value with its 95 % interval, and the number of problems behind it."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-@dataclass(frozen=True)
-class Run:
+class Answers:
     """What one way of decoding gave, an entry a problem: right or wrong, tokens with the end
     token, and the readings."""
 
@@ -64,43 +51,23 @@ class Run:
         return np.array([row.count("redundant") / max(1, len(row)) for row in labels])
 
 
-def proportion(hits: NDArray[np.float64]) -> Figure:
-    """A share with Wilson's interval, which holds near 0 and 1 too."""
-    n, share, z = len(hits), float(hits.mean()), 1.96
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Figure(share, float(middle - reach), float(middle + reach), n)
-
-
-def bootstrap(
-    statistic: Callable[..., float], *columns: NDArray[np.float64], draws: int = 2000
-) -> Figure:
-    """A statistic of paired columns with the percentile interval over resampled problems."""
-    rng = np.random.default_rng(0)
-    n = len(columns[0])
-    picks = (rng.integers(0, n, n) for _ in range(draws))
-    values = [statistic(*(column[pick] for column in columns)) for pick in picks]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Figure(float(statistic(*columns)), float(low), float(high), n)
-
-
-def run(
+def answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     problems: Sequence[Problem],
     decoding: Decoding,
-) -> Run:
+) -> Answers:
     """Decode a response to every problem, and read it."""
     responses = respond(model, tokenizer, problems, decoding)
     lengths = [len(ids) + 1 for ids in tokenizer(responses)["input_ids"]]
     readings = [read(p, response) for p, response in zip(problems, responses, strict=True)]
     correct = np.array([float(reading.correct) for reading in readings])
-    return Run(correct, np.array(lengths, dtype=float), readings)
+    return Answers(correct, np.array(lengths, dtype=float), readings)
 
 
 def figures(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n: int = 600
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Every figure of the model card, measured on n held-out problems.
 
     Tokens count the response with its end token. A `cost` is a difference of greedy accuracy,
@@ -111,9 +78,9 @@ def figures(
     floor = np.array([len(ids) + 1 for ids in tokenizer(shortest)["input_ids"]], dtype=float)
     kinds: tuple[Forbidden, ...] = ("none", "all", "easy")
     greedy, unchecked, hard_only = (
-        run(model, tokenizer, problems, Decoding(forbid=kind)) for kind in kinds
+        answer(model, tokenizer, problems, Decoding(forbid=kind)) for kind in kinds
     )
-    sampled = run(model, tokenizer, problems, Decoding(temperature=1.0, seed=MEASURE_SEED))
+    sampled = answer(model, tokenizer, problems, Decoding(temperature=1.0, seed=MEASURE_SEED))
     hard = np.array([problem.hard_operations for problem in problems])
     length = np.array([len(problem.path) for problem in problems])
     result = {
@@ -141,7 +108,7 @@ def figures(
     return result
 
 
-def missed_targets(measured: Mapping[str, Figure]) -> list[str]:
+def missed_targets(measured: Mapping[str, Estimate]) -> list[str]:
     """A line for each target that the figures miss."""
     return [
         f"{name} is {measured[name]}, outside {low} to {high}"
@@ -150,7 +117,7 @@ def missed_targets(measured: Mapping[str, Figure]) -> list[str]:
     ]
 
 
-def write_figures(measured: Mapping[str, Figure], path: Path) -> None:
+def write_figures(measured: Mapping[str, Estimate], path: Path) -> None:
     """Write the figures as JSON, with a header, whole or not at all."""
     rows = {
         name: {key: round(number, 4) for key, number in asdict(figure).items()}
@@ -159,7 +126,7 @@ def write_figures(measured: Mapping[str, Figure], path: Path) -> None:
     write_json(path, {HEADER: file_header("pocket figures"), **rows})
 
 
-def _read(run: Run) -> NDArray[np.float64]:
+def _read(run: Answers) -> NDArray[np.float64]:
     return np.array([float(not reading.reasons) for reading in run.readings])
 
 
@@ -182,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    measured = figures(*load(options.model), options.n)
+    measured = figures(*load_frozen(options.model), options.n)
     for name, figure in measured.items():
         print(f"{name:26s} {figure}  n={figure.n}")
     if options.out is not None:

@@ -29,7 +29,7 @@ Kind = Literal["derivation", "correction", "confirmation", "filler", "unreadable
 
 
 @dataclass(frozen=True)
-class Step:
+class Line:
     """One line, newline included: characters [start, end) of the response.
 
     `name` and `value` are what the line assigns; `easy` says of a check that it adds.
@@ -53,7 +53,7 @@ class Reading:
     steps; where it is not empty, do not rely on the labels.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[Line, ...]
     boxed: str | None
     correct: bool
     reasons: tuple[str, ...]
@@ -151,7 +151,7 @@ def read(problem: Problem, response: str) -> Reading:
     return Reading(labelled, boxed_value(response), is_correct(problem, response), tuple(reasons))
 
 
-def _lines(reasoning: str) -> Iterator[Step]:
+def _lines(reasoning: str) -> Iterator[Line]:
     """The lines of the reasoning as steps without labels."""
     start = 0
     for line in re.findall(r"[^\n]*\n|[^\n]+", reasoning):
@@ -160,23 +160,23 @@ def _lines(reasoning: str) -> Iterator[Step]:
         start += len(line)
 
 
-def _read_line(line: str) -> Step:
+def _read_line(line: str) -> Line:
     """Kind, name and value of one line; the offsets are the caller's."""
     if match := _DERIVATION.fullmatch(line):
         _, sign, _, name, value = match.groups()
-        return Step(0, 0, "derivation", name=name, value=int(value), easy=sign == "+")
+        return Line(0, 0, "derivation", name=name, value=int(value), easy=sign == "+")
     if match := _CHECK.match(line):
         verdict = _VERDICT.fullmatch(line, match.end())
         easy = match[1] is not None
         if verdict is None:
-            return Step(0, 0, "unreadable")
+            return Line(0, 0, "unreadable")
         if verdict[1] is None:
-            return Step(0, 0, "confirmation", easy=easy)
-        return Step(0, 0, "correction", name=verdict[1], value=int(verdict[2]), easy=easy)
-    return Step(0, 0, "filler" if _FILLER.fullmatch(line) else "unreadable")
+            return Line(0, 0, "confirmation", easy=easy)
+        return Line(0, 0, "correction", name=verdict[1], value=int(verdict[2]), easy=easy)
+    return Line(0, 0, "filler" if _FILLER.fullmatch(line) else "unreadable")
 
 
-def _sources(steps: list[Step]) -> tuple[dict[str, int], dict[str, int]]:
+def _sources(steps: list[Line]) -> tuple[dict[str, int], dict[str, int]]:
     """Of each variable, the index of the step that its last value comes from, and that value.
 
     A line that repeats the value which the variable already has is no new source.
@@ -190,7 +190,7 @@ def _sources(steps: list[Step]) -> tuple[dict[str, int], dict[str, int]]:
     return sources, values
 
 
-def _label(steps: list[Step], path: set[str], used: set[int]) -> tuple[Step, ...]:
+def _label(steps: list[Line], path: set[str], used: set[int]) -> tuple[Line, ...]:
     """The steps with labels; `used` are the indices of the sources of the values on the path."""
     labelled = []
     confirmed = True  # before any derivation there is nothing to confirm

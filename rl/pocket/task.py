@@ -118,7 +118,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Line:
+class SolutionLine:
     """One line of reasoning, without its newline, and its label (None: left out of rankings)."""
 
     text: str
@@ -126,11 +126,11 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Trace:
+class Solution:
     """A problem, the labelled lines of a response, and the values that its recap gives."""
 
     problem: Problem
-    lines: tuple[Line, ...]
+    lines: tuple[SolutionLine, ...]
     values: dict[str, int]
 
     @property
@@ -190,14 +190,14 @@ def recap(problem: Problem, values: dict[str, int]) -> str:
     return "".join(parts) + f" \\boxed{{{values[problem.query]:02d}}}"
 
 
-def shortest_trace(problem: Problem) -> Trace:
+def shortest_trace(problem: Problem) -> Solution:
     """The shortest correct response in the language of the task: the path's derivations alone."""
     values = problem.values
     lines = [
-        Line(derivation(item, values[item.name], opening_word(problem, item)), "essential")
+        SolutionLine(derivation(item, values[item.name], opening_word(problem, item)), "essential")
         for item in problem.path
     ]
-    return Trace(problem, tuple(lines), values)
+    return Solution(problem, tuple(lines), values)
 
 
 def opening_word(problem: Problem, item: Definition) -> str:
@@ -249,7 +249,7 @@ def _definition(rng: random.Random, name: str, left: str | None, hard: bool) -> 
     return Definition(name, left, "+", rng.randint(1, 9))
 
 
-def make_trace(rng: random.Random, problem: Problem, config: TaskConfig | None = None) -> Trace:
+def make_trace(rng: random.Random, problem: Problem, config: TaskConfig | None = None) -> Solution:
     """Draw an R1-like trace of a problem, with its exact labels.
 
     The labels: `essential` for the line from which the value of a variable on the path finally
@@ -267,11 +267,11 @@ class _Writer:
     rng: random.Random
     problem: Problem
     config: TaskConfig
-    lines: list[Line] = field(default_factory=list)
+    lines: list[SolutionLine] = field(default_factory=list)
     values: dict[str, int] = field(default_factory=dict)
     checks: int = 0
 
-    def write(self) -> Trace:
+    def write(self) -> Solution:
         path = self.problem.path
         asides = [item for item in self.problem.definitions if item not in path]
         if self._happens(self.config.opener):
@@ -285,7 +285,7 @@ class _Writer:
                 self._aside(asides.pop(0))
         if self._happens(self.config.closing):
             self._add(self._pick(CLOSINGS, 0.75))
-        return Trace(self.problem, tuple(self.lines), dict(self.values))
+        return Solution(self.problem, tuple(self.lines), dict(self.values))
 
     def _happens(self, chance: float) -> bool:
         return self.rng.random() < chance
@@ -296,7 +296,7 @@ class _Writer:
         return options[0] if self._happens(first) else self.rng.choice(options[1:])
 
     def _add(self, text: str, label: Label | None = "redundant") -> None:
-        self.lines.append(Line(text, label))
+        self.lines.append(SolutionLine(text, label))
 
     def _left(self, item: Definition) -> int:
         return int(item.left) if item.left.isdigit() else self.values[item.left]
@@ -355,7 +355,7 @@ class _Writer:
             self._add(f"{start}ok.", None if item.is_hard else "redundant")
             return
         self._add(f"{start}so {item.name} = {right:02d}.", "essential")
-        self.lines[place] = Line(self.lines[place].text, "redundant")
+        self.lines[place] = SolutionLine(self.lines[place].text, "redundant")
         self.values[item.name] = right
 
     def _extra(self, kind: str, item: Definition, left: int) -> None:

@@ -16,6 +16,7 @@ from rl.pocket import task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+
 PAD, EOS = "<pad>", "<|endoftext|>"
 # A blank belongs to the token that follows it, so that decoding is plain concatenation.
 _WORD = r" ?[A-Za-z]+(?:-[a-z]+)?"

@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.traces import parse_trace, write_traces
-from rl.pocket.decode import Decoding, load, respond
+from probing.models.load import load_frozen
+from probing.traces.file import parse_trace, write_traces
+from rl.pocket.decode import Decoding, respond
 from rl.pocket.parse import Reading, read
 from rl.pocket.task import Problem, make_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+MEASURE_SEED = 1_000_000  # the first held-out problems; the traces use others
 
 TRACE_SEED = 2_000_000
 MODEL_NAME = "pocket"
@@ -123,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    sampled = sample_traces(*load(options.model), options.n, options.seed)
+    sampled = sample_traces(*load_frozen(options.model), options.n, options.seed)
     write_records(sampled.records, options.out)
     print(
         f"kept {len(sampled.records)} of {sampled.drawn} responses in {options.out}; "

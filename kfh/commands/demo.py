@@ -1,0 +1,110 @@
+"""The embedded model and its traces, and what the demo does with them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kfh.console import console
+from probing.models.load import pocket_model
+
+if TYPE_CHECKING:
+    from rl.evaluation.summary import SetFigures
+
+
+# A short run that shows an effect: smaller batches and a larger step than the recipe's.
+DEMO_TRAINING = {
+    "per_device_train_batch_size": 64,
+    "max_steps": 40,
+    "learning_rate": 3e-4,
+    "schedule_steps": 0,
+    "save_steps": 40,
+}
+DEMO_PROBLEMS = "pocket-held-out:300"
+
+
+def draw_trace(out: Path) -> None:
+    """Draw the longest ranked trace with the head set's score of each step, and print it.
+
+    Args:
+        out: folder of a finished probe; `trace.png` is written there.
+    """
+    from probing.figures.style import save_figure
+    from probing.figures.trace import strip_of
+    from probing.folder import FinishedProbe
+
+    probe = FinishedProbe.load(out)
+    trace = probe.longest()
+    save_figure(strip_of(probe, trace.id), out / "trace.png")
+    ratios = probe.ratios(trace, probe.head_set.pairs)
+    console.print(f"\n[bold]{trace.problem}[/bold]   score of each step over S_base:")
+    for step, ratio in zip(trace.steps, ratios, strict=True):
+        text = trace.response[step.start : step.end].strip()
+        mark = {"essential": "bold", "redundant": "dim", None: "default"}[step.label]
+        bar = "█" * round(5 * min(float(ratio), 3.6))
+        console.print(f"{ratio:5.2f} [{mark}]{step.label or 'no label':9}[/] {text[:44]:44} {bar}")
+    console.print(trace.response[trace.answer_start :].strip())
+    console.print(f"→ {out}: trace.png")
+
+
+def train_and_compare(out: Path) -> None:
+    """Train with the head set of a finished demo probe, and show what changed.
+
+    Args:
+        out: folder of the probe; the run is written to `out/attnpo`, anew.
+    """
+    from kfh.commands.train import run_train
+
+    folder = out / "attnpo"
+    shutil.rmtree(folder, ignore_errors=True)
+    sets = [f"{name}={value}" for name, value in DEMO_TRAINING.items()]
+    console.print(
+        f"\n[bold]Training[/bold] with these heads, {DEMO_TRAINING['max_steps']} steps (AttnPO)"
+    )
+    before = _measured(pocket_model())
+    run_train(
+        folder,
+        "attnpo",
+        sets,
+        False,
+        heads=str(out / "heads.json"),
+        model=None,
+        seed=0,
+        method=None,
+        data=None,
+    )
+    after = _measured(folder / "model")
+    console.print(before_and_after(before, after))
+
+
+def _measured(folder: Path) -> SetFigures:
+    """Responses at temperature 1 to held-out problems."""
+    from probing.models.decode import Sampling
+    from probing.models.load import load_frozen
+    from rl.evaluation.job import evaluate_model
+    from rl.tasks.questions import load_questions
+
+    model, tokenizer = load_frozen(folder)
+    settings = Sampling(temperature=1.0, top_p=1.0, max_tokens=512)
+    return evaluate_model(model, tokenizer, load_questions(DEMO_PROBLEMS), settings, 1, batch=128)
+
+
+def before_and_after(before: SetFigures, after: SetFigures) -> Any:
+    """A table of both measurements, with 95 % intervals over problems."""
+    from kfh.console import plain_table
+
+    title = f"{len(before.correct)} held-out problems, temperature 1"
+    shown = plain_table(title, "", "before", "after")
+    rows = [("accuracy", before.accuracy, after.accuracy, ".3f")]
+    rows += [("tokens", before.tokens, after.tokens, ".1f")]
+    if before.pocket and after.pocket:
+        for name in ("redundant_steps", "redundant_tokens"):
+            pair = getattr(before.pocket, name), getattr(after.pocket, name)
+            rows.append((name.replace("_", " "), *pair, ".1f"))
+    for name, first, second, form in rows:
+        cells = (
+            f"{f.value:{form}} [dim]{f.low:{form}}–{f.high:{form}}[/dim]" for f in (first, second)
+        )
+        shown.add_row(name, *cells)
+    return shown

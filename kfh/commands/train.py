@@ -1,0 +1,116 @@
+"""`kfh train`: the recipe by its layers, and the live line of a run."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback
+
+from kfh.console import console, talk
+from probing.errors import ConfigError
+
+
+def run_train(
+    out: Path, recipe: str | None, sets: list[str], resume: bool, **options: Any
+) -> dict[str, Any]:
+    """Train; see `rl.training.job`. Layers of settings: the recipe, then options, then `--set`."""
+    from transformers.utils import logging
+
+    from rl.training.job import train
+    from rl.training.recipe import find_recipe, parse_settings, read_recipe, train_config
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    if recipe is None:
+        if options["model"] not in (None, "pocket"):
+            raise ConfigError(
+                "--model needs --recipe: without one the recipe of the method is taken, whose "
+                "batch and learning rate are those of the pocket model"
+            )
+        recipe = options["method"] or "attnpo"
+    config = train_config(out, read_recipe(find_recipe(recipe)), options, parse_settings(sets))
+    result = train(config, resume=resume, watch=[LiveLine()])
+    if int(os.environ.get("RANK", 0)):
+        return result
+    last = result["final"]
+    if last:
+        console.print(
+            f"{result['method']}: {result['status']} at step {last['step']}, accuracy "
+            f"{last['accuracy']:.3f}, {last['tokens']:.0f} tokens (of the last batch)"
+        )
+    console.print(
+        f"→ {out}: run.json, metrics.jsonl"
+        + (", model/" if result["status"] == "done" else "; --resume goes on")
+    )
+    return result
+
+
+class LiveLine(TrainerCallback):
+    """A bar with the figures of the last step. Plain lines where there is no terminal."""
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
+        self.text = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Show the bar."""
+        if not state.is_world_process_zero:
+            return
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=talk,
+        )
+        self.task = self.bar.add_task("training", total=state.max_steps, text="")
+        self.bar.update(self.task, completed=state.global_step)
+        if talk.is_terminal:
+            self.bar.start()
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Show the step."""
+        if self.bar is None or not logs or "accuracy" not in logs:
+            return
+        text = live_text(logs)
+        self.bar.update(self.task, completed=state.global_step, text=text)
+        if not talk.is_terminal:
+            talk.print(f"step {state.global_step}/{state.max_steps}: {text}", highlight=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def live_text(logs: dict[str, Any]) -> str:
+    """The figures of a step in one line."""
+    figures = [
+        f"reward {logs['reward']:.3f}",
+        f"accuracy {logs['accuracy']:.3f}",
+        f"tokens {logs['tokens']:.0f}",
+    ]
+    if logs.get("attenuated") is not None:
+        figures.append(f"attenuated {logs['attenuated']:.0%}")
+    parts = [f"{name} {logs.get(f'seconds_{name}', 0):.1f}" for name in ("sampling", "scoring")]
+    if "step_time" in logs:
+        known = ("sampling", "rewards", "scoring")
+        update = logs["step_time"] - sum(logs.get(f"seconds_{name}", 0) for name in known)
+        parts.append(f"update {update:.1f}")
+    return ", ".join(figures) + f"; seconds: {', '.join(parts)}"

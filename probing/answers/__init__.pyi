@@ -1,0 +1,9 @@
+from .context import CauseTrace as CauseTrace
+from .context import PreparedTrace as PreparedTrace
+from .context import encode_causes as encode_causes
+from .edited import EditedAnswers as EditedAnswers
+from .edited import head_means as head_means
+from .edits import HeadEdit as HeadEdit
+from .edits import HeadEdits as HeadEdits
+from .hiding import StepHiding as StepHiding
+from .removal import Answerer as Answerer

@@ -1,0 +1,348 @@
+"""Attention capture: how much the answer looks at each token, for every head, exactly.
+
+The numbered steps of `AttentionCapture.__call__`, with the same numbers in the code:
+1. The model runs its own attention function, mask and kernel (sdpa, flash, eager): our function
+   stands in front of it in the transformers attention registry and calls it for the output.
+2. For the answer tokens alone, in chunks, the softmax rows are computed from the same queries,
+   keys and mask, in float32.
+3. Each row is added to its trace's mass: mass[h, n] = Σ_{m ∈ F} a_{m→n}, the inner sum of the
+   step score (AttnPO, arXiv 2602.09953, section 3; docs/PAPER.md, eq. 1).
+4. After the deepest layer needed the forward pass stops.
+
+No T × T matrix is made: beyond the plain forward there is one chunk of rows and the masses.
+
+A capture proves itself before it is used: the rows times the values must equal the output of the
+model's own kernel in every layer, and the model's output must stay what it was. A family whose
+attention does not go through the registry, or does more than a softmax over keys, is refused.
+
+What one forward pass under the capture collects: masses, and the proof that they are real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probing.attention.call import AttentionCall, InFront, Rows, Workspace, own_output, relative
+from probing.choices import Head
+from probing.errors import ModelError
+
+PROOF_TOKENS = 40
+# Largest relative difference that the proof accepts; half precision rounds values and output.
+PROOF_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+
+
+class _Enough(Exception):
+    """Leaves the forward pass after the deepest layer needed (4)."""
+
+
+class AttentionCapture(InFront):
+    """Captures the attention mass of the answer, for all heads or for chosen ones.
+
+    Args:
+        model: a loaded transformers model. It is put into eval mode while the capture runs.
+        heads: `(layer, head)` pairs in the order of the result; None takes every head.
+        chunk_bytes: memory of a chunk of rows; default 8 MiB on CPU, 256 MiB elsewhere.
+        prove: check at once that the capture is real (see `prove`).
+        early_exit: stop the forward after the deepest layer needed. Turn it off where modules
+            are sharded (FSDP, DeepSpeed ZeRO-3), whose hooks must see the whole forward.
+
+    Raises:
+        ModelError: the model's attention cannot be captured, or a head does not exist.
+
+    Example:
+        >>> with AttentionCapture(model, heads=[(16, 2)]) as capture:  # doctest: +SKIP
+        ...     mass = capture(input_ids, answer)  # (batch, 1, token)
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        heads: Sequence[Head] | None = None,
+        *,
+        chunk_bytes: int | None = None,
+        prove: bool = True,
+        early_exit: bool = True,
+    ) -> None:
+        super().__init__(model)
+        self.early_exit = early_exit
+        self._workspace = Workspace(chunk_bytes)
+        self._pass: CapturePass | None = None
+        self.layers: dict[int, int] = {}  # attention layer → its number of heads
+        self._discover()
+        self.heads: list[Head] = self._check_heads(heads)
+        if prove:
+            self.prove()
+
+    def __call__(
+        self,
+        input_ids: Int[Tensor, "batch token"],
+        answer: Bool[Tensor, "batch token"],
+        attention_mask: Int[Tensor, "batch token"] | None = None,
+        *,
+        forward: Callable[..., Any] | None = None,
+    ) -> Float[Tensor, "batch head token"]:
+        """One forward pass without gradient.
+
+        Args:
+            input_ids: token ids, padded to one length on either side.
+            answer: the answer tokens F of each trace (any subset of its tokens).
+            attention_mask: 1 for real tokens. May be left out where padding is on the right
+                only: no real token can look at it, and the kernel is faster without a mask.
+            forward: called instead of the trunk, for example a DDP- or FSDP-wrapped model.
+
+        Returns:
+            mass[b, i, n] = Σ_{m ∈ F_b} a_{m→n} for the i-th of `self.heads`, in float32. A row
+            of softmax sums to one, hence mass sums to |F_b| over n.
+
+        Raises:
+            ModelError: the model made no use of the registry in this pass.
+            ValueError: an answer token lies in the padding.
+        """
+        if not self._previous:
+            raise RuntimeError("use the capture within a `with` block")
+        if attention_mask is not None and bool((answer & (attention_mask == 0)).any()):
+            raise ValueError("an answer token lies in the padding")
+        run = CapturePass(answer, self.heads, self._workspace, early_exit=self.early_exit)
+        self._run(run, input_ids, attention_mask, forward or self.trunk)
+        return run.mass()
+
+    def prove(
+        self,
+        input_ids: Int[Tensor, "batch token"] | None = None,
+        answer: Bool[Tensor, "batch token"] | None = None,
+        attention_mask: Int[Tensor, "batch token"] | None = None,
+    ) -> float:
+        """Check that the captured attention is the one that the model used.
+
+        In every layer, Σ_n a_{m→n} v_n from the captured rows must equal the output of the
+        model's own kernel for those rows; and the model's last hidden state must be the same
+        with and without the capture. Without arguments two random sequences are used, one of
+        them padded on the left. Give real ones to check long windows too.
+
+        Returns:
+            The largest relative difference over the layers.
+
+        Raises:
+            ModelError: with the layer and the difference, where they are not the same.
+        """
+        device = self._device()
+        if input_ids is None or answer is None:
+            input_ids, answer, attention_mask = proof_input(self._vocabulary(), device)
+        run = CapturePass(answer, self.heads, self._workspace, verify=True)
+        before = self._hidden(input_ids, attention_mask, self.trunk)
+        with nullcontext() if self._previous else self:
+            after = self._run(run, input_ids, attention_mask, self.trunk)
+        name = type(self.model).__name__
+        layer, worst = max(run.differences.items(), key=lambda item: item[1])
+        tolerance = PROOF_TOLERANCE.get(before.dtype, 1e-4)
+        if worst > tolerance:
+            raise ModelError(
+                f"{name}: the attention captured in layer {layer} is not the one that the model "
+                f"used (relative difference {worst:.2g}, {tolerance:.0e} allowed). Its attention "
+                "does more than a masked softmax over keys; kfh cannot probe it."
+            )
+        real = slice(None) if attention_mask is None else attention_mask.bool()
+        change = relative(after[real], before[real])
+        if change > tolerance:
+            raise ModelError(f"{name}: its output changes by {change:.2g} under the capture.")
+        return worst
+
+    def _discover(self) -> None:
+        """Learn which layers call the registry, with how many heads each."""
+        ids = torch.zeros((1, 4), dtype=torch.long, device=self._device())
+        run = CapturePass(torch.zeros_like(ids, dtype=torch.bool), [])
+        with self:
+            self._run(run, ids, None, self.trunk)
+        self.layers = dict(sorted(run.found.items()))
+
+    def _check_heads(self, heads: Sequence[Head] | None) -> list[Head]:
+        if heads is None:
+            return [(layer, head) for layer, n in self.layers.items() for head in range(n)]
+        if not heads or len(set(heads)) != len(heads):
+            raise ModelError(f"choose at least one head and none twice, got {list(heads)}")
+        for layer, head in heads:
+            if not 0 <= head < self.layers.get(layer, 0):
+                raise ModelError(
+                    f"{type(self.model).__name__} has no head {layer}.{head}: it has "
+                    f"{len(self.layers)} attention layers of {max(self.layers.values())} heads"
+                )
+        return [(int(layer), int(head)) for layer, head in heads]
+
+    @torch.no_grad()
+    def _run(
+        self,
+        run: CapturePass,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        forward: Callable[..., Any],
+    ) -> Tensor:
+        """One forward pass under `run`; the last hidden state, or empty after an early exit."""
+        self._pass = run
+        hidden = torch.empty(0)
+        try:
+            hidden = self._hidden(input_ids, attention_mask, forward)
+        except _Enough:
+            pass
+        finally:
+            self._pass = None
+        if not run.found:
+            raise ModelError(
+                f"{type(self.model).__name__} does not call the attention registry of "
+                "transformers, so its attention cannot be captured. Use a model class of "
+                "transformers itself (no remote code), loaded with sdpa, flash or eager attention."
+            )
+        return hidden
+
+    @torch.no_grad()
+    def _hidden(
+        self, input_ids: Tensor, attention_mask: Tensor | None, forward: Callable[..., Any]
+    ) -> Tensor:
+        """The last hidden state, in eval mode; the model's mode is given back."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            output = forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        finally:
+            self.model.train(training)
+        hidden: Tensor = output[0]
+        return hidden
+
+    @property
+    def _busy(self) -> bool:
+        return self._pass is not None
+
+    def _attend(
+        self, call: AttentionCall, value: Tensor, stock: Callable[..., Any] | None
+    ) -> Tensor:
+        run = self._pass
+        assert run is not None
+        layer = getattr(call.module, "layer_idx", None)
+        layer = len(run.found) if layer is None else int(layer)
+        run.enter_layer(layer, call.query, call.key)
+        run.add(layer, call)  # (2, 3)
+        if run.finished(layer):
+            raise _Enough  # (4)
+        output = own_output(call, value, stock, self._workspace.budget(call.query.device))  # (1)
+        run.verify(layer, call, value, output)
+        return output
+
+
+def proof_input(vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Two random sequences, the second padded on the left; the second half of each answers."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (2, PROOF_TOKENS), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, : PROOF_TOKENS // 4] = 0
+    answer = torch.zeros_like(ids, dtype=torch.bool)
+    answer[:, PROOF_TOKENS // 2 :] = True
+    return ids.to(device), answer.to(device), mask.to(device)
+
+
+class CapturePass:
+    """What one forward pass collects: positions of the answer, masses, proofs.
+
+    Args:
+        answer: the answer tokens of each trace.
+        heads: `(layer, head)` in the order of the result; none: only learn the layers.
+        workspace: where chunks are computed.
+        early_exit: stop after the deepest layer needed.
+        verify: hold each layer's rows against the kernel's output.
+    """
+
+    def __init__(
+        self,
+        answer: Bool[Tensor, "batch token"],
+        heads: Sequence[Head],
+        workspace: Workspace | None = None,
+        *,
+        early_exit: bool = False,
+        verify: bool = False,
+    ) -> None:
+        self.heads = heads
+        self.workspace = workspace or Workspace()
+        self.early_exit = early_exit and bool(heads)
+        self.verifying = verify
+        self.found: dict[int, int] = {}  # layer → number of its heads
+        self.differences: dict[int, float] = {}
+        self.shape = answer.shape
+        # Positions of the answer of each trace; planned on the CPU, whatever the device.
+        self.rows: list[Int[Tensor, "row"]] = [row.nonzero()[:, 0] for row in answer.cpu()]
+        self.chosen: dict[int, list[int]] = {}  # layer → places in `heads`
+        for place, (layer, _) in enumerate(heads):
+            self.chosen.setdefault(layer, []).append(place)
+        self.masses: dict[int, Tensor] = {}
+
+    def enter_layer(self, layer: int, query: Tensor, key: Tensor) -> None:
+        """Note a layer; a second call within one pass has no place in the layer × head table."""
+        if layer in self.found:
+            raise ModelError(
+                f"layer {layer} calls its attention more than once in a pass (cross-attention or "
+                "shared layers): this family cannot be probed"
+            )
+        if query.shape[2] != key.shape[2]:
+            raise ModelError("the capture needs the whole sequence in one pass, without a cache")
+        self.found[layer] = query.shape[1]
+
+    def finished(self, layer: int) -> bool:
+        """Whether no later layer is needed."""
+        return self.early_exit and layer >= max(self.chosen)
+
+    def add(self, layer: int, call: AttentionCall) -> None:
+        """Sum the answer's softmax rows of the chosen heads of this layer."""
+        places = self.chosen.get(layer)
+        if not places:
+            return
+        heads = [self.heads[place][1] for place in places]
+        # All heads in order need no copy of queries and keys.
+        everything = heads == list(range(self.found[layer]))
+        rows = Rows(call, None if everything else heads, self.workspace)
+        device, (batch, tokens) = rows.query.device, self.shape
+        mass = torch.zeros((batch, rows.key.shape[1], rows.group, tokens), device=device)
+        for trace, at in enumerate(self.rows):
+            if not len(at):
+                continue
+            for chunk in rows.chunks(trace, at.to(device), int(at[-1])):
+                mass[trace, chunk.kv, :, : chunk.probs.shape[-1]] += chunk.probs.sum(dim=1)
+        self.masses[layer] = mass.flatten(1, 2)
+
+    def verify(self, layer: int, call: AttentionCall, value: Tensor, output: Tensor) -> None:
+        """Hold rows × values of all heads against the kernel's output for the same rows.
+
+        Args:
+            layer: its number.
+            call: its arguments.
+            value: (batch, kv, token, dim).
+            output: (batch, token, head, dim), the kernel's.
+        """
+        if not self.verifying:
+            return
+        rows = Rows(call, None, self.workspace)
+        ours, theirs = [], []
+        for trace, at in enumerate(self.rows):
+            if not len(at):
+                continue
+            there = at.to(output.device)
+            kernel = output[trace, there].unflatten(1, (-1, rows.group)).transpose(0, 1)
+            for chunk in rows.chunks(trace, there, int(at[-1])):
+                probs = chunk.probs.flatten(1, 2)
+                values = value[trace, chunk.kv, : probs.shape[-1]].float()
+                ours.append((probs @ values).flatten())
+                theirs.append(kernel[chunk.kv, chunk.rows].float().flatten())
+        self.differences[layer] = relative(torch.cat(ours), torch.cat(theirs))
+
+    def mass(self) -> Float[Tensor, "batch head token"]:
+        """The masses of all layers in the order of `heads`."""
+        missing = sorted(set(self.chosen) - set(self.masses))
+        if missing:
+            raise ModelError(f"layers {missing} were not reached in this pass")
+        first = next(iter(self.masses.values()))
+        out = first.new_empty((first.shape[0], len(self.heads), first.shape[2]))
+        for layer, places in self.chosen.items():
+            out[:, places] = self.masses[layer].to(out.device)
+        return out

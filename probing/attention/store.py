@@ -1,0 +1,209 @@
+"""Step scores on disk: one part a trace while a run goes on, one Parquet table when it is done.
+
+`parts/<hash of id>.safetensors` appear one by one, each whole or absent, so that an interrupted
+run, or several processes at once, can be put together. `scoring.json` says which settings the
+parts belong to. `scores.parquet` (trace, step, label, tokens, layer, head, score) replaces the
+parts in the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probing.attention.scores import ScoredTrace
+from probing.choices import Head
+from probing.errors import DataError
+from probing.files.headers import HEADER, file_header, whole_file, write_json
+from probing.files.jsonl import refuse_other_settings
+from probing.traces.file import Trace
+
+
+class ScoreStore:
+    """The scores of one run in its folder.
+
+    Args:
+        folder: the run's output folder.
+        settings: all that decides the scores; a store of other settings is refused.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.parts = folder / "parts"
+        self.table = folder / "scores.parquet"
+        self.settings = json.loads(json.dumps(dict(settings)))
+
+    def open(self, resume: bool) -> None:
+        """Begin or go on; one process does this for all.
+
+        Raises:
+            ConfigError: the folder holds scores of other settings.
+        """
+        path = self.folder / "scoring.json"
+        if not resume:
+            shutil.rmtree(self.parts, ignore_errors=True)
+            self.table.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        for leftover in self.parts.glob(".*"):  # of a process that was killed while it wrote
+            leftover.unlink()
+        if path.exists():
+            self._same_settings(path)
+            return
+        write_json(path, {HEADER: file_header("scoring settings"), "settings": self.settings})
+
+    def _same_settings(self, path: Path) -> None:
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: damaged ({error}); remove it or use --no-resume") from error
+        refuse_other_settings(self.folder, "scores", held, self.settings)
+
+    def _part(self, trace_id: str) -> Path:
+        name = hashlib.sha256(trace_id.encode()).hexdigest()[:24]
+        return self.parts / f"{name}.safetensors"
+
+    def done(self, ids: Iterable[str]) -> set[str]:
+        """Those of the ids whose scores are there."""
+        tabled = set(self._table_sizes())
+        return {trace_id for trace_id in ids if trace_id in tabled or self._part(trace_id).exists()}
+
+    def add(self, trace: ScoredTrace) -> None:
+        """Write one part, whole or not at all."""
+        from safetensors.numpy import save_file
+
+        sizes = np.array([trace.answer_tokens, trace.total_tokens], dtype=np.int64)
+        with whole_file(self._part(trace.id)) as temporary:
+            # safetensors writes memory as it lies: another order would be read back scrambled.
+            scores, tokens = map(np.ascontiguousarray, (trace.scores, trace.tokens))
+            save_file(
+                {"scores": scores, "tokens": tokens, "sizes": sizes},
+                temporary,
+                metadata={"id": trace.id, HEADER: json.dumps(file_header("step scores"))},
+            )
+
+    def load(self) -> dict[str, ScoredTrace]:
+        """All scores that are there, by trace id."""
+        parts = [path for path in self.parts.glob("*.safetensors") if path.name[0] != "."]
+        return {**self._read_table(), **{t.id: t for t in map(self._read_part, parts)}}
+
+    def _read_part(self, path: Path) -> ScoredTrace:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                sizes = file.get_tensor("sizes")
+                return ScoredTrace(
+                    file.metadata()["id"],
+                    file.get_tensor("scores"),
+                    file.get_tensor("tokens"),
+                    int(sizes[0]),
+                    int(sizes[1]),
+                )
+        except (SafetensorError, KeyError) as error:
+            raise DataError(f"{path}: damaged ({error}); remove it and run again") from error
+
+    def finish(
+        self,
+        traces: Iterable[Trace],
+        scored: Mapping[str, ScoredTrace],
+        heads: Sequence[Head],
+        advance: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write the table, a row group a trace, with today's labels; then drop the parts.
+
+        Args:
+            traces: in the order of the table; consumed lazily.
+            scored: the scores of these traces, by id.
+            heads: in the order of the scores.
+            advance: called after each trace, for a progress bar.
+        """
+        import pyarrow.parquet as pq
+
+        header = file_header("step scores", settings=self.settings)
+        sizes = {t.id: [t.answer_tokens, t.total_tokens] for t in scored.values()}
+        metadata = {HEADER: json.dumps(header), "sizes": json.dumps(sizes)}
+        layers = np.array([layer for layer, _ in heads], dtype=np.int16)
+        numbers = np.array([head for _, head in heads], dtype=np.int16)
+        with whole_file(self.table) as temporary:
+            schema = _schema().with_metadata(metadata)
+            with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+                for trace in traces:
+                    group = _row_group(trace, scored[trace.id], layers, numbers, schema)
+                    writer.write_table(group)
+                    advance()
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _table_sizes(self) -> dict[str, list[int]]:
+        """Sizes of the answer and of the whole, by the ids in the table."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not self.table.exists():
+            return {}
+        try:
+            sizes: dict[str, list[int]] = json.loads(pq.read_schema(self.table).metadata[b"sizes"])
+        except (pa.ArrowInvalid, KeyError, TypeError) as error:
+            raise DataError(f"{self.table}: damaged ({error}); use --no-resume") from error
+        return sizes
+
+    def _read_table(self) -> dict[str, ScoredTrace]:
+        import pyarrow.parquet as pq
+
+        sizes = self._table_sizes()
+        if not sizes:
+            return {}
+        file = pq.ParquetFile(self.table)
+        found = {}
+        for number in range(file.num_row_groups):
+            group = file.read_row_group(number, columns=["trace", "step", "tokens", "score"])
+            steps = int(group["step"][-1].as_py()) + 1
+            name = group["trace"][0].as_py()
+            scores = group["score"].to_numpy().reshape(steps, -1).T
+            tokens = group["tokens"].to_numpy().reshape(steps, -1)[:, 0].astype(np.int64)
+            found[name] = ScoredTrace(name, np.ascontiguousarray(scores), tokens, *sizes[name])
+        return found
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    text = pa.dictionary(pa.int32(), pa.string())
+    return pa.schema(
+        [
+            ("trace", text),
+            ("step", pa.int32()),
+            ("label", text),
+            ("tokens", pa.int32()),
+            ("layer", pa.int16()),
+            ("head", pa.int16()),
+            ("score", pa.float32()),
+        ]
+    )
+
+
+def _row_group(
+    trace: Trace, scored: ScoredTrace, layers: np.ndarray, numbers: np.ndarray, schema: Any
+) -> Any:
+    """Rows of one trace in the order step, head."""
+    import pyarrow as pa
+
+    n_heads, n_steps = scored.scores.shape
+    rows = n_heads * n_steps
+    steps = np.repeat(np.arange(n_steps, dtype=np.int32), n_heads)
+    labels = np.repeat([step.label for step in trace.steps], n_heads).tolist()
+    columns = {
+        "trace": pa.array([trace.id] * rows).dictionary_encode(),
+        "step": steps,
+        "label": pa.array(labels, pa.string()).dictionary_encode(),
+        "tokens": np.repeat(scored.tokens.astype(np.int32), n_heads),
+        "layer": np.tile(layers, n_steps),
+        "head": np.tile(numbers, n_steps),
+        "score": scored.scores.T.reshape(-1),
+    }
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,117 @@
+"""Files with one writer: whole or absent, and with a header that says what made them.
+
+Every file of kfh carries a header: JSON under the key `kfh`, JSONL as its first line
+`{"kfh": {…}}`, Parquet and safetensors as metadata under the key `kfh`. Readers accept
+files without a header, since users bring their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+from probing.errors import DataError
+
+HEADER = "kfh"
+SCHEMA = 1
+
+
+def data_path(*parts: str) -> Path:
+    """Path of a shipped data file: inside the installed wheel, else in the source tree.
+
+    Raises:
+        FileNotFoundError: the file is in neither place (a broken installation).
+    """
+    here = Path(__file__).parents[1]  # the package `probing`
+    for root in (here / "data", here.parent / "data"):
+        path = root.joinpath(*parts)
+        if path.exists():
+            return path
+    raise FileNotFoundError(f"data/{'/'.join(parts)} is missing: reinstall kfh")
+
+
+def kfh_version() -> str:
+    """Version of the installed distribution, or `unknown` where it runs uninstalled."""
+    try:
+        return version("kfh")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def file_header(kind: str, **inputs: Any) -> dict[str, Any]:
+    """The header of a file of this `kind`: who made it, when, from what."""
+    return {
+        "kind": kind,
+        "schema": SCHEMA,
+        "version": kfh_version(),
+        "command": " ".join([Path(sys.argv[0]).name, *map(shlex.quote, sys.argv[1:])]),
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **inputs,
+    }
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success move it there, on failure remove it.
+
+    A reader sees the old file or the new one, never half of one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: matplotlib and others choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    with whole_file(path) as temporary:
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, as `sha256:<hex>`; the file is streamed."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text in UTF-8, as `sha256:<hex>`."""
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        DataError: it does not, or is not there.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds no JSON object")
+    return content
+
+
+def json_number(value: SupportsFloat) -> float | None:
+    """A float for JSON, which has no word for what is not a number."""
+    number = float(value)
+    return None if number != number else number

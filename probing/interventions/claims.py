@@ -1,0 +1,121 @@
+"""What is claimed of an intervention, and whether the intervals say so, dose by dose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from probing.interventions.effects import MATCHED, OTHER_STEP
+from probing.interventions.outcomes import NONE, RANDOM
+
+LOWER, HIGHER = "lower", "higher"
+FOLLOW, KEPT = "follow", "source_kept"  # measures of heads and steering
+# Of each part, the measures that are claimed of; all else is said beside them.
+MEASURES = {
+    "steps": ("accuracy", "logprob"),
+    "heads": ("accuracy", "logprob", KEPT, FOLLOW),
+    "steering": (FOLLOW, "logprob", "accuracy"),
+}
+UNCHANGED = {"steps": 0.0, "heads": 0.0, "steering": 1.0}  # the dose of `none`
+
+
+@dataclass(frozen=True)
+class Question:
+    """A claim on the difference of an arm and what it is held against, for every mode and dose.
+
+    It holds at a dose where the whole interval lies on the side of zero that `way` names.
+    `down`: doses below the one that changes nothing are meant; None: every dose.
+    """
+
+    part: str
+    arm: str
+    against: str
+    way: str
+    text: str  # with the measure's name to be put in
+    down: bool | None = None
+    only: str | None = None  # the one measure that it is asked of
+
+
+QUESTIONS = (
+    Question("steps", "high", NONE, LOWER, "removing high-score steps lowers {}"),
+    Question("steps", "high", RANDOM, LOWER, "… more than removing random steps"),
+    Question("steps", "high", MATCHED, LOWER, "… more than random steps of as many tokens"),
+    Question("steps", "low", NONE, LOWER, "removing low-score steps lowers {}"),
+    Question("steps", "low", RANDOM, HIGHER, "… less than removing random steps"),
+    Question("heads", "chosen", NONE, LOWER, "ablating the chosen heads lowers {}"),
+    Question("heads", "chosen", RANDOM, LOWER, "… more than random heads of the same layers"),
+    Question("steering", "chosen", NONE, LOWER, "attention turned down lowers {}", True),
+    Question("steering", "chosen", RANDOM, LOWER, "… more than that of random heads", True),
+    Question("steering", "chosen", OTHER_STEP, LOWER, "… more than to another step", True),
+    Question("steering", "chosen", NONE, HIGHER, "attention turned up raises {}", False, FOLLOW),
+    Question("steering", "chosen", RANDOM, HIGHER, "… more than of random heads", False, FOLLOW),
+    Question(
+        "steering", "chosen", OTHER_STEP, HIGHER, "… more than to another step", False, FOLLOW
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The answer to a question in one mode: by dose, the difference with its interval."""
+
+    question: Question
+    measure: str
+    mode: str
+    doses: tuple[dict[str, Any], ...]  # dose, value, low, high, traces, holds
+
+    @property
+    def holds(self) -> bool:
+        """Whether the intervals say so at every dose."""
+        return all(dose["holds"] for dose in self.doses)
+
+    @property
+    def text(self) -> str:
+        """The claim in words."""
+        return self.question.text.format(self.measure)
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as it stands in `ablation.json`."""
+        asked = {k: v for k, v in asdict(self.question).items() if k != "text"}
+        return {
+            **asked,
+            "claim": self.text,
+            "measure": self.measure,
+            "mode": self.mode,
+            "holds": self.holds,
+            "doses": list(self.doses),
+        }
+
+
+def verdicts(differences: pd.DataFrame) -> Iterator[Claim]:
+    """Every question that the differences can answer, part by part and measure by measure."""
+    for part, measures in MEASURES.items():
+        for measure in measures:
+            for question in QUESTIONS:
+                if question.part == part and question.only in (None, measure):
+                    yield from _answers(question, measure, differences)
+
+
+def _answers(question: Question, measure: str, differences: pd.DataFrame) -> Iterator[Claim]:
+    """The verdicts on one question, a mode each."""
+    chosen = (
+        (differences["part"] == question.part)
+        & (differences["arm"] == question.arm)
+        & (differences["against"] == question.against)
+        & (differences["measure"] == measure)
+    )
+    if question.down is not None:
+        below = differences["dose"] < UNCHANGED[question.part]
+        chosen &= below if question.down else ~below
+    for mode, rows in differences[chosen].groupby("mode", sort=False):
+        doses = tuple(_dose(row, question.way) for row in rows.to_dict("records"))
+        yield Claim(question, measure, str(mode), doses)
+
+
+def _dose(row: dict[Any, Any], way: str) -> dict[str, Any]:
+    holds = row["high"] < 0 if way == LOWER else row["low"] > 0
+    kept = {name: row[name] for name in ("dose", "value", "low", "high", "traces", "groups")}
+    return {**kept, "holds": bool(holds)}

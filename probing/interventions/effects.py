@@ -1,0 +1,120 @@
+"""From outcomes to effects: means by arm, differences within traces, and what they say.
+
+Every measure of an outcome is summarised alike: `accuracy` (correct), `logprob` (nats, the sum
+over the counted answer tokens), and what the part put into `extra`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from probing.intervals import group_interval
+from probing.interventions.outcomes import NONE, RANDOM, Outcome
+
+MATCHED = "matched"
+OTHER_STEP = "other-step"  # steering: the head set, to another step
+CONTROLS = (RANDOM, MATCHED, OTHER_STEP)
+KEYS = ["part", "arm", "mode", "dose"]
+
+
+def outcome_table(outcomes: Iterable[Outcome]) -> pd.DataFrame:
+    """A row an outcome and measure that it has: keys, draw, trace, group, measure, value."""
+    rows = []
+    for one in outcomes:
+        measured: dict[str, float | None] = {"logprob": one.logprob, **one.extra}
+        measured["accuracy"] = None if one.correct is None else float(one.correct)
+        key = (one.part, one.arm, one.mode, one.dose, one.draw, one.trace, one.group)
+        rows += [(*key, name, value) for name, value in measured.items() if value is not None]
+    return pd.DataFrame(rows, columns=[*KEYS, "draw", "trace", "group", "measure", "value"])
+
+
+def over_draws(table: pd.DataFrame) -> pd.DataFrame:
+    """The mean over the draws of each arm within each trace."""
+    by = [*KEYS, "measure", "trace", "group"]
+    return table.groupby(by, sort=False, as_index=False)["value"].mean()
+
+
+def _figure(frame: pd.DataFrame, measure: str, column: str, seed: int, bounded: bool) -> dict:
+    """Mean, interval and numbers of one cell of a table."""
+    groups = pd.factorize(frame["group"])[0]
+    share = measure == "accuracy"
+    value, low, high = group_interval(frame[column].to_numpy(), groups, seed=seed, share=share)
+    if share and bounded:
+        low, high = max(0.0, low), min(1.0, high)
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "traces": len(frame),
+        "groups": int(groups.max()) + 1,
+    }
+
+
+def summarise(outcomes: Iterable[Outcome], seed: int = 0) -> pd.DataFrame:
+    """Mean of each measure by part, arm, mode and dose, with 95 % intervals over groups.
+
+    Columns: the keys, measure, value, low, high, traces, groups; in the order of the outcomes.
+    """
+    table = over_draws(outcome_table(outcomes))
+    rows = [
+        {
+            **dict(zip([*KEYS, "measure"], key, strict=True)),
+            **_figure(frame, str(key[-1]), "value", seed, True),
+        }
+        for key, frame in table.groupby([*KEYS, "measure"], sort=False)
+    ]
+    return pd.DataFrame(
+        rows, columns=[*KEYS, "measure", "value", "low", "high", "traces", "groups"]
+    )
+
+
+def differences(outcomes: Iterable[Outcome], seed: int = 0) -> pd.DataFrame:
+    """Every arm minus `none`, and minus each control of its mode and dose, paired by trace.
+
+    Columns: those of `summarise`, and `against`, the arm that is subtracted. Negative: the
+    change hurts (more than the control does). Traces that lack either are left out of the pair.
+    """
+    table = over_draws(outcome_table(outcomes))
+    grouped = table.groupby([*KEYS, "measure"], sort=False)
+    cells = {key: frame for key, frame in grouped}  # noqa: C416  # it has `keys`, as a dict has
+    rows = []
+    for key, frame in cells.items():
+        part, arm, mode, dose, measure = key
+        for against, other in _references(cells, key):
+            pair = frame.merge(other[["trace", "value"]], on="trace", suffixes=("", "_other"))
+            if pair.empty:
+                continue
+            pair["difference"] = pair["value"] - pair["value_other"]
+            rows.append(
+                {
+                    "part": part,
+                    "arm": arm,
+                    "mode": mode,
+                    "dose": dose,
+                    "measure": measure,
+                    "against": against,
+                    **_figure(pair, str(measure), "difference", seed, False),
+                }
+            )
+    columns = [*KEYS, "measure", "against", "value", "low", "high", "traces", "groups"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _references(cells: dict[Any, pd.DataFrame], key: Any) -> list[tuple[str, pd.DataFrame]]:
+    """What an arm is held against: nothing changed, and the controls of its mode and dose."""
+    part, arm, mode, dose, measure = key
+    if arm == NONE:
+        return []
+    found = [
+        (NONE, frame)
+        for of, frame in cells.items()
+        if (of[0], of[1], of[-1]) == (part, NONE, measure)
+    ]
+    for control in CONTROLS:
+        other = cells.get((part, control, mode, dose, measure))
+        if other is not None and arm not in CONTROLS:
+            found.append((control, other))
+    return found

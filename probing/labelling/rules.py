@@ -1,0 +1,97 @@
+"""Labels by rule, from phrases and repetition: quick, rough, and to be read as such.
+
+A result is a number that a step states (behind its last equals sign, or anywhere in a step
+without one) and that neither the problem nor an earlier step has stated. The first rule that
+fits a step labels it:
+1. A confused step (it opens with "Wait", "Let me check", …) without a result: redundant. It
+   repeats what is known.
+2. A step whose words and numbers all but repeat an earlier step: redundant.
+3. A step with a result that the final answer states: essential.
+4. A step with a result that a later step which is not confused states: essential.
+5. A step with a result that nothing after it states: redundant. It led nowhere.
+6. Any other step: no label.
+The rules know nothing of what follows from what. How far they agree with labels of another origin
+is for `kfh label --compare` to say; docs/LOG.md has two such comparisons.
+"""
+
+from __future__ import annotations
+
+import re
+
+from probing.files.headers import data_path
+from probing.traces.file import Step, Trace
+from probing.traces.phrases import Phrases, opening_kind
+
+REPEATED = 0.8  # share of a step's words and numbers that one earlier step has
+MIN_WORDS = 4  # shorter steps repeat something by chance
+
+_NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
+_WORD = re.compile(r"[a-z]+|\d[\d,.]*\d|\d", re.IGNORECASE)
+
+
+def numbers(text: str) -> list[str]:
+    """The numbers of a text in one spelling: no thousands separators, no leading zeros.
+
+    Example:
+        >>> numbers("so 1,024 + 07 = 1031.50")
+        ['1024', '7', '1031.50']
+    """
+    return [re.sub(r"^0+(?=\d)", "", found.replace(",", "")) for found in _NUMBER.findall(text)]
+
+
+def results(text: str) -> list[str]:
+    """What a step states: the numbers behind its last equals sign, or all where it has none.
+
+    Example:
+        >>> results("First, 4 * 97 = 388, so w = 88."), results("it gives 12")
+        (['88'], ['12'])
+    """
+    return numbers(text.rpartition("=")[2])
+
+
+def rule_labels(trace: Trace, phrases: Phrases | None = None) -> list[str | None]:
+    """A label or None for each step of a trace, by the rules above.
+
+    Args:
+        trace: with its steps.
+        phrases: which phrases are confused; default the published list.
+    """
+    phrases = phrases or Phrases.load(data_path("phrases", "attnpo.json"))
+    texts = [trace.response[step.start : step.end] for step in trace.steps]
+    confused = [
+        _is_confused(step, text, phrases) for step, text in zip(trace.steps, texts, strict=True)
+    ]
+    answer = set(numbers(trace.response[trace.answer_start :]))
+    stated = [set(numbers(text)) for text in texts]
+    later: set[str] = set()  # numbers of the later steps that are not confused
+    after: list[set[str]] = []
+    for said, is_confused in zip(reversed(stated), reversed(confused), strict=True):
+        after.append(set(later))
+        later |= set() if is_confused else said
+    after.reverse()
+    known = set(numbers(trace.prompt))
+    bags: list[frozenset[str]] = []
+    labels = []
+    for place, text in enumerate(texts):
+        new = set(results(text)) - known
+        bag = frozenset(word.lower() for word in _WORD.findall(text))
+        label = None
+        if (confused[place] and not new) or _repeats(bag, bags):  # 1, 2
+            label = "redundant"
+        elif new:  # 3, 4, 5
+            label = "essential" if new & (answer | after[place]) else "redundant"
+        labels.append(label)
+        known |= stated[place]
+        bags.append(bag)
+    return labels
+
+
+def _is_confused(step: Step, text: str, phrases: Phrases) -> bool:
+    return (step.kind or opening_kind(text, phrases)) in ("confused", "branching")
+
+
+def _repeats(bag: frozenset[str], earlier: list[frozenset[str]]) -> bool:
+    """Whether one earlier step has nearly all the words and numbers of this one."""
+    if len(bag) < MIN_WORDS:
+        return False
+    return any(len(bag & other) >= REPEATED * len(bag) for other in earlier)

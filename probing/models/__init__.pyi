@@ -1,0 +1,9 @@
+from .decode import Sampling as Sampling
+from .decode import decode as decode
+from .identity import ModelCard as ModelCard
+from .identity import config_fingerprint as config_fingerprint
+from .identity import tokenizer_fingerprint as tokenizer_fingerprint
+from .identity import weights_fingerprint as weights_fingerprint
+from .load import load_model as load_model
+from .load import load_tokenizer as load_tokenizer
+from .processes import check_processes as check_processes

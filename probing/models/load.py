@@ -1,0 +1,142 @@
+"""Load a model and its tokenizer from the hub, a folder or a GGUF file; tell models apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probing.choices import DTYPES
+from probing.errors import ModelError
+from probing.files.headers import data_path
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+def load_tokenizer(model_id: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, which must give character offsets.
+
+    Raises:
+        ModelError: it cannot be loaded, or is a slow one without offsets.
+    """
+    from transformers import AutoTokenizer
+
+    name, options = _source(model_id)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code, **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"no tokenizer for {model_id}: {error}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer of {model_id} is a slow one without character offsets; "
+            "save a fast one beside the model (tokenizer.json)"
+        )
+    fast: PreTrainedTokenizerBase = tokenizer
+    return fast
+
+
+def load_model(
+    model_id: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model in eval mode.
+
+    Args:
+        model_id: hub id, folder, or path of a `.gguf` file.
+        device: `auto` (CUDA where there is one, else CPU), or a torch device.
+        dtype: `auto` (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16 or float16.
+        attention: transformers' attention implementation; None takes the model's default.
+        trust_remote_code: run code that comes with the model. Off unless asked for.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    name, options = _source(model_id)
+    place, kind = choose_device(device), choose_dtype(dtype, device)
+    if attention:
+        options["attn_implementation"] = attention
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=kind, trust_remote_code=trust_remote_code, **options
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ModelError(f"{model_id} cannot be loaded: {error}") from error
+    model.to(place)  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is this process's CUDA device where there is one, else the CPU.
+
+    Raises:
+        ModelError: torch does not know or have the device.
+    """
+    import os
+
+    import torch
+
+    if device == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {device!r} cannot be used: {error}") from error
+    return place
+
+
+def choose_dtype(dtype: str, device: str) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA and float32 elsewhere."""
+    import torch
+
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}; choose {', '.join(DTYPES)}")
+    if dtype == "auto":
+        return torch.bfloat16 if choose_device(device).type == "cuda" else torch.float32
+    kind: torch.dtype = getattr(torch, dtype)
+    return kind
+
+
+def _source(model_id: str) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` wants for this id."""
+    path = Path(model_id)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{model_id}: no such file")
+        return str(path.parent), {"gguf_file": path.name}
+    if model_id.startswith((".", "/", "~")) and not path.expanduser().is_dir():
+        raise ModelError(f"{model_id}: no such folder")
+    return str(path.expanduser()) if path.expanduser().is_dir() else model_id, {}
+
+
+def load_frozen(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model in float32, ready for inference, and its tokenizer.
+
+    Raises:
+        FileNotFoundError: the folder has no model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no model: make one with rl.pocket.pretrain")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    return model.eval(), tokenizer
+
+
+def pocket_model() -> Path:
+    """Folder of the embedded model, the pocket reasoner (data/pocket/README.md)."""
+    return data_path("pocket")

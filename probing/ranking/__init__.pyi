@@ -1,0 +1,12 @@
+from .metrics import RankedTrace as RankedTrace
+from .metrics import balanced_ranking_accuracy as balanced_ranking_accuracy
+from .metrics import contrast as contrast
+from .metrics import gating_accuracy as gating_accuracy
+from .metrics import metric_table as metric_table
+from .metrics import step_ranking_accuracy as step_ranking_accuracy
+from .null import max_null as max_null
+from .null import p_values as p_values
+from .rank import rank_heads as rank_heads
+from .select import halves as halves
+from .select import select_greedy as select_greedy
+from .select import select_top as select_top

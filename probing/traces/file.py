@@ -1,0 +1,252 @@
+"""Traces: one line of JSON for one sampled response, its steps and their labels.
+
+A line holds `id`, `prompt` (the exact text given to the model) and `response` (the reasoning,
+`</think>`, the final answer); and, where known, `model`, `problem`, `ground_truth`, `correct`
+and `steps`. Fields that kfh does not know survive a round trip.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+from probing.choices import LABELS, THINK_END
+from probing.errors import DataError
+from probing.files.headers import HEADER, file_header, whole_file
+
+
+@dataclass(frozen=True)
+class Step:
+    """A span of the reasoning: characters `start` to `end` (half open) of the response."""
+
+    start: int
+    end: int
+    label: str | None = None  # essential, redundant, or None: left out of the ranking
+    kind: str | None = None  # of the phrase that opens it, where a segmenter made it
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The step as it stands in a trace line."""
+        kind = {} if self.kind is None else {"kind": self.kind}
+        return {"start": self.start, "end": self.end, "label": self.label, **kind, **self.extra}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One response of a model, with the place where its reasoning ends."""
+
+    id: str
+    prompt: str
+    response: str
+    steps: tuple[Step, ...] = ()
+    correct: bool | None = None
+    problem: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)  # every other field of the line
+    think_end: str = THINK_END
+
+    @property
+    def reasoning_end(self) -> int:
+        """Character of the response at which the end marker starts."""
+        return self.response.index(self.think_end)
+
+    @property
+    def answer_start(self) -> int:
+        """Character of the response at which the final answer starts."""
+        return self.reasoning_end + len(self.think_end)
+
+    def with_steps(self, steps: Iterable[Step], **extra: Any) -> Trace:
+        """The same trace with other steps (and extra fields added)."""
+        return replace(self, steps=tuple(steps), extra={**self.extra, **extra})
+
+    def to_json(self) -> dict[str, Any]:
+        """The trace as a line of a trace file."""
+        known = {"id": self.id, "prompt": self.prompt, "response": self.response}
+        optional = {"problem": self.problem, "correct": self.correct}
+        line = {**known, **{k: v for k, v in optional.items() if v is not None}, **self.extra}
+        return {**line, "steps": [step.to_json() for step in self.steps]}
+
+
+class BadLine(DataError):
+    """A line that is no usable trace; `kind` is the reason in two or three words."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+@dataclass
+class ReadReport:
+    """What a reader saw: lines used, and lines left out by reason."""
+
+    read: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    first_bad: dict[str, str] = field(default_factory=dict)
+
+    def note(self, kind: str, message: str) -> None:
+        """Count a line left out, and keep the first message of its kind."""
+        self.bad[kind] += 1
+        self.first_bad.setdefault(kind, message)
+
+
+def _typed(line: dict[str, Any], name: str, kind: type, required: bool) -> Any:
+    value = line.get(name)
+    if value is None:
+        if required:
+            raise BadLine("missing field", f"the field {name!r} is missing")
+        return None
+    if not isinstance(value, kind):
+        raise BadLine("wrong type", f"{name!r} must be {kind.__name__}, is {value!r:.40}")
+    return value
+
+
+def _parse_steps(items: list[Any], reasoning_end: int) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    for number, item in enumerate(items):
+        if not isinstance(item, dict):
+            raise BadLine("wrong type", f"step {number} must be an object, is {item!r:.40}")
+        start, end = item.get("start"), item.get("end")
+        if type(start) is not int or type(end) is not int:
+            raise BadLine("missing field", f"step {number} needs whole numbers start and end")
+        if not 0 <= start < end <= reasoning_end:
+            raise BadLine(
+                "offsets out of range",
+                f"step {number} is {start}–{end}, but the reasoning is 0–{reasoning_end}",
+            )
+        if steps and start < steps[-1].end:
+            raise BadLine(
+                "offsets overlap",
+                f"step {number} starts at {start}, before step {number - 1} ends ({steps[-1].end})",
+            )
+        if item.get("label") not in LABELS:
+            raise BadLine(
+                "unknown label",
+                f"step {number} is labelled {item['label']!r}; essential, redundant or null",
+            )
+        extra = {k: v for k, v in item.items() if k not in ("start", "end", "label", "kind")}
+        steps.append(Step(start, end, item.get("label"), item.get("kind"), extra))
+    return tuple(steps)
+
+
+def parse_trace(text: str, think_end: str = THINK_END) -> Trace:
+    """Parse and check one line.
+
+    Raises:
+        BadLine: with the reason, where the line is not JSON, lacks a field, has offsets that
+            leave the reasoning or overlap, has no end marker, or an empty answer.
+    """
+    try:
+        line = json.loads(text)
+    except ValueError as error:
+        raise BadLine("not JSON", f"not JSON ({error})") from error
+    if not isinstance(line, dict):
+        raise BadLine("not JSON", f"a line must be a JSON object, is {type(line).__name__}")
+    texts = {name: _typed(line, name, str, True) for name in ("id", "prompt", "response")}
+    for name, value in texts.items():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise BadLine("invalid Unicode", f"{name!r} holds half a character ({error})") from None
+    response: str = texts["response"]
+    end = response.find(think_end)
+    if end < 0:
+        raise BadLine(f"no {think_end}", f"the response has no {think_end}")
+    if not response[end + len(think_end) :].strip():
+        raise BadLine("empty answer", f"nothing follows {think_end}")
+    names = ("id", "prompt", "response", "steps", "correct", "problem")
+    return Trace(
+        **texts,
+        steps=_parse_steps(_typed(line, "steps", list, False) or [], end),
+        correct=_typed(line, "correct", bool, False),
+        problem=_typed(line, "problem", str, False),
+        extra={k: v for k, v in line.items() if k not in names},
+        think_end=think_end,
+    )
+
+
+def _open_text(path: Path, mode: str) -> IO[str]:
+    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    opened: IO[str] = opener(path, mode, encoding="utf-8")
+    return opened
+
+
+def _id_of(text: str) -> str:
+    try:
+        return str(json.loads(text)["id"])
+    except (ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+def read_traces(
+    path: str | Path,
+    *,
+    skip_bad: bool = False,
+    think_end: str = THINK_END,
+    report: ReadReport | None = None,
+) -> Iterator[Trace]:
+    """Stream the traces of a JSONL file (or `.jsonl.gz`), checked, in order.
+
+    Args:
+        path: the trace file. One line is in memory at a time.
+        skip_bad: go on after a bad line; it is counted in `report`.
+        think_end: the text that ends the reasoning.
+        report: filled while the caller iterates.
+
+    Raises:
+        DataError: the file is missing or holds no trace; or, without `skip_bad`, the first bad
+            line, named by file, line number and id.
+    """
+    path, report = Path(path), report if report is not None else ReadReport()
+    seen: set[str] = set()
+    try:
+        file = _open_text(path, "rt")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    with file:
+        for number, text in enumerate(_lines(file, path), start=1):
+            if not text.strip() or (number == 1 and text.startswith(f'{{"{HEADER}":')):
+                continue
+            try:
+                trace = parse_trace(text, think_end)
+                if trace.id in seen:
+                    raise BadLine("duplicate id", "this id stands on an earlier line too")
+            except BadLine as error:
+                message = f"{path}, line {number}, id {_id_of(text)}: {error}"
+                if not skip_bad:
+                    raise DataError(f"{message}. Mend it, or pass --skip-bad.") from error
+                report.note(error.kind, message)
+                continue
+            seen.add(trace.id)
+            report.read += 1
+            yield trace
+    if not report.read:
+        left_out = f" ({sum(report.bad.values())} bad lines left out)" if report.bad else ""
+        raise DataError(f"{path}: no usable trace in this file{left_out}.")
+
+
+def _lines(file: IO[str], path: Path) -> Iterator[str]:
+    try:
+        yield from file
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{path}: not a text file in UTF-8 ({error})") from error
+
+
+def write_traces(path: Path, traces: Iterable[Trace], **inputs: Any) -> int:
+    """Write traces to a JSONL file (or `.jsonl.gz`), whole or not at all; return their number.
+
+    Args:
+        path: the file to write.
+        traces: consumed lazily, so that a file larger than memory can be rewritten.
+        inputs: what the header is to say of where they come from.
+    """
+    count = 0
+    with whole_file(path) as temporary, _open_text(temporary, "wt") as file:
+        file.write(json.dumps({HEADER: file_header("traces", **inputs)}) + "\n")
+        for trace in traces:
+            file.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
+            count += 1
+    return count

@@ -1,0 +1,113 @@
+"""Transition phrases: the list, what a step opens with, how often they occur."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from probing.errors import DataError
+from probing.files.headers import data_path, file_hash
+from probing.traces.file import Step
+
+KINDS = ("confused", "branching", "forward", "backward", "special")
+# What the paper calls confused and summary; forward phrases are neither.
+PHRASE_GROUPS = {
+    "confused": ("confused", "branching"),
+    "forward": ("forward",),
+    "summary": ("backward", "special"),
+}
+
+
+def opening_kind(text: str, phrases: Phrases) -> str | None:
+    """Kind of the phrase that a text opens with; None where it opens with none."""
+    found = phrases.pattern().match(text.lstrip())
+    return phrases.kinds[found.group()] if found else None
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """Phrases by kind, from a JSON file `{"name", "source", "kinds": {kind: [phrase, …]}}`."""
+
+    name: str
+    kinds: dict[str, str]  # phrase → kind
+    file_hash: str
+
+    @classmethod
+    @lru_cache(maxsize=8)
+    def load(cls, path: Path) -> Phrases:
+        """Read and check a phrase file.
+
+        Raises:
+            DataError: not JSON, an unknown kind, an empty phrase, or a phrase in two kinds.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            groups = content["kinds"].items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f'{path}: no phrase file ({error}); it needs {{"kinds": {{"confused": […], …}}}}'
+            ) from error
+        kinds: dict[str, str] = {}
+        for kind, phrases in groups:
+            if kind not in KINDS:
+                raise DataError(f"{path}: unknown kind {kind!r}; known are {', '.join(KINDS)}")
+            for phrase in phrases:
+                if not isinstance(phrase, str) or not phrase:
+                    raise DataError(f"{path}: {kind} holds {phrase!r}; phrases are texts")
+                if kinds.setdefault(phrase, kind) != kind:
+                    raise DataError(f"{path}: {phrase!r} is both {kinds[phrase]} and {kind}")
+        if not kinds:
+            raise DataError(f"{path}: holds no phrase")
+        return cls(str(content.get("name", path.stem)), kinds, file_hash(path))
+
+    def pattern(self) -> re.Pattern[str]:
+        """One alternation, longest phrase first, so that the longest match wins (1)."""
+        longest_first = sorted(self.kinds, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)))
+
+
+def opening(
+    text: str, step: Step, phrases: Phrases, pattern: re.Pattern[str]
+) -> tuple[str | None, str | None]:
+    """Kind of a step and the phrase that it opens with, None where it opens with none.
+
+    A segmenter's own kind stands, but for branching, which it counts as confused. `pattern` is
+    that of the phrases, compiled once.
+
+    Example:
+        >>> found = Phrases("p", {"Wait": "confused"}, "")
+        >>> opening("So. Wait, no", Step(4, 12), found, found.pattern())
+        ('confused', 'Wait')
+    """
+    start = (
+        step.start + len(text[step.start : step.end]) - len(text[step.start : step.end].lstrip())
+    )
+    match = pattern.match(text, start, step.end)
+    kind = phrases.kinds[match.group()] if match else None
+    if step.kind is not None and not (step.kind == "confused" and kind == "branching"):
+        kind = step.kind
+    return kind, match.group() if match else None
+
+
+def phrase_counts(text: str, phrases: Phrases | None = None) -> dict[str, int]:
+    """How often the phrases of each group stand in a text.
+
+    As in segmentation: the longest match, not overlapping; forward and backward phrases only
+    right after a newline.
+
+    Example:
+        >>> phrase_counts("First, 2. Wait, no.\\nSo 3. Alternatively, 4.")
+        {'confused': 2, 'forward': 0, 'summary': 1}
+    """
+    phrases = phrases or Phrases.load(data_path("phrases", "attnpo.json"))
+    group = {kind: name for name, kinds in PHRASE_GROUPS.items() for kind in kinds}
+    counts = dict.fromkeys(PHRASE_GROUPS, 0)
+    for match in phrases.pattern().finditer(text):
+        kind = phrases.kinds[match.group()]
+        opens_line = text[match.start() - 1 : match.start()] == "\n"
+        if kind not in ("forward", "backward") or opens_line:
+            counts[group[kind]] += 1
+    return counts

@@ -1,0 +1,215 @@
+"""Cut the reasoning of a trace into steps that tile it: no gap, no overlap.
+
+The segmenter `attnpo` (paper section 3, docs/PAPER.md section 1), in the numbers used below:
+1. Find all phrases, left to right, not overlapping, at each place the longest that matches.
+2. A forward or backward phrase counts only right after a newline; the others count anywhere.
+3. Cut at every phrase that counts, and at 0. A piece has the kind of its opening phrase.
+4. Merge pieces shorter than `min_chars`.
+`line`, `sentence` and `paragraph` cut at a pattern instead of (1–3) and do not merge.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from probing.choices import MIN_CHARS
+from probing.errors import ConfigError
+from probing.files.headers import data_path
+from probing.traces.file import Step, Trace
+from probing.traces.phrases import Phrases
+
+SHORT_TAIL = 15  # a backward piece with at most so many characters beside its phrase goes right
+
+# Each pattern matches what ends a step; the step keeps what it matched.
+_ENDS = {
+    "line": re.compile(r"\n+"),
+    "paragraph": re.compile(r"\n[ \t]*\n\s*"),
+    # A full stop inside a number or an abbreviation of one letter ends no sentence.
+    "sentence": re.compile(r"(?:(?<!\b[A-Za-z])[.!?]+[\"')\]]*\s+(?=\S)|[。！？]+\s*|\n+\s*)"),
+}
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """How steps are cut; stored in whatever is made from them.
+
+    Args:
+        name: `attnpo`, `line`, `sentence` or `paragraph`.
+        min_chars: pieces shorter than this are merged (`attnpo` only).
+        phrases: a phrase file of the user's (`attnpo` only); default the published list.
+    """
+
+    name: str = "attnpo"
+    min_chars: int = MIN_CHARS
+    phrases: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.name != "attnpo" and self.name not in _ENDS:
+            known = ", ".join(["attnpo", *_ENDS])
+            raise ConfigError(f"unknown segmenter {self.name!r}; choose {known} or a phrase file")
+        if self.min_chars < 0:
+            raise ConfigError(f"min_chars must not be negative, is {self.min_chars}")
+
+    @classmethod
+    def parse(cls, text: str, min_chars: int = MIN_CHARS) -> Segmenter:
+        """A segmenter by its name, or by the path of a phrase file (`*.json`)."""
+        if text.endswith(".json"):
+            return cls("attnpo", min_chars, text)
+        return cls(text, min_chars)
+
+    @property
+    def phrase_path(self) -> Path:
+        """The phrase file in use."""
+        return Path(self.phrases) if self.phrases else data_path("phrases", "attnpo.json")
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and settings, with the hash of the phrases, for headers and head sets."""
+        if self.name != "attnpo":
+            return {"name": self.name}
+        return {**asdict(self), "phrases_hash": Phrases.load(self.phrase_path).file_hash}
+
+    def cut(self, text: str) -> list[Step]:
+        """Steps that tile `text`; see `segment`."""
+        if not text:
+            return []
+        if self.name in _ENDS:
+            return _cut_at_ends(text, _ENDS[self.name])
+        phrases = Phrases.load(self.phrase_path)
+        pieces = _merge_short(_cut_at_phrases(text, phrases), self.min_chars)
+        return [Step(p.start, p.end, kind=p.kind) for p in pieces]
+
+
+def segment(
+    text: str,
+    segmenter: str | Segmenter = "attnpo",
+    *,
+    min_chars: int = MIN_CHARS,
+) -> list[Step]:
+    """Cut a reasoning text into steps.
+
+    Args:
+        text: what stands before `</think>`.
+        segmenter: a name (`attnpo`, `line`, `sentence`, `paragraph`), the path of a phrase
+            file, or a `Segmenter`.
+        min_chars: minimum length of a step in characters (`attnpo` only).
+
+    Returns:
+        Steps whose character offsets tile `text`: the first starts at 0, each starts where the
+        one before ends, the last ends at `len(text)`. An empty text has none.
+
+    Raises:
+        ConfigError: unknown segmenter.
+        DataError: a phrase file that cannot be used.
+
+    Example:
+        >>> [s.start for s in segment("One. Wait, two?", min_chars=0)]
+        [0, 5]
+    """
+    if isinstance(segmenter, str):
+        segmenter = Segmenter.parse(segmenter, min_chars)
+    return segmenter.cut(text)
+
+
+def segment_trace(trace: Trace, segmenter: Segmenter) -> Trace:
+    """The trace with new steps; labels of its old steps are carried over (`carry_labels`)."""
+    steps = segmenter.cut(trace.response[: trace.reasoning_end])
+    return trace.with_steps(carry_labels(trace.steps, steps), segmenter=segmenter.to_json())
+
+
+def carry_labels(old: tuple[Step, ...], new: list[Step]) -> list[Step]:
+    """Label new steps by the label that covers most of their labelled characters.
+
+    A tie, or no labelled character, leaves a step without a label. Kinds and offsets stay.
+    """
+    labelled = []
+    first = 0
+    for step in new:
+        while first < len(old) and old[first].end <= step.start:
+            first += 1
+        cover = {"essential": 0, "redundant": 0}
+        index = first
+        while index < len(old) and old[index].start < step.end:
+            label = old[index].label
+            if label is not None:
+                shared = min(old[index].end, step.end) - max(old[index].start, step.start)
+                cover[label] += shared
+            index += 1
+        essential, redundant = cover["essential"], cover["redundant"]
+        label = "essential" if essential > redundant else "redundant"
+        labelled.append(
+            Step(step.start, step.end, None if essential == redundant else label, step.kind)
+        )
+    return labelled
+
+
+def _cut_at_ends(text: str, ends: re.Pattern[str]) -> list[Step]:
+    cuts = [0, *(m.end() for m in ends.finditer(text) if m.end() > m.start()), len(text)]
+    cuts = sorted(set(cuts))
+    return [Step(start, end) for start, end in pairwise(cuts)]
+
+
+@dataclass
+class _Piece:
+    start: int
+    end: int
+    kind: str  # confused, forward, backward or special
+    phrase: int  # length of the phrase that opens it
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+def _cut_at_phrases(text: str, phrases: Phrases) -> list[_Piece]:
+    """Pieces from phrase to phrase (1–3); branching counts as confused."""
+    pieces = [_Piece(0, len(text), "forward", 0)]
+    for match in phrases.pattern().finditer(text):
+        kind, start = phrases.kinds[match.group()], match.start()
+        opens_line = start > 0 and text[start - 1] == "\n"
+        if kind in ("forward", "backward") and not opens_line:
+            continue
+        piece = _Piece(
+            start, len(text), "confused" if kind == "branching" else kind, len(match.group())
+        )
+        if start == 0:
+            pieces = [piece]
+        else:
+            pieces[-1].end = start
+            pieces.append(piece)
+    return pieces
+
+
+def _side_to_merge(pieces: list[_Piece], index: int) -> int:
+    """Where the short piece goes (4): −1 to its left, +1 to its right, 0 nowhere."""
+    piece = pieces[index]
+    after = pieces[index + 1] if index + 1 < len(pieces) else None
+    left = -1 if index > 0 else 0
+    right = 1 if after is not None and after.kind != "special" else 0
+    if piece.kind == "special":
+        return 0
+    if piece.kind == "confused":
+        return right
+    if after is not None and after.kind == "confused" and index + 2 < len(pieces):
+        return left
+    if piece.kind == "forward" or piece.size - piece.phrase <= SHORT_TAIL:
+        return right
+    return left
+
+
+def _merge_short(pieces: list[_Piece], min_chars: int) -> list[_Piece]:
+    """Merge pieces shorter than `min_chars`, left to right (4); the left part names the kind."""
+    pieces = [*pieces]
+    index = 0
+    while index < len(pieces):
+        side = 0 if pieces[index].size >= min_chars else _side_to_merge(pieces, index)
+        if side == 0:
+            index += 1
+            continue
+        index = index + min(side, 0)  # the left one of the two, looked at again
+        pieces[index].end = pieces.pop(index + 1).end
+    return pieces

@@ -1,0 +1,196 @@
+"""From a trace file to traces ready to be scored: filtered, cut, labelled, every loss counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from probing.choices import GIVEN, KEEP, MIN_CHARS, THINK_END
+from probing.errors import ConfigError, DataError
+from probing.files.headers import data_path, file_hash
+from probing.traces.file import ReadReport, Trace, read_traces
+from probing.traces.labels import LabelFile, read_labels
+from probing.traces.segmenters import Segmenter, segment_trace
+
+
+@dataclass(frozen=True)
+class StepSource:
+    """A trace file, and how its traces are cut into steps.
+
+    Args:
+        path: the trace file.
+        segmenter: `given`: the steps of the file, as they are; or the name of a segmenter or a
+            phrase file: cut anew, with the file's labels carried over by their characters.
+        min_chars: the segmenter's minimum length.
+        skip_bad: leave out bad lines, counted, instead of stopping at the first.
+        think_end: the text that ends the reasoning.
+    """
+
+    path: Path
+    segmenter: str = GIVEN
+    min_chars: int = MIN_CHARS
+    skip_bad: bool = False
+    think_end: str = THINK_END
+
+    def __post_init__(self) -> None:
+        """Check that the file is there."""
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such trace file")
+
+    @property
+    def rule(self) -> str:
+        """How steps take tokens: given spans by overlap, tiles by where they start."""
+        return "overlap" if self.segmenter == GIVEN else "start"
+
+    def segmenter_json(self) -> dict[str, Any]:
+        """The segmenter as it stands in headers and head sets."""
+        if self.segmenter == GIVEN:
+            return {"name": GIVEN}
+        return Segmenter.parse(self.segmenter, self.min_chars).to_json()
+
+    def traces(self, report: ReadReport | None = None) -> Iterator[Trace]:
+        """The traces with their steps, wrong answers and traces without a step included."""
+        cutter = None
+        if self.segmenter != GIVEN:
+            cutter = Segmenter.parse(self.segmenter, self.min_chars)
+        for trace in read_traces(
+            self.path, skip_bad=self.skip_bad, think_end=self.think_end, report=report
+        ):
+            yield segment_trace(trace, cutter) if cutter else trace
+
+
+@dataclass(frozen=True)
+class TraceSource(StepSource):
+    """The traces of a probe: their steps, whose labels, and which of them.
+
+    Args:
+        labels: `steps`: the labels of the file's steps; or the path of a label file.
+        keep: `correct` leaves out traces whose answer is known to be wrong (the paper probes
+            correct ones); `all` keeps them.
+    """
+
+    labels: str = "steps"
+    keep: str = "correct"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        if self.keep not in KEEP:
+            raise ConfigError(f"unknown keep {self.keep!r}; choose {' or '.join(KEEP)}")
+
+    def label_file(self) -> LabelFile | None:
+        """The label file, checked to be of the same segmenter; None for the file's own labels."""
+        if self.labels == "steps":
+            return None
+        found = read_labels(Path(self.labels))
+        theirs, ours = found.segmenter or {}, self.segmenter_json()
+        # The path of a phrase file may differ; its hash may not.
+        for key in ("name", "min_chars", "phrases_hash"):
+            if theirs.get(key) is not None and theirs[key] != ours.get(key):
+                raise ConfigError(
+                    f"{self.labels} labels the steps of the segmenter {theirs.get('name')!r} with "
+                    f"{key} {theirs[key]!r}; here {key} is {ours.get(key)!r} (--segmenter "
+                    f"{self.segmenter})"
+                )
+        return found
+
+    def label_json(self) -> dict[str, Any]:
+        """Where the labels come from, for headers and head sets."""
+        if self.labels == "steps":
+            return {"source": "steps"}
+        return {"source": self.labels, "hash": file_hash(Path(self.labels))}
+
+
+@dataclass
+class SourceReport:
+    """What became of the lines of a trace file; nothing is dropped in silence."""
+
+    reading: ReadReport = field(default_factory=ReadReport)
+    used: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    steps: Counter[str] = field(default_factory=Counter)
+    beyond_context: int = 0  # traces longer than the model was made for; they are used
+    as_sampled: int = 0  # traces scored on the very ids that were sampled
+    other_tokenizer: int = 0  # traces whose ids are another tokenizer's: tokenised anew
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts for the run file."""
+        return {
+            "read": self.reading.read,
+            "used": self.used,
+            "bad_lines": dict(self.reading.bad),
+            "first_bad_lines": self.reading.first_bad,
+            "left_out": dict(self.left_out),
+            "steps": dict(self.steps),
+            "beyond_context": self.beyond_context,
+            "as_sampled": self.as_sampled,
+            "other_tokenizer": self.other_tokenizer,
+        }
+
+
+def prepare_traces(source: TraceSource, report: SourceReport | None = None) -> Iterator[Trace]:
+    """Stream the traces of a source with their final steps and labels.
+
+    Left out and counted: wrong answers (`keep="correct"`), traces without a step, and traces
+    that have not both an essential and a redundant step.
+
+    Raises:
+        DataError: a bad line (without `skip_bad`), or no trace that can be ranked.
+    """
+    report = report if report is not None else SourceReport()
+    for ready in cut_traces(source, report):
+        found = {step.label for step in ready.steps}
+        if not {"essential", "redundant"} <= found:
+            reason = "no steps" if not ready.steps else "labels of one kind only, or none"
+            report.left_out[reason] += 1
+            continue
+        report.used += 1
+        report.steps.update(step.label or "unlabelled" for step in ready.steps)
+        yield ready
+    if not report.used:
+        reasons = ", ".join(f"{n} {why}" for why, n in report.left_out.items()) or "none read"
+        raise DataError(
+            f"{source.path}: no trace can be ranked ({reasons}). Ranking needs correct traces "
+            "whose steps are labelled essential and redundant; see --keep and --labels."
+        )
+
+
+def cut_traces(source: TraceSource, report: SourceReport) -> Iterator[Trace]:
+    """Stream the traces of a source with their final steps and labels, labelled or not.
+
+    Wrong answers (`keep="correct"`) are left out and counted.
+
+    Raises:
+        DataError: a bad line (without `skip_bad`).
+    """
+    labels = source.label_file()
+    for trace in source.traces(report.reading):
+        if source.keep == "correct" and trace.correct is False:
+            report.left_out["wrong answer"] += 1
+            continue
+        yield labels.apply(trace) if labels else trace
+
+
+def pocket_traces() -> Path:
+    """The labelled traces that were sampled from it."""
+    return data_path("pocket", "traces.jsonl")
+
+
+def step_counts(source: StepSource, report: ReadReport) -> dict[str, int]:
+    """Number of steps of every trace that has one, after the whole file was checked.
+
+    `report` counts what was left out, traces without a step among it.
+
+    Raises:
+        DataError: a bad line, or no trace with a step.
+    """
+    counts = {trace.id: len(trace.steps) for trace in source.traces(report)}
+    sizes = {trace_id: steps for trace_id, steps in counts.items() if steps}
+    if not sizes:
+        raise DataError(f"{source.path}: no trace has steps; cut them with --segmenter attnpo")
+    for trace_id in counts.keys() - sizes.keys():
+        report.note("trace without a step", f"trace {trace_id}")
+    return sizes

@@ -1,0 +1,11 @@
+from .config import AttnPOConfig as AttnPOConfig
+from .methods import METHODS as METHODS
+from .methods import Method as Method
+from .rescale import Rescaling as Rescaling
+from .rescale import positive_scale as positive_scale
+from .rescale import step_scales as step_scales
+from .rescale import token_scales as token_scales
+from .rewards import dler as dler
+from .rewards import laser as laser
+from .rewards import tlmre as tlmre
+from .trainer import AttnPOTrainer as AttnPOTrainer

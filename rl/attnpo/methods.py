@@ -1,0 +1,72 @@
+"""The methods: one name sets what is rewarded, how it becomes an advantage, and what rescales it.
+
+A method is a row of settings of `AttnPOConfig`; any of them can be overridden singly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from probing.errors import ConfigError
+
+PENALTIES = ("none", "tlmre", "laser", "dler")
+
+ROLLOUTS = ("trl", "compact")
+
+# Where the step scores come from. `none`: an outcome-level method.
+SIGNALS = ("none", "heads", "random-heads", "all-heads", "recency", "labels")
+ADVANTAGES = ("rloo", "grpo", "batch")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method's name stands for.
+
+    Args:
+        about: one line for people.
+        length_penalty: see `rl.attnpo.rewards`.
+        advantage: `rloo`: A = r − mean of the others (AttnPO section 3); `grpo`: (r − mean) / std
+            of the group; `batch`: (r − mean of the group) / std of the batch.
+        signal: where step scores come from, one of `SIGNALS`.
+        positive, negative: PA and NA, see `rl.attnpo.rescale`.
+        difficulty: whether p lowers the baseline and the attenuation (α and β; 0 where not).
+        schedule: whether hard problems start later (T_0; 0 where not).
+    """
+
+    about: str
+    length_penalty: str = "tlmre"
+    advantage: str = "rloo"
+    signal: str = "none"
+    positive: bool = True
+    negative: bool = True
+    difficulty: bool = True
+    schedule: bool = True
+
+
+METHODS = {
+    "grpo": Method("accuracy alone, advantage over the group's deviation", "none", "grpo"),
+    "rloo": Method("accuracy alone, leave-one-out advantage", "none"),
+    "tlmre": Method("length penalty over the group's correct responses"),
+    "laser": Method("bonus for correct responses within a target length", "laser"),
+    "dler": Method("correct responses count within a target length only", "dler", "batch"),
+    "attnpo": Method("TLMRE, rescaled by step by the head set", signal="heads"),
+    "pa": Method("AttnPO without negative-advantage attenuation", signal="heads", negative=False),
+    "na": Method("AttnPO without positive-advantage attenuation", signal="heads", positive=False),
+    "no-difficulty": Method("AttnPO with p = 1 in its formulas", signal="heads", difficulty=False),
+    "no-schedule": Method("AttnPO from the first step on", signal="heads", schedule=False),
+    "random-heads": Method("AttnPO with as many heads drawn at random", signal="random-heads"),
+    "all-heads": Method("AttnPO with the mean of all heads", signal="all-heads"),
+    "recency": Method("AttnPO with recency instead of attention", signal="recency"),
+    "oracle": Method("AttnPO with the true labels: the ceiling", signal="labels"),
+}
+
+
+def method_of(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"unknown method {name!r}; choose {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,213 @@
+"""Stepwise rescaling of the advantage (AttnPO sections 3 and 4) as pure functions on tensors.
+
+A response to a prompt q is o = T ⊕ F, cut into steps s_1 … s_K. Its tokens get γ_k · A, where A is
+the outcome-level advantage of the response and γ_k the scale of the step that a token is in:
+1. A_i = r_i − mean of the other responses' rewards (`rloo_advantage`).
+2. S_base = p^α · |F| / |q ⊕ o| (`probing.attention.scores.step_baseline`, eq. 4).
+3. A > 0 and S_k < S_base: attenuate (`positive_scale`), once t > T_0 · (1 − p) (`schedule_open`).
+4. A < 0 and S_k > S_base: γ_k = 0.
+5. Everything else keeps γ = 1: wrong responses, responses of one step, tokens outside steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probing.attention.scores import step_baseline
+from probing.errors import ConfigError
+
+FORMS = ("release", "printed")
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """The constants of section 4; the defaults are the release's.
+
+    Args:
+        alpha: α, how fast the baseline falls for hard problems.
+        alpha_negative: α in the baseline that negative-advantage attenuation compares with; None
+            takes `alpha` (the paper). With few correct responses p^α puts the baseline below the
+            scores of redundant steps, which are then protected too; 0 compares with uniform
+            attention whatever p is.
+        beta: β, how much of the attenuation acts on hard problems.
+        floor: δ, the least scale.
+        delay: T_0 in training steps; a problem with share p starts after T_0 · (1 − p) steps.
+        form: `release` or `printed`, see `positive_scale`.
+        positive: attenuate redundant steps of responses with A > 0 (PA).
+        negative: protect essential steps of responses with A < 0 (NA).
+
+    Raises:
+        ConfigError: a constant out of its range.
+    """
+
+    alpha: float = 2.0
+    alpha_negative: float | None = None
+    beta: float = 2.0
+    floor: float = 0.0
+    delay: float = 1000.0
+    form: str = "release"
+    positive: bool = True
+    negative: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the constants."""
+        if self.form not in FORMS:
+            raise ConfigError(f"unknown form {self.form!r}; choose {' or '.join(FORMS)}")
+        if not 0 <= self.floor <= 1:
+            raise ConfigError(f"the floor δ must lie in [0, 1], is {self.floor}")
+        for name in ("alpha", "alpha_negative", "beta", "delay"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigError(f"{name} must not be negative, is {value}")
+
+    @property
+    def acts(self) -> bool:
+        """Whether any step can get another scale than 1."""
+        return self.positive or self.negative
+
+
+def rloo_advantage(rewards: Float[Tensor, "prompt group"]) -> Float[Tensor, "prompt group"]:
+    """A_i = r_i − 1/(G − 1) · Σ_{j≠i} r_j = G/(G − 1) · (r_i − mean r) (section 3).
+
+    Example:
+        >>> rloo_advantage(torch.tensor([[1.0, 0.0, 0.0, 1.0, 0.5]])).tolist()
+        [[0.625, -0.625, -0.625, 0.625, 0.0]]
+    """
+    size = rewards.shape[1]
+    return (rewards - rewards.mean(dim=1, keepdim=True)) * (size / (size - 1))
+
+
+def schedule_open(
+    p: Float[Tensor, "response"], step: int, delay: float
+) -> Bool[Tensor, "response"]:
+    """Whether attenuation has begun: t > T_0 · (1 − p) (section 4); hard problems start later.
+
+    Args:
+        p: share of correct responses of each response's group.
+        step: t, the training step, the first one being 1.
+        delay: T_0.
+
+    Example:
+        >>> schedule_open(torch.tensor([1.0, 0.5]), step=1, delay=10).tolist()
+        [True, False]
+    """
+    return step > delay * (1 - p)
+
+
+def positive_scale(
+    ratio: Float[Tensor, "..."],
+    p: Float[Tensor, "..."],
+    beta: float,
+    floor: float,
+    form: str = "release",
+) -> Float[Tensor, "..."]:
+    """γ of a step below the baseline in a response with A > 0 (section 4, PA).
+
+    release: γ = (1 − δ) · (p^β · S_k/S_base + 1 − p^β) + δ
+    printed: γ = (1 − δ) · p^λ · S_k/S_base + δ, with λ = β
+
+    They agree at p = 1. For p → 0 the release's form leaves γ = 1; the printed form, which
+    summaries of the paper show, goes to δ.
+
+    Args:
+        ratio: S_k / S_base, in [0, 1).
+        p: share of correct responses, of a shape that broadcasts with `ratio`.
+        beta: β (λ).
+        floor: δ.
+        form: `release` or `printed`.
+
+    Example:
+        >>> ratio, p = torch.tensor([0.5]), torch.tensor([0.5])
+        >>> positive_scale(ratio, p, beta=2, floor=0).item()
+        0.875
+        >>> positive_scale(ratio, p, beta=2, floor=0, form="printed").item()
+        0.125
+    """
+    weight = p**beta
+    inner = weight * ratio + 1 - weight if form == "release" else weight * ratio
+    return (1 - floor) * inner + floor
+
+
+def step_scales(
+    scores: Float[Tensor, "response step"],
+    answer_tokens: Int[Tensor, "response"],
+    total_tokens: Int[Tensor, "response"],
+    advantage: Float[Tensor, "response"],
+    correct: Bool[Tensor, "response"],
+    p: Float[Tensor, "response"],
+    step: int,
+    constants: Rescaling,
+) -> Float[Tensor, "response step"]:
+    """γ_k of every step of a batch (section 4).
+
+    Args:
+        scores: S_k, the mean over the head set; NaN where a response has no such step, and for
+            steps that are to keep γ = 1.
+        answer_tokens: |F|.
+        total_tokens: |q ⊕ o|.
+        advantage: A.
+        correct: whether the response is correct.
+        p: share of correct responses in the response's group.
+        step: t, the training step, the first one being 1.
+        constants: α, β, δ, T_0 and what is switched on.
+
+    Returns:
+        γ in [0, 1]; exactly 1 wherever nothing acts.
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> scores = torch.tensor([[0.3, 0.05, torch.nan]])
+        >>> step_scales(scores, 20 * one.int(), 200 * one.int(), one, one.bool(), one, 2,
+        ...             Rescaling()).tolist()
+        [[1.0, 0.5, 1.0]]
+    """
+    rescaled = (correct & ((~scores.isnan()).sum(dim=1) >= 2))[:, None]
+    gamma = torch.ones_like(scores)
+    if constants.positive:
+        base = step_baseline(answer_tokens, total_tokens, p, constants.alpha)[:, None]
+        acts = rescaled & (advantage > 0)[:, None] & (scores < base)
+        acts = acts & schedule_open(p, step, constants.delay)[:, None]
+        # A baseline of 0 has no score below it; the quotient there is never used.
+        ratio = scores / base.clamp_min(torch.finfo(scores.dtype).tiny)
+        scale = positive_scale(ratio, p[:, None], constants.beta, constants.floor, constants.form)
+        gamma = torch.where(acts, scale, gamma)
+    if constants.negative:
+        alpha = constants.alpha if constants.alpha_negative is None else constants.alpha_negative
+        base = step_baseline(answer_tokens, total_tokens, p, alpha)[:, None]
+        acts = rescaled & (advantage < 0)[:, None] & (scores > base)
+        gamma = torch.where(acts, torch.zeros_like(gamma), gamma)
+    return gamma
+
+
+def token_scales(
+    gamma: Float[Tensor, "response step"],
+    spans: Int[Tensor, "response step 2"],
+    tokens: int,
+) -> Float[Tensor, "response token"]:
+    """γ of every token of the responses: that of its step, and 1 outside the steps.
+
+    Args:
+        gamma: of every step.
+        spans: half-open token spans of the steps, ascending and disjoint in each response; an
+            empty span (also the padding of a response with fewer steps) takes no token.
+        tokens: width of the result.
+
+    Example:
+        >>> token_scales(torch.tensor([[0.5, 0.0]]), torch.tensor([[[1, 3], [3, 4]]]), 5).tolist()
+        [[1.0, 0.5, 0.5, 0.0, 1.0]]
+    """
+    # +(γ − 1) where a step starts and −(γ − 1) where it ends would round: number the tokens by
+    # step instead (0: outside), and look the scale up.
+    responses, steps = gamma.shape
+    filled = (spans[..., 1] > spans[..., 0]).long()
+    edges = torch.zeros((responses, tokens + 1), dtype=torch.long, device=gamma.device)
+    number = torch.arange(1, steps + 1, device=gamma.device).expand(responses, steps) * filled
+    edges.scatter_add_(1, spans[..., 0].clamp(0, tokens), number)
+    edges.scatter_add_(1, spans[..., 1].clamp(0, tokens), -number)
+    step_of = edges.cumsum(dim=1)[:, :tokens]
+    table = torch.cat([gamma.new_ones((responses, 1)), gamma], dim=1)
+    return table.gather(1, step_of)

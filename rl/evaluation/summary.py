@@ -1,0 +1,244 @@
+"""What an evaluation found: the figures of each set, their mean, and how they compare."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from probing.errors import ConfigError, DataError
+from probing.files.headers import data_path
+from probing.intervals import Estimate, mean_figure, mean_of_means, rate_figure, share_figure
+from probing.traces.phrases import PHRASE_GROUPS, Phrases, phrase_counts
+from rl.evaluation.measures import efficiency_score, pass_figure, within_budget
+from rl.pocket.parse import parse_problem, read
+from rl.pocket.task import shortest_trace
+from rl.sampling.responses import Response
+from rl.tasks.questions import QuestionSet
+
+
+@dataclass(frozen=True)
+class PocketFigures:
+    """What only the pocket task can tell: it is known which steps are redundant.
+
+    `redundant_steps` a response, of those that can be read whole; `redundant_tokens`: tokens above
+    the shortest correct response, of all; `unreadable`: responses that cannot be read whole.
+    """
+
+    redundant_steps: Estimate | None
+    redundant_tokens: Estimate
+    unreadable: int
+
+
+@dataclass(frozen=True)
+class SetFigures:
+    """The figures of one set, with 95 % intervals over questions.
+
+    `pass_at`: by k, where there are several samples; `budgets`: accuracy where a response that
+    needs more tokens counts as wrong; `phrases`: per 1000 tokens by group; `faults`: exceptions
+    of the verifier; `aes`: against a base, where one is given.
+    """
+
+    name: str
+    source: dict[str, Any]
+    samples: int
+    accuracy: Estimate
+    tokens: Estimate
+    truncated: Estimate
+    pass_at: dict[int, Estimate]
+    budgets: dict[int, Estimate]
+    phrases: dict[str, Estimate]
+    pocket: PocketFigures | None
+    no_answer: int  # responses that never end their reasoning
+    unverified: int  # questions whose reference the verifier does not accept
+    faults: dict[str, int]
+    correct: list[list[float]]  # a row a question: for means over sets
+    lengths: list[list[float]]
+    aes: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, without the rows that they come from."""
+        rows = ("correct", "lengths", "name")
+        return {key: value for key, value in asdict(self).items() if key not in rows}
+
+
+@dataclass(frozen=True)
+class Overall:
+    """Means over benchmarks, each with equal weight."""
+
+    accuracy: Estimate
+    tokens: Estimate
+    aes: float | None = None
+
+
+def set_figures(
+    questions: QuestionSet,
+    responses: Mapping[str, Sequence[Response]],
+    *,
+    budgets: Sequence[int] = (),
+    think_end: str,
+    tokenizer: Any = None,
+) -> SetFigures:
+    """The figures of a set.
+
+    Args:
+        questions: the set.
+        responses: of each question, by its id; the same number for all.
+        budgets: numbers of tokens.
+        think_end: the text that ends the reasoning.
+        tokenizer: the model's, to count the shortest response to a pocket problem; default the
+            pocket reasoner's.
+    """
+    rows = [responses[question.id] for question in questions.questions]
+    correct = [[float(r.correct) for r in row] for row in rows]
+    lengths = [[float(r.tokens) for r in row] for row in rows]
+    flat = [response for row in rows for response in row]
+    n = len(rows[0])
+    ks = [k for k in (2**i for i in range(1, 12)) if k <= n]
+    pocket = None
+    if questions.kind == "pocket":
+        pocket = _pocket_figures(questions, rows, lengths, think_end, tokenizer)
+    return SetFigures(
+        name=questions.name,
+        source=questions.source,
+        samples=n,
+        accuracy=share_figure(correct),
+        tokens=mean_figure(lengths),
+        truncated=share_figure([[float(not r.finished) for r in row] for row in rows]),
+        pass_at={k: pass_figure(correct, k) for k in ks},
+        budgets={b: share_figure(within_budget(correct, lengths, b)) for b in budgets},
+        phrases=_phrase_figures(rows, lengths),
+        pocket=pocket,
+        no_answer=sum(think_end not in response.text for response in flat),
+        unverified=len(questions.unverified),
+        faults=dict(Counter(r.fault for r in flat if r.fault)),
+        correct=correct,
+        lengths=lengths,
+    )
+
+
+def _phrase_figures(
+    rows: Sequence[Sequence[Response]], lengths: list[list[float]]
+) -> dict[str, Estimate]:
+    phrases = Phrases.load(data_path("phrases", "attnpo.json"))
+    counts = [[phrase_counts(response.text, phrases) for response in row] for row in rows]
+    return {
+        group: rate_figure([[float(c[group]) for c in row] for row in counts], lengths)
+        for group in PHRASE_GROUPS
+    }
+
+
+def _pocket_figures(
+    questions: QuestionSet,
+    rows: Sequence[Sequence[Response]],
+    lengths: list[list[float]],
+    think_end: str,
+    tokenizer: Any,
+) -> PocketFigures:
+    from rl.pocket.tokens import build_tokenizer
+
+    tokenizer = tokenizer or build_tokenizer()
+    problems = [parse_problem(question.question) for question in questions.questions]
+    shortest = [shortest_trace(problem).response for problem in problems]
+    floors = [len(ids) + 1 for ids in tokenizer(shortest, add_special_tokens=False)["input_ids"]]
+    steps: list[list[float]] = []
+    unreadable = 0
+    for problem, row in zip(problems, rows, strict=True):
+        readings = [read(problem, r.text.replace(think_end, "</think>", 1)) for r in row]
+        whole = [reading for reading in readings if not reading.reasons]
+        unreadable += len(readings) - len(whole)
+        counts = [[step.label for step in reading.steps].count("redundant") for reading in whole]
+        steps += [[float(count) for count in counts]] if counts else []
+    above = [[length - floor for length in row] for row, floor in zip(lengths, floors, strict=True)]
+    return PocketFigures(mean_figure(steps) if steps else None, mean_figure(above), unreadable)
+
+
+def overall(sets: Sequence[SetFigures]) -> Overall:
+    """Means over sets."""
+    return Overall(
+        mean_of_means([found.correct for found in sets]),
+        mean_of_means([found.lengths for found in sets]),
+    )
+
+
+@dataclass(frozen=True)
+class Base:
+    """A former evaluation, to compute AES against.
+
+    Raises:
+        DataError: no such file, or one that `kfh eval` did not write.
+    """
+
+    path: Path
+    benchmarks: dict[str, dict[str, Any]]
+    settings: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> Base:
+        """Read `eval.json`, or the one in a folder."""
+        file = path / "eval.json" if path.is_dir() else path
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            benchmarks = content["benchmarks"]
+            for found in benchmarks.values():
+                float(found["accuracy"]["value"]), float(found["tokens"]["value"])
+            return cls(file, benchmarks, content["settings"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{file}: no evaluation of kfh eval ({error!r})") from error
+
+    def check(self, sets: Sequence[QuestionSet]) -> None:
+        """The same questions stand behind both, before anything is sampled.
+
+        Raises:
+            ConfigError: a set that the base lacks, or that has other questions there.
+        """
+        for questions in sets:
+            held = self.benchmarks.get(questions.name)
+            if held is None:
+                raise ConfigError(
+                    f"{self.path} has no {questions.name}: it has {', '.join(self.benchmarks)}"
+                )
+            was = {k: v for k, v in held["source"].items() if k != "spec"}
+            now = {k: v for k, v in questions.source.items() if k != "spec"}
+            if was != now:
+                raise ConfigError(
+                    f"{self.path}: {questions.name} had other questions there ({was}) than here "
+                    f"({now}): AES would compare apples with pears"
+                )
+
+    def differing(self, settings: Mapping[str, Any]) -> list[str]:
+        """In words, which of the settings that decide a length or an accuracy were others."""
+        names = ("samples", "preset", "temperature", "top_p", "max_tokens", "template", "think_end")
+        return [
+            f"{name} {self.settings.get(name)} there, {settings[name]} here"
+            for name in names
+            if self.settings.get(name) != settings[name]
+        ]
+
+    def scores(self, sets: Sequence[SetFigures]) -> list[float | None]:
+        """AES of each set and, last, of the means over sets; None where the base is never right."""
+        pairs = [
+            (
+                (found.accuracy.value, found.tokens.value),
+                tuple(
+                    float(self.benchmarks[found.name][key]["value"])
+                    for key in ("accuracy", "tokens")
+                ),
+            )
+            for found in sets
+        ]
+        means = [
+            [sum(values) / len(pairs) for values in zip(*side, strict=True)]
+            for side in zip(*pairs, strict=True)
+        ]
+        return [_score(*ours, *base) for ours, base in [*pairs, means]]
+
+
+def _score(*values: float) -> float | None:
+    try:
+        return efficiency_score(*values)
+    except ValueError:
+        return None

@@ -1,0 +1,250 @@
+"""A labelling job: every step of every trace judged once, and the label file.
+
+1. Read and check the traces; no judge is asked before the file is known to be good.
+2. Ask every judge for every trace, `concurrency` requests at a time; answers are kept on disk as
+   they come (`rl.judges.client`).
+3. Consensus and agreement; write the label file, whole. Nothing in it depends on the order in
+   which the answers came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from probing.choices import GIVEN, MIN_CHARS
+from probing.errors import ConfigError, DataError
+from probing.files.headers import file_hash
+from probing.settings import Progress, no_progress
+from probing.traces.file import Trace, read_traces
+from probing.traces.labels import write_labels
+from probing.traces.segmenters import Segmenter, segment_trace
+from rl.judges.client import AnswerCache, JudgeClient, NoVerdict
+from rl.judges.panel import Panel
+from rl.judges.votes import CONSENSUS, consensus_label, essential_share, fleiss_agreement
+
+TOO_LONG = "longer than max_chars"
+NO_STEPS = "without steps"
+NO_VOTES = "without an answer of any judge"
+
+
+@dataclass(frozen=True)
+class JudgingConfig:
+    """What to label, by whom.
+
+    Args:
+        traces: the trace file.
+        panel: the judges.
+        out: the label file.
+        cache: folder of the judges' answers.
+        consensus: `unanimous` or `majority` of all judges.
+        segmenter: `given`: the steps of the file; None of its labels is shown to a judge.
+        min_chars: the segmenter's minimum length.
+        concurrency: requests at a time, to all judges together.
+        rate: requests a second to each judge; 0: no limit.
+        limit: at most so many traces, the first ones.
+
+    Raises:
+        ConfigError: values out of range.
+    """
+
+    traces: Path
+    panel: Panel
+    out: Path
+    cache: Path
+    consensus: str = "unanimous"
+    segmenter: str = GIVEN
+    min_chars: int = MIN_CHARS
+    concurrency: int = 8
+    rate: float = 0.0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.consensus not in CONSENSUS:
+            known = " or ".join(CONSENSUS)
+            raise ConfigError(f"unknown consensus {self.consensus!r}; choose {known}")
+        if self.concurrency < 1 or self.rate < 0 or (self.limit is not None and self.limit < 1):
+            raise ConfigError("concurrency and limit must be at least 1, rate at least 0")
+        if self.segmenter != GIVEN:
+            Segmenter.parse(self.segmenter, self.min_chars)
+
+    def segmenter_json(self) -> dict[str, Any]:
+        """The segmenter as it stands in the header."""
+        if self.segmenter == GIVEN:
+            return {"name": GIVEN}
+        return Segmenter.parse(self.segmenter, self.min_chars).to_json()
+
+    def cut_traces(self) -> Iterator[Trace]:
+        """The traces with the steps that are judged."""
+        cutter = None
+        if self.segmenter != GIVEN:
+            cutter = Segmenter.parse(self.segmenter, self.min_chars)
+        for trace in islice(read_traces(self.traces), self.limit):
+            yield segment_trace(trace, cutter) if cutter else trace
+
+
+@dataclass
+class JudgingReport:
+    """What became of the traces and of the requests."""
+
+    traces: int = 0  # read
+    labelled: int = 0  # in the label file
+    left_out: Counter[str] = field(default_factory=Counter)
+    incomplete: int = 0  # in the file, but without the votes of all judges
+    labels: Counter[str] = field(default_factory=Counter)
+    agreement: dict[str, Any] = field(default_factory=dict)
+    requests: dict[str, dict[str, Any]] = field(default_factory=dict)  # by judge, of this run
+
+    @property
+    def failed(self) -> int:
+        """Answers that are missing; the same command asks for them again."""
+        return sum(sum(counts["failed"].values()) for counts in self.requests.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts for the header."""
+        return {
+            "traces": self.traces,
+            "labelled": self.labelled,
+            "left_out": dict(self.left_out),
+            "incomplete": self.incomplete,
+            "labels": dict(self.labels),
+        }
+
+
+def judge_traces(config: JudgingConfig, progress: Progress = no_progress) -> JudgingReport:
+    """Have the steps of a trace file judged, and write the label file.
+
+    Raises:
+        KfhError: a bad trace or setting; a judge that cannot be asked. Answers that came before
+            are kept, and are not asked for again.
+    """
+    report = JudgingReport()
+    asked = list(_judged_ids(config, report))  # 1
+    votes = asyncio.run(_ask_all(config, set(asked), report, progress))  # 2
+    lines = list(_lines(config, asked, votes, report))  # 3
+    if not lines:
+        reasons = {name: counts["failed"] for name, counts in report.requests.items()}
+        raise DataError(f"{config.traces}: no judge gave a usable answer: {reasons}")
+    report.agreement = fleiss_agreement([line["votes"] for line in lines])
+    write_labels(
+        config.out,
+        lines,
+        config.segmenter_json(),
+        source="judges",
+        traces=str(config.traces),
+        traces_hash=file_hash(config.traces),
+        consensus=config.consensus,
+        **config.panel.to_json(),
+        counts=report.to_json(),
+        agreement=report.agreement,
+        requests=report.requests,
+    )
+    return report
+
+
+def _judged_ids(config: JudgingConfig, report: JudgingReport) -> Iterator[str]:
+    """Ids of the traces that are judged; the others are counted."""
+    for trace in config.cut_traces():
+        report.traces += 1
+        if not trace.steps:
+            report.left_out[NO_STEPS] += 1
+        elif config.panel.too_long(trace):
+            report.left_out[TOO_LONG] += 1
+        else:
+            yield trace.id
+    if report.traces == sum(report.left_out.values()):
+        reasons = ", ".join(f"{number} {why}" for why, number in report.left_out.items())
+        raise DataError(f"{config.traces}: no trace can be judged ({reasons}); see --segmenter")
+
+
+Votes = dict[str, dict[str, list[str] | None]]  # trace → judge → labels
+
+
+async def _ask_all(
+    config: JudgingConfig, ids: set[str], report: JudgingReport, progress: Progress
+) -> Votes:
+    """Ask every judge for every trace; the first error that stops the job stops all requests."""
+    votes: Votes = {}
+    cache = AnswerCache(config.cache)
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(JudgeClient(judge, cache, config.rate))
+            for judge in config.panel.judges
+        ]
+        with progress("judging", len(ids) * len(clients)) as advance:
+            jobs = _jobs(config, ids, clients, votes, advance)
+            try:
+                await _work(jobs, config.concurrency)
+            finally:
+                report.requests = {c.judge.name: c.counts.to_json() for c in clients}
+    return votes
+
+
+def _jobs(
+    config: JudgingConfig, ids: set[str], clients: list[JudgeClient], votes: Votes, advance: Any
+) -> Iterator[tuple[JudgeClient, str, Trace, dict[str, list[str] | None], Any]]:
+    """What has to be asked; what is on disk becomes a vote at once."""
+    for trace in config.cut_traces():
+        if trace.id not in ids:
+            continue
+        prompt = config.panel.ask(trace)
+        own = votes.setdefault(trace.id, dict.fromkeys((c.judge.name for c in clients), None))
+        for client in clients:
+            found = client.cached(prompt, len(trace.steps))
+            if found is not None:
+                own[client.judge.name] = found
+                advance(1, 0)
+            else:
+                yield client, prompt, trace, own, advance
+
+
+async def _work(jobs: Iterator[Any], concurrency: int) -> None:
+    """Workers that take jobs from one iterator, so that few traces are in memory."""
+
+    async def worker() -> None:
+        for client, prompt, trace, own, advance in jobs:
+            before = sum(client.counts.tokens.values())
+            with suppress(NoVerdict):  # counted by the client, with its reason
+                own[client.judge.name] = await client.ask(prompt, len(trace.steps))
+            advance(1, sum(client.counts.tokens.values()) - before)
+
+    tasks = [asyncio.create_task(worker()) for _ in range(concurrency)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _lines(
+    config: JudgingConfig, ids: list[str], votes: Votes, report: JudgingReport
+) -> Iterator[dict[str, Any]]:
+    """A line a step, in the order of the traces."""
+    for trace_id in ids:
+        own = votes[trace_id]
+        given = [labels for labels in own.values() if labels is not None]
+        if not given:
+            report.left_out[NO_VOTES] += 1
+            continue
+        report.labelled += 1
+        report.incomplete += len(given) < len(own)
+        for step in range(len(given[0])):
+            by_judge = {name: labels[step] if labels else None for name, labels in own.items()}
+            label = consensus_label(list(by_judge.values()), config.consensus)
+            report.labels[label or "without consensus"] += 1
+            yield {
+                "id": trace_id,
+                "step": step,
+                "label": label,
+                "score": essential_share(list(by_judge.values())),
+                "source": f"judges, {config.consensus}",
+                "votes": by_judge,
+            }

@@ -1,0 +1,8 @@
+"""Runs: finished training runs, compared and drawn.
+
+In: run folders. Out: tables over seeds with intervals, differences of methods, figures.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

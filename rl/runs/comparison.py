@@ -1,0 +1,166 @@
+"""The table of the comparison: figures of each method, differences between methods, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probing.errors import DataError
+from probing.files.headers import read_object
+from probing.intervals import Estimate
+from rl.runs.folders import RESULT_FILE, Evaluation, read_evaluations, table
+from rl.runs.intervals import hierarchical_bootstrap, over_seeds, share
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+DECODINGS = ("greedy", "sampled")
+VALUES = ("accuracy", "tokens", "redundant_tokens", "redundant_steps")
+# Pairs whose difference is reported, and the paper's change of length where it gives one.
+PAIRS = {
+    ("attnpo", "tlmre"): -23.0,
+    ("attnpo", "grpo"): None,
+    ("attnpo", "random-heads"): None,
+    ("attnpo", "recency"): None,
+    ("attnpo", "oracle"): None,
+}
+# Columns of the printed table: decoding, value, decimals.
+COLUMNS = (
+    ("greedy", "accuracy", 3),
+    ("sampled", "accuracy", 3),
+    ("greedy", "tokens", 1),
+    ("sampled", "tokens", 1),
+    ("greedy", "redundant_tokens", 1),
+    ("sampled", "redundant_tokens", 1),
+    ("sampled", "redundant_steps", 2),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: its seeds, its figures by `decoding.value`, and seconds of training."""
+
+    method: str
+    seeds: tuple[int, ...]
+    figures: dict[str, Estimate]
+    seconds: Estimate
+    unreadable: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One method against another, paired over the seeds that both have and over problems.
+
+    `redundant` is the change of redundant tokens in per cent, `accuracy` the difference of
+    accuracies (as a share).
+    """
+
+    method: str
+    against: str
+    decoding: str
+    seeds: tuple[int, ...]
+    redundant: Estimate
+    accuracy: Estimate
+    goal: float | None
+
+
+def change(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Change in per cent. Example: 77 against 100: -23."""
+    return 100.0 * (ours / theirs - 1.0)
+
+
+def gap(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Difference. Example: 0.90 against 0.91: -0.01."""
+    return ours - theirs
+
+
+def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[Difference]]:
+    """Rows by method in the order of the folders, and the differences of `PAIRS` there are.
+
+    Raises:
+        DataError: a damaged result, or results of different problems or numbers of steps.
+    """
+    evaluations: list[Evaluation] = []
+    results: list[dict[str, Any]] = []
+    for folder in folders:
+        evaluations += read_evaluations(folder)
+        results.append(read_object(folder / RESULT_FILE))
+        _same(results[0], results[-1], "problems", folders[0], folder)
+    methods = list(dict.fromkeys(e.method for e in evaluations))
+    rows = [_row(method, evaluations, results) for method in methods]
+    differences = [
+        found
+        for (method, against), goal in PAIRS.items()
+        for decoding in DECODINGS
+        if (found := difference(evaluations, method, against, decoding, goal)) is not None
+    ]
+    return rows, differences
+
+
+def _same(first: dict[str, Any], other: dict[str, Any], key: str, one: Path, two: Path) -> None:
+    if first.get(key) != other.get(key):
+        raise DataError(
+            f"{one / RESULT_FILE} and {two / RESULT_FILE} differ in `{key}` "
+            f"({first.get(key)}, {other.get(key)}): they cannot stand in one table"
+        )
+
+
+def _row(
+    method: str, evaluations: Sequence[Evaluation], results: Sequence[Mapping[str, Any]]
+) -> Row:
+    mine = [result for result in results if result["method"] == method]
+    figures = {}
+    for decoding in DECODINGS:
+        for value in VALUES:
+            each = table(evaluations, method, decoding, value)
+            if each.size and np.isfinite(each).any():
+                figure = hierarchical_bootstrap(_itself, each)
+                figures[f"{decoding}.{value}"] = share(figure) if value == "accuracy" else figure
+    seconds = [result.get("seconds") for result in mine]
+    return Row(
+        method,
+        tuple(sorted(int(result["seed"]) for result in mine)),
+        figures,
+        over_seeds(np.array([np.nan if s is None else s for s in seconds], dtype=float)),
+        sum(int(result[d].get("unreadable", 0)) for result in mine for d in DECODINGS),
+    )
+
+
+def _itself(mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    return mean
+
+
+def difference(
+    evaluations: Sequence[Evaluation],
+    method: str,
+    against: str,
+    decoding: str,
+    goal: float | None = None,
+) -> Difference | None:
+    """One method against another; None where they have no seed in common."""
+    seeds = {
+        name: {e.seed for e in evaluations if (e.method, e.decoding) == (name, decoding)}
+        for name in (method, against)
+    }
+    common = seeds[method] & seeds[against]
+    if not common:
+        return None
+    paired = [e for e in evaluations if e.seed in common]
+
+    def tables(value: str) -> list[NDArray[np.float64]]:
+        return [table(paired, name, decoding, value) for name in (method, against)]
+
+    return Difference(
+        method,
+        against,
+        decoding,
+        tuple(sorted(common)),
+        hierarchical_bootstrap(change, *tables("redundant_tokens")),
+        hierarchical_bootstrap(gap, *tables("accuracy")),
+        goal,
+    )

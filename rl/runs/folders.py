@@ -1,0 +1,256 @@
+"""Read the folders that training and evaluation write: run, metrics, probe, evaluation.
+
+A run that is still being written can be read: a torn last line is left out and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from probing.errors import DataError
+from probing.files.headers import read_object
+from probing.files.jsonl import read_lines
+from probing.intervals import Estimate
+
+RUN_FILE, METRICS_FILE, PROBE_FILE = "run.json", "metrics.jsonl", "probe.jsonl"
+RESULT_FILE, EVAL_FILE = "result.json", "eval.json"
+PHRASES = ("confused", "branching", "backward", "forward", "special")
+INITIAL = "initial"  # stands where a method's name would: the policy before training
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One training run, finished or not.
+
+    `metrics` has a row a step, in order, phrases as columns `phrases.confused`, …; what the file
+    gives as null is not a number. `probe` are the lines of probe.jsonl by step. `torn` counts
+    files whose last line is cut, `repeated` step lines that a later one replaces.
+    """
+
+    folder: Path
+    method: str
+    seed: int
+    status: str
+    info: dict[str, Any]
+    metrics: pd.DataFrame
+    probe: list[dict[str, Any]]
+    torn: int = 0
+    repeated: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the steps took, all resumed parts together."""
+        return float(self.metrics["seconds"].sum()) if "seconds" in self.metrics else float("nan")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a training run was begun here."""
+    return (folder / METRICS_FILE).is_file() or "method" in _content(folder / RUN_FILE)
+
+
+def is_probe(folder: Path) -> bool:
+    """Whether `kfh probe` wrote this folder."""
+    return (folder / "sra.parquet").is_file()
+
+
+def find_runs(folders: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Run folders and folders with an evaluation alone, among the given ones and their children.
+
+    Raises:
+        DataError: a folder that does not exist, or that holds neither.
+    """
+    runs: list[Path] = []
+    evaluations: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: there is no such folder")
+        inside = sorted(path for path in folder.iterdir() if path.is_dir())
+        places = [folder] if _holds_something(folder) else inside
+        places = [path for path in places if _holds_something(path)]
+        if not places:
+            raise DataError(
+                f"{folder}: no finished probe (sra.parquet), no run of `kfh train` "
+                f"({METRICS_FILE}) and no evaluation ({EVAL_FILE}, {RESULT_FILE}), here or one "
+                f"folder below; run `kfh probe --out {folder}` or `kfh train --out {folder}` first"
+            )
+        runs += [path for path in places if is_run(path)]
+        evaluations += [path for path in places if not is_run(path)]
+    return list(dict.fromkeys(runs)), list(dict.fromkeys(evaluations))
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run folder.
+
+    Raises:
+        DataError: a file that is missing, or that is damaged elsewhere than in its last line.
+    """
+    info = read_object(folder / RUN_FILE)
+    for key, kind in (("method", str), ("seed", int)):
+        if not isinstance(info.get(key), kind):
+            raise DataError(f"{folder / RUN_FILE}: no `{key}`; is this a folder of `kfh train`?")
+    lines, torn = read_lines(folder / METRICS_FILE)
+    probe, torn_probe = (
+        read_lines(folder / PROBE_FILE) if (folder / PROBE_FILE).exists() else ([], False)
+    )
+    by_step = _by_step(lines, folder / METRICS_FILE)
+    return Run(
+        folder=folder,
+        method=info["method"],
+        seed=info["seed"],
+        status=str(info.get("status", "unknown")),
+        info=info,
+        metrics=_frame(by_step),
+        probe=_by_step(probe, folder / PROBE_FILE),
+        torn=torn + torn_probe,
+        repeated=len(lines) - len(by_step),
+    )
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        return read_object(path)
+    except DataError:
+        return {}
+
+
+def _holds_something(folder: Path) -> bool:
+    return is_run(folder) or any((folder / name).is_file() for name in (RESULT_FILE, EVAL_FILE))
+
+
+def _by_step(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Rows in the order of their steps; of several with one step, the last."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if not isinstance(row.get("step"), int):
+            raise DataError(f"{path}: a line without a whole number `step`: {str(row)[:80]}")
+        found[row["step"]] = row
+    return [found[step] for step in sorted(found)]
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a step, indexed by it; nested objects as `outer.inner`, numbers only."""
+    flat = pd.json_normalize(rows) if rows else pd.DataFrame({"step": []})
+    frame = flat.set_index("step").apply(pd.to_numeric, errors="coerce").astype(float)
+    frame.index = frame.index.astype(int)
+    return frame
+
+
+def group(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs by method, in order of first appearance, seeds in order.
+
+    Raises:
+        DataError: two folders hold the same method and seed, which an average would count twice.
+    """
+    found: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        seeds = found.setdefault(run.method, {})
+        if run.seed in seeds:
+            raise DataError(
+                f"{seeds[run.seed].folder} and {run.folder} both hold {run.method}, seed "
+                f"{run.seed}: leave one out"
+            )
+        seeds[run.seed] = run
+    return {method: [seeds[s] for s in sorted(seeds)] for method, seeds in found.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One evaluation of one policy: a value a problem.
+
+    `decoding` is "greedy" or "sampled". Besides accuracy (0 or 1) and tokens, the pocket task
+    gives redundant tokens and redundant steps; not a number where there is none.
+    """
+
+    folder: Path
+    method: str
+    seed: int
+    decoding: str
+    values: dict[str, np.ndarray]
+
+
+def read_evaluations(folder: Path) -> list[Evaluation]:
+    """The evaluations of result.json: one a way of decoding. None where the file is not there.
+
+    Raises:
+        DataError: a damaged file, or one whose arrays differ in length.
+    """
+    path = folder / RESULT_FILE
+    if not path.exists():
+        return []
+    result = read_object(path)
+    found = []
+    for decoding in ("greedy", "sampled"):
+        part = result.get(decoding)
+        if part is None:
+            continue
+        try:
+            values = {
+                "accuracy": np.array(part["correct"], dtype=float),
+                "tokens": np.array(part["tokens_each"], dtype=float),
+            }
+            n = len(values["tokens"])
+            shortest = result.get("shortest_each", [np.nan] * n)
+            values["redundant_tokens"] = values["tokens"] - np.array(shortest, dtype=float)
+            steps = part.get("redundant_steps_each", [np.nan] * n)
+            values["redundant_steps"] = np.array(steps, dtype=float)
+            method, seed = str(result["method"]), int(result["seed"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: `{decoding}` is damaged ({error})") from error
+        if n == 0 or {len(column) for column in values.values()} != {n}:
+            raise DataError(f"{path}: `{decoding}` has arrays of different lengths, or empty ones")
+        found.append(Evaluation(folder, method, seed, decoding, values))
+    return found
+
+
+@dataclass(frozen=True)
+class PolicyPoint:
+    """One policy in the plane of accuracy against tokens, on one set of problems."""
+
+    name: str
+    panel: str
+    tokens: Estimate
+    accuracy: Estimate
+
+
+def read_points(folder: Path) -> list[PolicyPoint]:
+    """The benchmarks of an eval.json, named by the folder. None where the file is not there.
+
+    Raises:
+        DataError: a file that `kfh eval` did not write.
+    """
+    path = folder / EVAL_FILE
+    if not path.exists():
+        return []
+    try:
+        return [
+            PolicyPoint(
+                folder.name, panel, Estimate(**found["tokens"]), Estimate(**found["accuracy"])
+            )
+            for panel, found in read_object(path)["benchmarks"].items()
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: no evaluation of `kfh eval` ({error!r})") from error
+
+
+def table(evaluations: Iterable[Evaluation], method: str, decoding: str, value: str) -> np.ndarray:
+    """(seed, problem) of one value; seeds in order. (0, 0) where there is no evaluation.
+
+    Raises:
+        DataError: evaluations on different numbers of problems.
+    """
+    chosen = sorted(
+        (e for e in evaluations if (e.method, e.decoding) == (method, decoding)),
+        key=lambda e: e.seed,
+    )
+    if not chosen:
+        return np.zeros((0, 0))
+    if len({len(e.values[value]) for e in chosen}) > 1:
+        folders = ", ".join(str(e.folder) for e in chosen)
+        raise DataError(f"{folders}: evaluated on different numbers of problems")
+    return np.array([e.values[value] for e in chosen])

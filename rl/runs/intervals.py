@@ -1,0 +1,136 @@
+"""Intervals over seeds and problems at once: training has two sources of chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm, t
+
+from probing.intervals import Estimate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+DRAWS = 4000
+
+
+def seed_spread(seeds: int) -> float:
+    """Factor on the deviations between seeds that makes a bootstrap of few seeds honest.
+
+    A percentile bootstrap of s values is too narrow twice over: it takes the variance with s in
+    place of s - 1, and normal in place of t quantiles (Hesterberg, The American Statistician
+    2015, section 4.1). The factor is t(s - 1, 97.5 %) / z(97.5 %) · sqrt(s / (s - 1)).
+
+    Example: 5 seeds: 2.776 / 1.960 · sqrt(5 / 4) = 1.584. One seed says nothing: 1.
+    """
+    if seeds < 2:
+        return 1.0
+    return float(t.ppf(0.975, seeds - 1) / norm.ppf(0.975) * np.sqrt(seeds / (seeds - 1)))
+
+
+def hierarchical_bootstrap(
+    statistic: Callable[..., NDArray[np.float64]],
+    *tables: NDArray[np.float64],
+    draws: int = DRAWS,
+    spread: float | None = None,
+) -> Estimate:
+    """A statistic of means over seeds and problems, with its 95 % percentile interval.
+
+    Each draw resamples the seeds, then the problems, which all seeds share; the same seeds and
+    problems are drawn for every table, so that differences between tables are paired. Deviations
+    between seeds are widened by `seed_spread`. Simulated, 93 to 95 % of the intervals of 3 to 8
+    seeds hold the truth where seeds differ (76 to 90 % without the widening); where they hardly
+    differ and single answers are noisy, the interval is too wide (98 to 100 %), since problems
+    and seeds cross (Owen, Annals of Applied Statistics 2007).
+
+    Args:
+        statistic: maps the mean of each table (arrays of one shape) to an array of that shape.
+        tables: (seed, problem) each, all of one shape; not a number: no value, left out of the
+            mean of its seed. With one row the interval is over problems alone.
+        spread: in place of `seed_spread`.
+
+    Raises:
+        ValueError: no table, or tables of different shapes, or without a value.
+    """
+    if not tables or len({table.shape for table in tables}) != 1 or tables[0].size == 0:
+        raise ValueError(f"tables must share one shape: {[table.shape for table in tables]}")
+    seeds, problems = tables[0].shape
+    spread = seed_spread(seeds) if spread is None else spread
+    of_seed = 1 / seeds + spread * (_resampled(seeds, draws, "seed") - 1 / seeds)
+    of_problem = _resampled(problems, draws, "problem")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = statistic(*(_means(table, of_seed, of_problem) for table in tables))
+        even = np.full((1, seeds), 1 / seeds), np.full((1, problems), 1 / problems)
+        value = statistic(*(_means(table, *even) for table in tables))[0]
+    drawn = drawn[np.isfinite(drawn)]
+    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
+    return Estimate(float(value), float(low), float(high), problems)
+
+
+@lru_cache(maxsize=8)
+def _resampled(n: int, draws: int, of: str) -> NDArray[np.float64]:
+    """(draw, item) shares of n items drawn with replacement; the same at each call."""
+    rng = np.random.default_rng([0, len(of)])  # seeds and problems are drawn independently
+    return np.asarray(rng.multinomial(n, np.full(n, 1 / n), draws) / n)
+
+
+def _means(
+    table: NDArray[np.float64], of_seed: NDArray[np.float64], of_problem: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Mean over problems, then over seeds, in each draw; weights are (draw, seed or problem)."""
+    there = np.isfinite(table)
+    # The problems first: the widened weights of seeds may be negative, and no ratio bears that.
+    of_each = (of_problem @ np.where(there, table, 0.0).T) / (of_problem @ there.T.astype(float))
+    return np.asarray((of_each * of_seed).sum(axis=1))
+
+
+def share(figure: Estimate) -> Estimate:
+    """The interval of a share, which cannot leave [0, 1]."""
+    return replace(figure, low=max(0.0, figure.low), high=min(1.0, figure.high))
+
+
+def over_seeds(values: NDArray[np.float64]) -> Estimate:
+    """Mean of one value a seed with its t-interval; fewer than 3 seeds: their least and greatest.
+
+    Example: 1, 2, 3: 2 ± 4.303 · 1 / sqrt(3) = -0.484 to 4.484.
+    """
+    values = values[np.isfinite(values)]
+    n = len(values)
+    if n == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    mean = float(values.mean())
+    if n < 3:
+        return Estimate(mean, float(values.min()), float(values.max()), n)
+    reach = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return Estimate(mean, mean - reach, mean + reach, n)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A value by step: mean over seeds, and the ends of its band (equal to it for one seed)."""
+
+    steps: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def smoothed(values: pd.Series, width: int) -> pd.Series:
+    """Centred moving mean over `width` steps; at the ends over the steps that there are."""
+    return values if width <= 1 else values.rolling(width, center=True, min_periods=1).mean()
+
+
+def averaged(columns: Sequence[pd.Series]) -> Curve:
+    """Mean over seeds with its band (see `over_seeds`), over the steps that all seeds have."""
+    joined = pd.concat([column.dropna() for column in columns], axis=1, join="inner").sort_index()
+    figures = [over_seeds(row) for row in joined.to_numpy(dtype=float)]
+    mean, low, high = (
+        np.array([getattr(figure, name) for figure in figures]) for name in ("value", "low", "high")
+    )
+    return Curve(joined.index.to_numpy(), mean, low, high)

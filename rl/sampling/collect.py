@@ -1,0 +1,329 @@
+"""Sample responses, verify them, and keep those on which a model can be probed, as a trace file.
+
+1. Load and check the question sets; open the backend.
+2. Ask: all responses, the bad ones too, are appended to `<out>.responses/<set>.jsonl` as batches
+   finish (`rl.sampling.responses`), with the token ids as sampled. Another selection asks nothing
+   again.
+3. Select: the paper probes correct responses to problems that the model solves nearly always.
+   What is left out is counted by its first reason.
+4. Write the traces.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probing.choices import MIN_CHARS
+from probing.errors import ConfigError, DataError
+from probing.models.decode import encode_prompt
+from probing.models.identity import tokenizer_fingerprint
+from probing.settings import Progress, no_progress
+from probing.traces.file import Trace, write_traces
+from probing.traces.segmenters import Segmenter, segment_trace
+from probing.traces.tokens import TOKEN_IDS, SampledIds, decode_with_offsets
+from rl.evaluation.job import EvalConfig, file_name
+from rl.sampling.base import Sampler
+from rl.sampling.job import fill, open_backend, prompt_tokenizer, question_specs, response_settings
+from rl.sampling.responses import Response, ResponseStore, bare_prompt
+from rl.tasks.prompts import render_prompt
+from rl.tasks.questions import Question, QuestionSet, load_questions
+
+KEEP = ("correct", "all")
+# Why a response is no trace, in the order in which they are looked at.
+CUT_OFF = "cut off at the limit of tokens"
+NO_END = "without the end of the reasoning"
+NO_ANSWER = "without an answer after the reasoning"
+WRONG = "wrong"
+HARD = "of problems solved too seldom"
+BEYOND = "beyond --per-problem"
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What to ask, and what of the responses to keep.
+
+    Args:
+        asking: model, questions and sampling, as an evaluation has them; its `out` is the folder
+            of all responses.
+        out: the trace file.
+        keep: `correct` responses, or `all` that ended by themselves.
+        easy: share of a problem's samples that must be correct (and not cut off) for it to be
+            kept; 0 keeps every problem.
+        segmenter: cuts the steps at once; None leaves that to `kfh segment`.
+        per_problem: at most so many traces of a problem, the first ones; None: all.
+
+    Raises:
+        ConfigError: values out of range.
+    """
+
+    asking: EvalConfig
+    out: Path
+    keep: str = "correct"
+    easy: float = 0.9
+    segmenter: Segmenter | None = None
+    per_problem: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the selection."""
+        if self.keep not in KEEP:
+            raise ConfigError(f"unknown keep {self.keep!r}; choose {' or '.join(KEEP)}")
+        if not 0 <= self.easy <= 1:
+            raise ConfigError(f"easy is a share of samples, 0 to 1, not {self.easy}")
+        if self.per_problem is not None and self.per_problem < 1:
+            raise ConfigError(f"per-problem must be at least 1, is {self.per_problem}")
+        if not self.asking.think_end:
+            raise ConfigError("traces need the text that ends their reasoning: give --think-end")
+
+    def selection_json(self) -> dict[str, Any]:
+        """The selection as it stands in the header."""
+        return {
+            "keep": self.keep,
+            "easy": self.easy,
+            "per_problem": self.per_problem,
+            "segmenter": self.segmenter.to_json() if self.segmenter else None,
+        }
+
+
+@dataclass
+class CollectReport:
+    """What became of the responses: `traces` and `left_out` add up to `responses`."""
+
+    problems: int = 0
+    easy_problems: int = 0
+    responses: int = 0
+    sampled: int = 0  # of these in this run
+    traces: int = 0
+    with_ids: int = 0  # traces that hold the ids as sampled
+    left_out: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)  # of the verifier; counted as wrong
+    unverified: int = 0  # problems whose reference answer the verifier does not accept
+    prompts: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts for the header."""
+        return {
+            "problems": self.problems,
+            "easy_problems": self.easy_problems,
+            "responses": self.responses,
+            "traces": self.traces,
+            "with_ids": self.with_ids,
+            "left_out": dict(self.left_out),
+            "verifier_faults": dict(self.faults),
+            "unverified_problems": self.unverified,
+        }
+
+
+def share_correct(responses: list[Response]) -> float:
+    """Share of a problem's samples that are correct; one cut off never is.
+
+    Example: of 4 samples, 3 correct of which 1 was cut off at the limit: 2 / 4 = 0.5.
+    """
+    return sum(one.correct and one.finished for one in responses) / len(responses)
+
+
+def collect(config: CollectConfig, progress: Progress = no_progress) -> CollectReport:
+    """Sample, verify, select, and write the trace file.
+
+    Returns:
+        Counts of what was kept and left out, as in the header of the file.
+
+    Raises:
+        KfhError: a bad setting, question set or model; or no response that can be kept.
+    """
+    asking = config.asking
+    sets = [  # 1
+        load_questions(spec, limit=asking.limit, seed=asking.seed)
+        for spec in question_specs(asking)
+    ]
+    names = [questions.name for questions in sets]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two question sets have one name ({', '.join(names)}): rename one")
+    tokenizer = prompt_tokenizer(asking)
+    sampler = open_backend(asking, tokenizer, keep_ids=True)
+    report = CollectReport(prompts=_prompts(sampler, tokenizer))
+    stores = []
+    for questions in sets:  # 2
+        store = ResponseStore(
+            Path(asking.out) / f"{file_name(questions.name)}.jsonl",
+            response_settings(asking, questions, sampler),
+            asking.samples_of(questions.name),
+            slim=True,
+        )
+        store.open(asking.resume)
+        report.sampled += fill(
+            asking, sampler, tokenizer, questions, store, progress, keep_ids=True
+        )
+        stores.append(store)
+    chosen = [_select(config, store, report) for store in stores]  # 3
+    if not report.traces:
+        reasons = ", ".join(f"{number} {why}" for why, number in report.left_out.items())
+        raise DataError(
+            f"no trace is left of {report.responses} responses ({reasons}): see --keep, --easy "
+            f"and --max-tokens. The responses are kept in {asking.out}"
+        )
+    maker = _TraceMaker(config, sampler, tokenizer, report)
+    maker.write(list(zip(sets, stores, chosen, strict=True)))  # 4
+    return report
+
+
+def _prompts(sampler: Sampler, tokenizer: Any) -> str:
+    """What the field `prompt` of the traces is."""
+    if sampler.rendered:
+        return "as given to the model"
+    if tokenizer is not None:
+        return "rendered here; the endpoint's chat rendered its own"
+    return "bare questions; the endpoint's chat rendered its own"
+
+
+def _select(
+    config: CollectConfig, store: ResponseStore, report: CollectReport
+) -> set[tuple[str, int]]:
+    """(question, sample) of the responses that become traces; the others are counted.
+
+    The store holds no texts: what the text decides is looked at in one pass over the file.
+    """
+    whys = {(one.id, one.sample): _reason(config, one) for one in store.stream()}
+    chosen: set[tuple[str, int]] = set()
+    for name, responses in store.responses.items():
+        easy = share_correct(responses) >= config.easy
+        report.problems += 1
+        report.easy_problems += easy
+        taken = 0
+        for one in sorted(responses, key=lambda item: item.sample):
+            report.responses += 1
+            if one.fault:
+                report.faults[one.fault] += 1
+            why = whys[name, one.sample] or ("" if easy else HARD)
+            if not why and config.per_problem is not None and taken >= config.per_problem:
+                why = BEYOND
+            if why:
+                report.left_out[why] += 1
+                continue
+            taken += 1
+            report.traces += 1
+            chosen.add((name, one.sample))
+    return chosen
+
+
+def _reason(config: CollectConfig, one: Response) -> str:
+    """Why a response by itself is no trace; empty where it is one."""
+    if not one.finished:
+        return CUT_OFF
+    _, closed, answer = one.text.partition(config.asking.think_end)
+    if not closed:
+        return NO_END
+    if not answer.strip():
+        return NO_ANSWER
+    return WRONG if config.keep == "correct" and not one.correct else ""
+
+
+class _TraceMaker:
+    """Responses → traces, streamed from the stores to the trace file."""
+
+    def __init__(
+        self, config: CollectConfig, sampler: Sampler, tokenizer: Any, report: CollectReport
+    ) -> None:
+        self.config, self.sampler, self.tokenizer = config, sampler, tokenizer
+        self.report = report
+        ends = getattr(sampler, "ends", None)
+        self.ends = set(ends or getattr(tokenizer, "all_special_ids", None) or ())
+
+    def write(self, parts: list[tuple[QuestionSet, ResponseStore, set[tuple[str, int]]]]) -> None:
+        """Write the trace file; the header, which counts, is made before the traces."""
+        config, report = self.config, self.report
+        report.unverified = sum(len(questions.unverified) for questions, _, _ in parts)
+        report.with_ids = sum(
+            one.token_ids is not None and self.tokenizer is not None
+            for _, store, chosen in parts
+            for one in store.stream()
+            if (one.id, one.sample) in chosen
+        )
+        write_traces(
+            config.out,
+            self._traces(parts),
+            model=config.asking.model,
+            backend=config.asking.backend,
+            responses={
+                questions.name: {"file": str(store.path), "settings": store.settings}
+                for questions, store, _ in parts
+            },
+            selection=config.selection_json(),
+            counts=report.to_json(),
+            prompts=report.prompts,
+        )
+
+    def _traces(
+        self, parts: list[tuple[QuestionSet, ResponseStore, set[tuple[str, int]]]]
+    ) -> Iterator[Trace]:
+        seen: set[str] = set()
+        for questions, store, chosen in parts:
+            by_id = {question.id: question for question in questions.questions}
+            for one in store.stream():
+                if (one.id, one.sample) not in chosen:
+                    continue
+                share = share_correct(store.responses[one.id])
+                trace = self._trace(questions, by_id[one.id], one, share)
+                if trace.id in seen:
+                    raise DataError(
+                        f"two question sets hold the question {one.id!r}: collect them one by one"
+                    )
+                seen.add(trace.id)
+                yield trace
+
+    def _trace(
+        self, questions: QuestionSet, question: Question, one: Response, share: float
+    ) -> Trace:
+        asking = self.config.asking
+        prompt = bare_prompt(questions, question)
+        if self.tokenizer is not None:
+            prompt = render_prompt(
+                self.tokenizer,
+                question.question,
+                asking.template,
+                instruction=questions.instruction,
+            )
+        extra: dict[str, Any] = {
+            "model": asking.model,
+            "ground_truth": question.answer,
+            "data": questions.name,
+            "sample": one.sample,
+            "share_correct": share,
+            "tokens": one.tokens,
+        }
+        text = one.text
+        if one.token_ids is not None and self.tokenizer is not None:
+            text, extra[TOKEN_IDS] = self._ids(one.token_ids, prompt)
+        trace = Trace(
+            f"{one.id}/{one.sample}",
+            prompt,
+            text,
+            correct=one.correct,
+            problem=question.question,
+            extra=extra,
+            think_end=asking.think_end,
+        )
+        return segment_trace(trace, self.config.segmenter) if self.config.segmenter else trace
+
+    def _ids(self, ids: tuple[int, ...], prompt: str) -> tuple[str, dict[str, Any]]:
+        """The text that the ids decode to, of which steps are cut, and the ids for the trace."""
+        end = ids[-1] if ids[-1] in self.ends else None
+        kept = ids if end is None else ids[:-1]
+        text, _ = decode_with_offsets(self.tokenizer, np.asarray(kept, dtype=np.int64))
+        sampled = SampledIds(
+            tuple(encode_prompt(self.tokenizer, prompt)),
+            kept,
+            end,
+            tokenizer_fingerprint(self.tokenizer),
+        )
+        return text, sampled.to_json()
+
+
+def parse_segmenter(name: str, min_chars: int = MIN_CHARS) -> Segmenter | None:
+    """The segmenter of this name; `none` is none."""
+    return None if name == "none" else Segmenter.parse(name, min_chars)

@@ -1,0 +1,215 @@
+"""What a run does beside training: the metrics file, interruption, probing the policy again."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather
+from transformers import TrainerCallback
+
+from probing.attention.capture import AttentionCapture
+from probing.attention.scores import score_traces
+from probing.errors import DataError
+from probing.files.headers import HEADER, file_header, whole_file
+from probing.files.jsonl import read_lines
+from probing.headset import HeadSet
+from probing.ranking.metrics import step_ranking_accuracy
+from probing.traces.source import TraceSource, prepare_traces
+from probing.traces.tokens import EncodedTrace, encode_trace
+from rl.attnpo.completions import Cutter
+
+# TRL's names → ours; everything else is taken as it is.
+_NAMES = {"completions/clipped_ratio": "truncated", "loss": "loss", "grad_norm": "grad_norm"}
+_LEFT_OUT = ("completions/", "clip_ratio/", "rewards/", "frac_reward", "num_tokens", "step_time")
+
+
+class MetricsFile(TrainerCallback):
+    """Writes `metrics.jsonl`: a header, then one line a step. The main process alone writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.last: dict[str, Any] | None = None
+        self._began = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin the file, or cut it back to the checkpoint that training goes on from."""
+        if not state.is_world_process_zero:
+            return
+        kept = [line for line in _written(self.path) if line["step"] <= state.global_step]
+        self.last = kept[-1] if kept else None
+        with whole_file(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            for line in ({HEADER: file_header("training metrics")}, *kept):
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock of the step."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop it."""
+        self._took = time.perf_counter() - self._began
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Write the line of a step."""
+        if not state.is_world_process_zero or not logs or "accuracy" not in logs:
+            return
+        line = step_line(logs, state, self._took)
+        self.last = line
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def step_line(logs: dict[str, Any], state: Any, seconds: float) -> dict[str, Any]:
+    """The metrics of one step; what is not a number becomes null."""
+    line: dict[str, Any] = {"step": state.global_step, "epoch": logs.get("epoch")}
+    phrases = {}
+    for name, value in logs.items():
+        if name.startswith("phrases/"):
+            phrases[name.removeprefix("phrases/")] = value
+        elif name in _NAMES:
+            line[_NAMES[name]] = value
+        elif name != "epoch" and not name.startswith(_LEFT_OUT):
+            line[name] = value
+    parts = [logs.get(f"seconds_{part}", 0.0) for part in ("sampling", "rewards", "scoring")]
+    line |= {"phrases": phrases, "seconds": seconds, "seconds_update": seconds - sum(parts)}
+    line["scoring_share"] = logs.get("seconds_scoring", 0.0) / seconds if seconds else None
+    for name in ("attenuated", "attenuated_tokens", "gamma", "redundant_steps"):
+        line.setdefault(name, None)
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in line.items()
+    }
+
+
+def _written(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that a killed run may have left torn; none where there is no file."""
+    return read_lines(path)[0] if path.exists() else []
+
+
+class Interrupt(TrainerCallback):
+    """SIGINT saves a checkpoint at the end of the step and leaves; a second one leaves at once.
+
+    One that comes within a second of the first is the same: Ctrl-C reaches every process of the
+    terminal, and torchrun hands it on to them once more.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False  # the same in all processes
+        self._heard: float | None = None  # when this process got the signal
+        self._former: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Listen."""
+        try:
+            self._former = signal.signal(signal.SIGINT, self._hear)
+        except ValueError:  # not the main thread: the host program handles signals
+            self._former = None
+
+    def _hear(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if self._heard is not None and now - self._heard > 1:
+            raise KeyboardInterrupt
+        self._heard = now if self._heard is None else self._heard
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop all processes at the same step."""
+        heard = self._heard is not None
+        if args.world_size > 1:
+            heard = int(gather(torch.tensor([int(heard)], device=args.device)).sum()) > 0
+        if heard:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Give SIGINT back."""
+        if self._former is not None:
+            signal.signal(signal.SIGINT, self._former)
+
+
+class Reprobe(TrainerCallback):
+    """Probes the policy every k steps: do the heads stay the heads? (The paper's stability.)
+
+    Writes `probe.jsonl`: SRA of the heads of the set, their mean, and the Pearson correlation of
+    all heads' SRA with that before training.
+    """
+
+    every = 10
+
+    def __init__(
+        self, folder: Path, traces: Path, head_set: HeadSet | None, cutter: Cutter
+    ) -> None:
+        self.path, self.head_set = folder / "probe.jsonl", head_set
+        source = TraceSource(traces)
+        self.labelled = []
+        self.encoded: list[EncodedTrace] = []
+        for trace in prepare_traces(source):
+            labels = [step.label for step in trace.steps]
+            if {"essential", "redundant"} <= set(labels):
+                self.labelled.append(np.array([label or "" for label in labels]))
+                self.encoded.append(
+                    encode_trace(cutter.tokenizer, trace, rule=source.rule, answer=cutter.answer)
+                )
+        if not self.encoded:
+            raise DataError(f"{traces}: no trace has both essential and redundant steps")
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
+        """Probe before the first step; cut the file back where training goes on."""
+        kept = [line for line in _written(self.path) if line["step"] <= state.global_step]
+        if state.is_world_process_zero:
+            with whole_file(self.path) as temporary, temporary.open("w") as file:
+                for line in ({HEADER: file_header("policy probes")}, *kept):
+                    file.write(json.dumps(line) + "\n")
+        self.start = np.array(kept[0]["all_sra"]) if kept else None
+        if not kept:
+            self._probe(model, state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Probe every k steps."""
+        if state.global_step % self.every == 0:
+            self._probe(model, state)
+
+    def _probe(self, model: Any, state: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        capture = AttentionCapture(model, prove=False)
+        scored = {
+            item.id: item
+            for item in score_traces(capture, self.encoded, device=next(model.parameters()).device)
+        }
+        rows = []
+        for trace, labels in zip(self.encoded, self.labelled, strict=True):
+            item = scored[trace.id]
+            chosen = (labels != "") & (item.tokens > 0)
+            rows.append(
+                step_ranking_accuracy(item.scores[:, chosen], labels[chosen] == "essential")
+            )
+        sra = np.mean(rows, axis=0)
+        self.start = sra if self.start is None else self.start
+        pairs = self.head_set.pairs if self.head_set else []
+        places = [capture.heads.index(pair) for pair in pairs]
+        heads = [
+            {"layer": layer, "head": head, "sra": float(sra[i]), "start_sra": float(self.start[i])}
+            for (layer, head), i in zip(pairs, places, strict=True)
+        ]
+        line = {
+            "step": state.global_step,
+            "heads": heads,
+            "sra": float(np.mean([head["sra"] for head in heads])) if heads else None,
+            "correlation": float(np.corrcoef(sra, self.start)[0, 1]),
+            "all_sra": sra.tolist(),
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")

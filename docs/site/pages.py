@@ -12,12 +12,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+import commands
 import reference
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 from reference import ROOT
 
 DOTTED = re.compile(r"(?<!\[)`((?:probing|rl|kfh)(?:\.\w+)+)`")
+OUTSIDE = {  # files outside docs/ that are pages, or linked from one
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "CITATION.cff": "CITATION.cff",
+    "data/pocket/README.md": "pocket.md",
+}
 FETCHED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"(https?:[^\"]+)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)]+)\)")
 
@@ -37,13 +45,13 @@ def on_files(files: Any, config: Any) -> Any:
     from kfh.cli import app
 
     pages: dict[str, str | bytes] = {
-        "reference/index.md": reference.faces_page(),
-        "reference/commands.md": reference.commands_page(app),
+        "reference/index.md": reference.index_page(),
+        "reference/commands.md": commands.commands_page(app),
         "reference/settings.md": reference.settings_page(),
     }
-    for name, source in {"index": "README.md", "pocket": "data/pocket/README.md"}.items():
+    for source, page in OUTSIDE.items():
         text = (ROOT / source).read_text(encoding="utf-8")
-        pages[f"{name}.md"] = LINK.sub(lambda match: f"]({site_path(match[1])})", text)
+        pages[page] = LINK.sub(lambda match: f"]({site_path(match[1])})", text)
     for room in reference.rooms():
         pages[f"reference/{room}.md"] = reference.room_page(room)
     for path in notebooks():
@@ -58,7 +66,7 @@ def site_path(target: str) -> str:
     target = target.removeprefix("docs/")
     if target.startswith("notebooks/"):
         return target.replace(".ipynb", ".md")
-    return {"data/pocket/README.md": "pocket.md"}.get(target, target)
+    return OUTSIDE.get(target, target)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

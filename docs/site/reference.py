@@ -1,6 +1,6 @@
-"""The reference: commands from what typer made of them, settings from their classes, and the rooms.
+"""The reference: the rooms by their docstrings, settings by their classes.
 
-What `kfh COMMAND --help` and the docstrings say; nothing is written a second time.
+Commands are in `commands.py` beside this file. Nothing is written a second time.
 """
 
 from __future__ import annotations
@@ -35,51 +35,31 @@ def modules(room: str) -> list[str]:
 
 
 def room_page(room: str) -> str:
-    """What a room is for, and the public names of its modules (by mkdocstrings)."""
-    doc = inspect.getdoc(importlib.import_module(room)) or ""
-    return "\n\n".join([f"# {room}", doc, *(f"::: {name}" for name in modules(room))])
+    """What a room is for, its public names, and all that its modules document (mkdocstrings)."""
+    package = importlib.import_module(room)
+    parts = [f"# {room}", inspect.getdoc(package) or "", public_names(package)]
+    return "\n\n".join([*parts, *(f"::: {name}" for name in modules(room))])
 
 
-def faces_page() -> str:
-    """The names that `probing` and `rl` offer at the front door, each with its first line."""
-    lines = ["# Reference", "[Commands](commands.md), [settings](settings.md), and from Python:"]
-    for floor in ("probing", "rl"):
-        package = importlib.import_module(floor)
-        lines += [f"\n## From {floor}", "", "| name | what it is |", "|---|---|"]
-        for name in package.__all__:
-            value = getattr(package, name)
-            home = full_name(value)
-            shown = f"[`{name}`][{home}]" if home.startswith(FLOORS) else f"`{name}`"
-            lines.append(f"| {shown} | {plain(first_line(value))} |")
-    return "\n".join(lines)
+def index_page() -> str:
+    """Every room with the first line of what it is for."""
+    rows = [
+        f"| [{room}]({room}.md) | {plain(first_line(importlib.import_module(room)))} |"
+        for room in rooms()
+    ]
+    head = "# Reference\n\n[Commands](commands.md), [settings](settings.md), and from Python:\n"
+    return "\n".join([head, "| room | |", "|---|---|", *rows])
 
 
-def commands_page(app: Any) -> str:
-    """Every command of a typer application with its arguments and options."""
-    from typer.main import get_command
-
-    lines = ["# Commands", "As `kfh COMMAND --help` has them."]
-    for name, command in walk("kfh", get_command(app)):
-        context = command.context_class(command, info_name=name)
-        usage = " ".join([name, *command.collect_usage_pieces(context)])
-        lines += [f"\n## {name}", f"`{usage}`", "", inspect.cleandoc(command.help or "")]
-        panels: dict[str, list[str]] = {}
-        for option in command.params:
-            panel = getattr(option, "rich_help_panel", None) or "Arguments and options"
-            record = option.get_help_record(context) or (option.metavar or option.name, option.help)
-            row = f"| `{cell(record[0])}` | {plain(record[1] or '')} |"
-            panels.setdefault(panel, []).append(row)
-        for panel, rows in panels.items():
-            lines += [f"\n| {panel} | |", "|---|---|", *rows]
-    return "\n".join(lines)
-
-
-def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
-    """The command and those below it, hidden ones left out."""
-    if not command.hidden:
-        yield name, command
-        for part, child in getattr(command, "commands", {}).items():
-            yield from walk(f"{name} {part}", child)
+def public_names(package: Any) -> str:
+    """A table of a package's face: each name, a link, and the first line of its docstring."""
+    rows = []
+    for name in getattr(package, "__all__", []):
+        value = getattr(package, name)
+        home = full_name(value)
+        shown = f"[`{name}`][{home}]" if home.startswith(FLOORS) else f"`{name}`"
+        rows.append(f"| {shown} | {plain(first_line(value))} |")
+    return "\n".join(["| name | what it is |", "|---|---|", *rows]) if rows else ""
 
 
 def settings_page() -> str:
@@ -135,8 +115,8 @@ def full_name(value: Any) -> str:
 
 
 def first_line(value: Any) -> str:
-    """The first line of its docstring."""
-    return (inspect.getdoc(value) or "").split("\n")[0]
+    """The first line of its docstring; empty for a type hint, which has none of its own."""
+    return (inspect.getdoc(value) or "").split("\n")[0] if hasattr(value, "__name__") else ""
 
 
 def cell(text: Any) -> str:

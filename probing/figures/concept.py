@@ -14,14 +14,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Patch
 
 from probing.errors import DataError
-from probing.strips import LABEL_LOOK, step_text
-from probing.style import BLACK, GREY, LABEL, SMALL, TITLE, plain, save_figure, spell, styled
+from probing.figures.style import (
+    BLACK,
+    GREY,
+    LABEL,
+    SMALL,
+    TITLE,
+    plain,
+    save_figure,
+    spell,
+    styled,
+)
+from probing.figures.trace import LABEL_LOOK, step_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from probing.passes import Head
-    from probing.traces import Trace
+    from probing.choices import Head
+    from probing.traces.file import Trace
 
 TRACE = "pocket-00045"  # three definitions on the path, no correction: nine steps that fit a page
 HEAD = (2, 3)  # the head that the shipped set `pocket` trains with
@@ -29,7 +39,7 @@ ROOM = 0.31  # of the left panel, for the arrows at its right
 
 
 @styled
-def concept(trace: Trace, ratios: np.ndarray, title: str) -> Figure:
+def concept_figure(trace: Trace, ratios: np.ndarray, title: str) -> Figure:
     """A trace as lines, arrows from its answer to its steps, and beside them the step scores.
 
     An arrow is the wider the more attention per token the step gets.
@@ -122,26 +132,26 @@ def pocket_concept(trace_id: str = TRACE, head: Head = HEAD) -> Figure:
     Raises:
         DataError: no such trace.
     """
-    from probing.attention import AttentionCapture
-    from probing.files import data_path
-    from probing.models import load_model, load_tokenizer
-    from probing.scoring import score_traces
-    from probing.tokens import encode_trace
-    from probing.traces import read_traces
+    from probing.attention.capture import AttentionCapture
+    from probing.attention.scores import score_traces
+    from probing.models.load import load_model, load_tokenizer, pocket_model
+    from probing.traces.file import read_traces
+    from probing.traces.source import pocket_traces
+    from probing.traces.tokens import encode_trace
 
-    traces = read_traces(data_path("pocket", "traces.jsonl"))
-    trace = next((trace for trace in traces if trace.id == trace_id), None)
+    trace = next((trace for trace in read_traces(pocket_traces()) if trace.id == trace_id), None)
     if trace is None:
         raise DataError(f"the pocket traces hold no trace {trace_id!r}")
-    model = load_model(str(data_path("pocket")), device="cpu")
-    encoded = encode_trace(load_tokenizer(str(data_path("pocket"))), trace)
-    scored = next(score_traces(AttentionCapture(model, [head]), [encoded]))
+    folder = str(pocket_model())
+    encoded = encode_trace(load_tokenizer(folder), trace)
+    capture = AttentionCapture(load_model(folder, device="cpu"), [head])
+    scored = next(score_traces(capture, [encoded]))
     layer, place = head
     title = (
         f"While it writes its answer, head {layer}.{place} of this model looks back at the steps "
         "that the answer follows from"
     )
-    return concept(trace, scored.scores[0] / scored.base, title)
+    return concept_figure(trace, scored.scores[0] / scored.base, title)
 
 
 if __name__ == "__main__":

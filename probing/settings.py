@@ -1,9 +1,19 @@
-"""What settings classes share: their checks, and the progress that a job reports."""
+"""What settings classes share: fields with help and bounds, their checks, JSON; and progress.
+
+A settings class is a frozen dataclass whose fields are made by `choice`. What may be chosen stands
+in the field's type, as a Literal; the command line takes its options from the same fields.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import types
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import MISSING, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from probing.choices import METRICS
 from probing.errors import ConfigError
@@ -17,7 +27,93 @@ def no_progress(name: str, total: int) -> AbstractContextManager[Callable[[int, 
     return nullcontext(lambda traces, tokens: None)
 
 
+def choice(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    panel: str | None = None,
+    factory: Any = MISSING,
+) -> Any:
+    """A field of a settings class.
+
+    Args:
+        default: its value where none is given; without one the field is required.
+        help: one line, shown by `kfh COMMAND --help` and in the reference.
+        least, most: bounds of a number, both allowed values.
+        panel: heading under which the command line lists it.
+        factory: makes the default, where it is a list or a mapping.
+    """
+    about = {"help": help, "least": least, "most": most, "panel": panel}
+    return field(default=default, default_factory=factory, metadata=about)
+
+
+def unknown(kind: str, name: object, known: Iterable[object]) -> str:
+    """The message for a name that does not exist, with the nearest ones that do.
+
+    Example:
+        >>> unknown("metric", "sar", ["sra", "gating"])
+        "unknown metric 'sar'; did you mean sra? Choose sra, gating"
+    """
+    names = [str(item) for item in known]
+    near = difflib.get_close_matches(str(name), names, 3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? Choose" if near else "choose"
+    return f"unknown {kind} {name!r}; {hint} {', '.join(names)}"
+
+
+@lru_cache(maxsize=32)
+def literals(cls: Any) -> dict[str, tuple[Any, ...]]:
+    """What may be chosen, by field: the values of its Literal, and None where it is optional."""
+    found = {}
+    for name, kind in get_type_hints(cls).items():
+        parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+        values = [v for part in parts if get_origin(part) is Literal for v in get_args(part)]
+        if values:
+            found[name] = (*values, *(None for part in parts if part is type(None)))
+    return found
+
+
+def check(settings: Any) -> None:
+    """Check every field of a settings object: its choices and its bounds. For `__post_init__`.
+
+    Raises:
+        ConfigError: a value that is none of the choices (with the nearest), or out of bounds.
+    """
+    known = literals(type(settings))
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if item.name in known and value not in known[item.name]:
+            names = [choice for choice in known[item.name] if choice is not None]
+            raise ConfigError(unknown(item.name, value, names))
+        least, most = item.metadata.get("least"), item.metadata.get("most")
+        if value is None or isinstance(value, str):
+            continue
+        if least is not None and not value >= least:  # a NaN is out of bounds too
+            raise ConfigError(f"{item.name} must be at least {least}, is {value}")
+        if most is not None and not value <= most:
+            raise ConfigError(f"{item.name} must be at most {most}, is {value}")
+
+
+def check_keys(cls: type, given: Mapping[str, Any], where: str = "") -> None:
+    """Refuse keys that are no field of a settings class.
+
+    Raises:
+        ConfigError: an unknown key, with the nearest known one; `where` stands before it.
+    """
+    known = [item.name for item in fields(cls)]
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{where}{': ' if where else ''}{unknown('setting', key, known)}")
+
+
+def to_json(settings: Any) -> dict[str, Any]:
+    """All settings as they stand in a file: paths as text, the rest as it is."""
+    values = ((item.name, getattr(settings, item.name)) for item in fields(settings))
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values}
+
+
 def check_metric(metric: str) -> None:
     """Raise ConfigError for a metric that does not exist."""
     if metric not in METRICS:
-        raise ConfigError(f"unknown metric {metric!r}; choose {', '.join(METRICS)}")
+        raise ConfigError(unknown("metric", metric, METRICS))

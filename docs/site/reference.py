@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from probing.settings import literals
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 FLOORS = ("probing", "rl", "kfh")
 
@@ -67,12 +69,12 @@ def settings_page() -> str:
     lines = ["# Settings", "The classes that hold them; most fields are options of a command."]
     for value in settings_classes():
         lines += [f"\n## {value.__name__}", f"`{full_name(value)}`: {first_line(value)}", ""]
-        lines += ["| setting | type | default | |", "|---|---|---|---|"]
+        lines += ["| setting | values | default | |", "|---|---|---|---|"]
         explained = explanations(inspect.getdoc(value) or "")
         own = inspect.get_annotations(value)  # without what is inherited from TRL
         for field in (field for field in dataclasses.fields(value) if field.name in own):
             text = field.metadata.get("help") or explained.get(field.name, "")
-            row = (f"`{field.name}`", f"`{cell(field.type)}`", default(field), plain(text))
+            row = (f"`{field.name}`", values(value, field), default(field), plain(text))
             lines.append(f"| {' | '.join(row)} |")
     lines += ["\n## Recipes", "Of `kfh train --recipe`; each lies over its method's defaults."]
     for path in sorted((ROOT / "rl").rglob("recipes/*.yaml")):
@@ -90,6 +92,19 @@ def settings_classes() -> Iterator[type]:
             here = isinstance(value, type) and value.__module__ == name
             if here and dataclasses.is_dataclass(value) and value.__name__.endswith("Config"):
                 yield value
+
+
+def values(cls: type, field: dataclasses.Field[Any]) -> str:
+    """What a field may be: its choices, or its type with its bounds."""
+    try:
+        choices = literals(cls).get(field.name)
+    except NameError:  # a type that is known to type checkers alone
+        choices = None
+    if choices:
+        return ", ".join(f"`{choice}`" for choice in choices)
+    least, most = field.metadata.get("least"), field.metadata.get("most")
+    bounds = [f"≥ {least}"] * (least is not None) + [f"≤ {most}"] * (most is not None)
+    return ", ".join([f"`{cell(field.type)}`", *bounds])
 
 
 def default(field: dataclasses.Field[Any]) -> str:

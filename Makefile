@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.kfh-ready
 DOCS := $(VENV)/.kfh-docs
 
-.PHONY: env demo pocket test notebooks notebooks-write docs figures lint format bench wheel wheel-check clean
+.PHONY: env demo pocket test readme notebooks notebooks-write docs figures lint format bench wheel wheel-check clean
 
 env: $(STAMP)
 
@@ -23,6 +23,9 @@ demo: env  ## the whole way on the embedded model
 
 test: env  ## all tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+readme: env  ## run the README's commands as they are written
+	PATH="$(CURDIR)/$(BIN):$$PATH" python tests/run_readme.py
 
 notebooks: env  ## run every notebook from the start; its outputs must be those committed
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/run_notebooks.py

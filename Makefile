@@ -38,7 +38,7 @@ $(DOCS): $(STAMP)
 	touch $@
 
 docs: $(DOCS)  ## the documentation → build/site; a broken link is an error
-	HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 figures: env  ## the concept figure of README and documentation
 	HF_HUB_OFFLINE=1 $(BIN)/python -m probing.figures.concept docs/figures/concept.png

@@ -25,7 +25,7 @@ test: env  ## all tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 readme: env  ## run the README's commands as they are written
-	PATH="$(CURDIR)/$(BIN):$$PATH" python tests/run_readme.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run_readme.py
 
 notebooks: env  ## run every notebook from the start; its outputs must be those committed
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/run_notebooks.py

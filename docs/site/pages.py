@@ -50,7 +50,7 @@ def on_files(files: Any, config: Any) -> Any:
         "reference/settings.md": reference.settings_page(),
     }
     for source, page in OUTSIDE.items():
-        text = (ROOT / source).read_text(encoding="utf-8")
+        text = (ROOT / source).read_text(encoding="utf-8").replace("```bash ci-run", "```bash")
         pages[page] = LINK.sub(lambda match: f"]({site_path(match[1])})", text)
     for room in reference.rooms():
         pages[f"reference/{room}.md"] = reference.room_page(room)

@@ -10,6 +10,7 @@ GIVEN = "given"  # the steps that the trace file holds
 KEEP = ("correct", "all")
 
 METRICS = ("sra", "balanced", "gating")
+METRIC_NAMES = {"sra": "SRA", "balanced": "balanced SRA", "gating": "gating accuracy"}
 CONTROLS = ("recency", "earliness", "length", "uniform", "all heads")
 
 BACKENDS = ("transformers", "transformer-lens")

@@ -1,4 +1,4 @@
-"""What the commands print: progress bars and tables. Data goes to files, talk to stderr."""
+"""What the commands print: progress, tables, caveats. Data goes to files, talk to stderr."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,10 +17,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
-import kfh.tables
+from kfh.tables import Table, terminal
 
 if TYPE_CHECKING:
     from probing.traces.file import ReadReport
@@ -29,11 +27,18 @@ if TYPE_CHECKING:
 
 console = Console()
 talk = Console(stderr=True)
+EVERY = 15.0  # seconds between lines of progress where there is no terminal
 
 
 @contextmanager
 def progress_bar(name: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar over traces; `advance(traces, tokens)` moves it and shows tokens per second."""
+    """Progress over traces: a bar in a terminal, else a line now and then.
+
+    `advance(traces, tokens)` moves it; tokens per second are shown where there are tokens.
+
+    Args:
+        total: number of traces; 0 where it is not known.
+    """
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -44,32 +49,73 @@ def progress_bar(name: str, total: int) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
         console=talk,
         transient=True,
+        disable=not talk.is_terminal,
     )
     with bar:
-        task = bar.add_task(name, total=total, speed="")
-        started, tokens = time.perf_counter(), 0
+        task = bar.add_task(name, total=total or None, speed="")
+        due = every()
+        started, done, tokens = time.perf_counter(), 0, 0
 
         def advance(traces: int, number: int) -> None:
-            nonlocal tokens
-            tokens += number
-            rate = tokens / max(time.perf_counter() - started, 1e-9)
-            bar.update(task, advance=traces, speed=f"{rate:,.0f} tokens/s" if tokens else "")
+            nonlocal done, tokens
+            done, tokens = done + traces, tokens + number
+            seconds = max(time.perf_counter() - started, 1e-9)
+            speed = f"{tokens / seconds:,.0f} tokens/s" if tokens else ""
+            bar.update(task, advance=traces, speed=speed)
+            if not talk.is_terminal and due():
+                say(progress_line(name, done, total, seconds, speed))
 
         yield advance
 
 
-def plain_table(title: str, *columns: str) -> Table:
-    """An empty table in the style of all of them."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0)
-    for column in columns:
-        table.add_column(column, overflow="fold")  # a narrow terminal cuts no figure off
-    return table
+def every() -> Callable[[], bool]:
+    """Whether `EVERY` seconds have passed since it was last so, or since now."""
+    last = time.perf_counter()
+
+    def due() -> bool:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last < EVERY:
+            return False
+        last = now
+        return True
+
+    return due
 
 
-def print_tables(tables: Iterable[kfh.tables.Table], caveats: Iterable[str] = ()) -> None:
+def progress_line(name: str, done: int, total: int, seconds: float, speed: str = "") -> str:
+    """How far a long work has come, in one line.
+
+    Example:
+        >>> progress_line("scoring", 20, 100, 30.0, "900 tokens/s")
+        'scoring: 20 of 100, 900 tokens/s, 0:30 so far, about 2:00 left'
+    """
+    parts = [f"{name}: {done}{f' of {total}' if total else ''}", speed, f"{_clock(seconds)} so far"]
+    if 0 < done < total:
+        parts.append(f"about {_clock(seconds * (total - done) / done)} left")
+    return ", ".join(filter(None, parts))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def say(text: str) -> None:
+    """A plain line to stderr; nothing in it is taken for markup."""
+    talk.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """A line to stderr that should be seen: what was left out, what went wrong."""
+    talk.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_tables(tables: Iterable[Table], caveats: Iterable[str] = ()) -> None:
     """Print tables and caveats of a result; tables fit the width of the terminal or pipe."""
     for table in tables:
-        console.print(kfh.tables.terminal(table, console.width))
+        console.print(terminal(table, console.width))
     for text in caveats:
         console.print(Text.assemble(("Caveat:", "yellow"), f" {text}"), soft_wrap=True)
 
@@ -77,4 +123,4 @@ def print_tables(tables: Iterable[kfh.tables.Table], caveats: Iterable[str] = ()
 def report_bad_lines(report: ReadReport) -> None:
     """Say what a reader left out, by reason, with the first of each."""
     for kind, count in report.bad.items():
-        talk.print(f"[yellow]left out {count} × {kind}[/yellow], first {report.first_bad[kind]}")
+        warn(f"left out {count} × {kind}, first {report.first_bad[kind]}")

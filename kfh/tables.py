@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 NONE = "–"  # stands where there is no number
-GAPS = (2, 1)  # spaces between the columns of a terminal; one where two leave no room
+# Spaces between the columns of a terminal, and whether intervals stay on one line: what is tried.
+FITS = ((2, True), (1, True), (1, False))
 SHORT = 14  # characters of a text that is not broken in a terminal
+MOST = 8  # decimals
 
 
 def exists(value: Any) -> bool:
@@ -55,6 +57,10 @@ def interval(low: Any, high: Any, digits: int = 3, signed: bool = False) -> str:
 class Number:
     """A cell: a measured value, with its 95 % interval where it has one.
 
+    Args:
+        digits: decimals. A difference (`signed`) whose interval excludes zero has as many as it
+            takes to show that.
+
     Example:
         >>> str(Number(0.714, 0.591, 0.816)), str(Number(-5, -9, 1, digits=1, signed=True))
         ('0.714 (0.591–0.816)', '-5.0 (-9.0 to +1.0)')
@@ -88,13 +94,29 @@ class Number:
         return cls(row[name], row[f"{name}_low"], row[f"{name}_high"], digits, signed)
 
     @property
+    def decimals(self) -> int:
+        """The decimals that are shown."""
+        if not (self.signed and exists(self.low) and exists(self.high)):
+            return self.digits
+        assert self.low is not None and self.high is not None
+        nearest = max(self.low, -self.high)  # to zero; negative where the interval holds it
+        if nearest <= 0:
+            return self.digits
+        return next((d for d in range(self.digits, MOST) if round(nearest, d)), MOST)
+
+    @property
+    def text(self) -> str:
+        """The value alone."""
+        return number(self.value, self.decimals, self.signed)
+
+    @property
     def interval(self) -> str:
         """The interval in brackets; empty where there is none."""
-        ends = interval(self.low, self.high, self.digits, self.signed)
+        ends = interval(self.low, self.high, self.decimals, self.signed)
         return f"({ends})" if ends and exists(self.value) else ""
 
     def __str__(self) -> str:
-        return f"{number(self.value, self.digits, self.signed)} {self.interval}".rstrip()
+        return f"{self.text} {self.interval}".rstrip()
 
 
 Cell = str | Number
@@ -134,8 +156,8 @@ def terminal(table: Table, width: int) -> RenderableType:
     from rich.text import Text
 
     title = Text(table.title, style="italic")
-    for gap in GAPS:
-        if widths := column_widths(table, width, gap):
+    for gap, whole in FITS:
+        if widths := column_widths(table, width, gap, whole):
             break
     else:
         return Group(title, *_blocks(table), "")
@@ -148,17 +170,18 @@ def terminal(table: Table, width: int) -> RenderableType:
     return Group(title, grid, "")
 
 
-def column_widths(table: Table, width: int, gap: int) -> list[int] | None:
+def column_widths(table: Table, width: int, gap: int, whole: bool) -> list[int] | None:
     """The width of each column in a terminal; None where the longest words do not fit.
 
     The widest columns give way first, none below its longest word. Headings give way before cells.
 
     Args:
         gap: spaces between two columns.
+        whole: no interval is broken into its two ends.
     """
     least, sizes = [], []
     for name, *cells in zip(table.columns, *table.rows, strict=True):
-        parts = [part for cell in cells for part in _unbroken(cell)]
+        parts = [part for cell in cells for part in _unbroken(cell, whole)]
         least.append(max(map(len, [*name.split(), *parts]), default=0))
         sizes.append(max([least[-1], *(len(str(cell)) for cell in cells)]))
     room = width - gap * (len(sizes) - 1)
@@ -170,11 +193,12 @@ def column_widths(table: Table, width: int, gap: int) -> list[int] | None:
     return sizes
 
 
-def _unbroken(cell: Cell) -> list[str]:
+def _unbroken(cell: Cell, whole: bool) -> list[str]:
     """The parts of a cell that stay on one line."""
-    if isinstance(cell, Number):
-        return [number(cell.value, cell.digits, cell.signed), cell.interval]
-    return [cell] if len(cell) <= SHORT else cell.split()
+    if isinstance(cell, Number) and whole:
+        return [cell.text, cell.interval]
+    text = str(cell)
+    return [text] if len(text) <= SHORT else text.split()
 
 
 def _blocks(table: Table) -> list[Text]:
@@ -193,12 +217,10 @@ def _styled(cell: Cell, width: int | None = None) -> Text:
     """A cell with its interval dimmed, below the value where the column is narrow."""
     from rich.text import Text
 
-    text = str(cell)
     if isinstance(cell, Number) and cell.interval:
-        value = number(cell.value, cell.digits, cell.signed)
-        between = "\n" if width is not None and len(text) > width else " "
-        return Text.assemble(value, between, (cell.interval, "dim"))
-    return Text(text)
+        between = "\n" if width is not None and len(str(cell)) > width else " "
+        return Text.assemble(cell.text, between, (cell.interval, "dim"))
+    return Text(str(cell))
 
 
 def markdown(table: Table) -> str:

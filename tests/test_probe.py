@@ -23,10 +23,10 @@ from probing.errors import ConfigError, DataError, KfhError, ModelError
 from probing.figures.probe import (
     DIVERGING,
     best_heads,
+    figures_of,
     head_grid,
     heat_colours,
     heatmap,
-    probe_figures,
 )
 from probing.figures.style import save_figure
 from probing.folder import ProbeResult
@@ -308,7 +308,7 @@ def test_shipped_head_set() -> None:
 @pytest.mark.parametrize("metric", ["sra", "balanced", "gating"])
 def test_figures(finished: tuple, tmp_path: Path, metric: str) -> None:
     result = ProbeResult.load(finished[0])
-    figures = probe_figures(result, metric)
+    figures = figures_of(result, metric)
     assert set(figures) == {"heatmap", "layers", "heads", "ensembles"}
     for name, figure in figures.items():
         check_texts(figure)

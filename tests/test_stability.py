@@ -27,9 +27,9 @@ from probing.folder import ProbeResult
 from probing.ranking.metrics import RankedTrace, metric_table
 from probing.robustness.sample_size import (
     SizePoint,
+    agreement_by_size,
     enough,
     measure_folder,
-    agreement_by_size,
     sentence,
     sizes,
 )

@@ -43,6 +43,14 @@ def test_no_number_is_a_negative_zero():
     assert str(Number(-0.001, -0.004, 0.004, 2)) == "0.00 (0.00–0.00)"
 
 
+def test_a_difference_whose_interval_excludes_zero_shows_that():
+    """Claims were printed as `yes, -0.00 (-0.00 to -0.00)`."""
+    tiny = Number(-0.00003, -0.00004, -0.00002, 2, signed=True)
+    assert str(tiny) == "-0.00003 (-0.00004 to -0.00002)"
+    assert str(Number(0.001, -0.002, 0.003, 2, signed=True)) == "0.00 (0.00–0.00)"
+    assert str(Number(0.3, 0.1, 0.5, 2, signed=True)) == "+0.30 (+0.10 to +0.50)"
+
+
 def test_what_does_not_exist_is_a_dash_in_every_kind_of_input():
     nan = float("nan")
     for cell in (Number(None), Number(nan, 0.1, 0.2), Number.of(None), Number.of({"value": None})):

@@ -31,7 +31,6 @@ from probing.folder import ProbeResult
 from probing.headset import HeadFigures, HeadSet
 from probing.models.identity import ModelCard
 from probing.run import probe
-from probing.traces.source import TraceSource
 from probing.viewer.pack import STEP_SCALE
 from probing.viewer.page import Page, ViewerConfig, pack_page, write_page
 from probing.viewer.views import ShownProbe, choose_views
@@ -169,13 +168,22 @@ def large_probe(place: Path) -> ProbeResult:
     best = table.sort_values("sra", ascending=False).head(3)
     chosen = tuple(HeadFigures(int(r.layer), int(r.head)) for r in best.itertuples())
     card = ModelCard("large", "qwen2", 28, 12, None)
-    run = {
-        "config": {"answer": "all", "traces": "large.jsonl"},
-        "model": {"id": "large"},
-        "counts": {"ranked": 200},
-    }
-    source = TraceSource(write_lines(place / "large.jsonl", lines))
-    return ProbeResult(place, table, run, HeadSet(chosen, card), {}, scored, source)
+    config = ProbeConfig("large", write_lines(place / "large.jsonl", lines), place)
+    result = ProbeResult(
+        folder=place,
+        config=config,
+        card=card,
+        table=table,
+        controls=pd.DataFrame(),
+        curves={},
+        chosen=[(head.layer, head.head) for head in chosen],
+        set_caveats=[],
+        null={},
+        counts={"ranked": 200},
+    )
+    # What would be read from the folder.
+    vars(result).update(head_set=HeadSet(chosen, card), scored=scored, source=config.source)
+    return result
 
 
 def large_page(place: Path) -> Page:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kfh.console import console, print_tables, progress_bar, report_bad_lines, talk
+from kfh.console import console, print_tables, progress_bar, report_bad_lines, warn
 from probing.traces.file import ReadReport
 
 
@@ -84,18 +84,15 @@ def run_probe(**settings: Any) -> None:
 
 def _report_left_out(counts: dict[str, Any]) -> None:
     for kind, number in counts["bad_lines"].items():
-        first = counts["first_bad_lines"][kind]
-        talk.print(f"[yellow]left out {number} × {kind}[/yellow], first {first}")
+        warn(f"left out {number} × {kind}, first {counts['first_bad_lines'][kind]}")
     for reason, number in counts["left_out"].items():
-        talk.print(f"[yellow]left out {number} traces:[/yellow] {reason}")
-    if counts["steps"].get("without a token"):
-        number = counts["steps"]["without a token"]
-        talk.print(f"[yellow]left out {number} steps[/yellow] without a token of their own")
-    if counts["other_tokenizer"]:
-        number = counts["other_tokenizer"]
-        talk.print(
-            f"[yellow]{number} traces bring token ids of another tokenizer:[/yellow] "
-            "their text was tokenised with this model's"
+        warn(f"left out {number} traces: {reason}")
+    if number := counts["steps"].get("without a token"):
+        warn(f"left out {number} steps without a token of their own")
+    if number := counts["other_tokenizer"]:
+        warn(
+            f"{number} traces bring token ids of another tokenizer: their text was tokenised with "
+            "this model's"
         )
 
 

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from kfh.findings.base import Place, Section, counted, header_facts, heads_text, pictures
 from kfh.tables import NONE, Cell, Number, Table, number
 from probing.choices import METRIC_NAMES, METRICS
-from probing.errors import DataError
-from probing.files.headers import HEADER, read_object
 from probing.folder import ProbeResult, heads_of
 
 SCORERS = {"all heads": "mean of all heads"}  # controls by a longer name
 
 
-def find_probes(folders: Sequence[Path]) -> list[Place]:
-    """Folders with a head table, or with the run file of a probe."""
-    return [Place(f, (f,)) for f in folders if _is_probe(f)]
-
-
-def _is_probe(folder: Path) -> bool:
-    if (folder / "sra.parquet").is_file():
-        return True
-    try:
-        return bool(read_object(folder / "run.json").get(HEADER, {}).get("kind") == "probe run")
-    except DataError:
-        return False
-
-
 def read_probe(place: Place) -> Section:
     """A probe: settings, counts, the best heads, controls, held-out halves, null, figures."""
-    from probing.figures.probe import probe_figures
+    from probing.figures.probe import figures_of
 
     result = ProbeResult.load(place.folder)
     by = METRIC_NAMES[result.config.by]
@@ -44,7 +27,7 @@ def read_probe(place: Place) -> Section:
         "layers": "the best head, the mean and the span of the heads of each layer",
         "ensembles": "mean scores of several heads, on the half that they were not chosen on",
     }
-    section.pictures = pictures(captions, probe_figures(result, result.config.by))
+    section.pictures = pictures(captions, figures_of(result, result.config.by))
     section.caveats = result.caveats
     if result.head_set.pairs != result.chosen:
         section.damaged.append(

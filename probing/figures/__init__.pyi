@@ -4,10 +4,10 @@ from .interventions import InterventionFigures as InterventionFigures
 from .probe import draw_ensembles as draw_ensembles
 from .probe import draw_heatmap as draw_heatmap
 from .probe import ensembles as ensembles
+from .probe import figures_of as figures_of
 from .probe import heads as heads
 from .probe import heatmap as heatmap
 from .probe import layers as layers
-from .probe import probe_figures as probe_figures
 from .robustness import sample_size_figure as sample_size_figure
 from .robustness import stability_figure as stability_figure
 from .style import save_figure as save_figure

@@ -64,7 +64,7 @@ DIVERGING = LinearSegmentedColormap.from_list(
 LOOKS = {"top": (BLUE, "-", "o"), "greedy": (ORANGE, "--", "s")}
 
 
-def probe_figures(
+def figures_of(
     result: ProbeResult, metric: str = "sra", scale: str = "continuous"
 ) -> dict[str, Figure]:
     """Every figure of a probe by its file name; `scale` is the heatmap's."""

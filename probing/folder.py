@@ -103,6 +103,7 @@ class ProbeResult(Ranking):
                     if "set_caveats" in run  # older probes leave it to us
                     else set_caveats(controls, points[-1])
                 ),
+                scorers=run.get("scorers", {}),
                 null=run["null"],
                 counts=run["counts"],
                 folder=folder,
@@ -143,6 +144,7 @@ class ProbeResult(Ranking):
             "null": self.null,
             "curves": self.curves,
             "set_caveats": self.set_caveats,
+            "scorers": self.scorers,
             "speed": self.speed,
         }
 

@@ -42,6 +42,7 @@ from probing.robustness.stability import (
     compare_with_first,
     corrected_correlation,
     correlation_interval,
+    distinct_names,
     half_correlation,
     overlap,
     pearson,
@@ -178,6 +179,21 @@ def test_a_probe_is_like_itself(probes: tuple[Path, Path], tmp_path: Path) -> No
     assert other["pairs"][0]["common_problems"] == 0
     assert other["pairs"][0]["pearson"] > 0.9 and other["probes"][0]["reliability"] > 0.9
     assert other["pairs"][0]["pearson_low"] < other["pairs"][0]["pearson"]
+
+
+def test_probes_in_folders_of_one_name_are_told_apart(
+    probes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folders = [tmp_path / "before" / "probe", tmp_path / "after" / "probe", tmp_path / "other"]
+    assert distinct_names(folders) == ["before/probe", "after/probe", "other"]
+    assert distinct_names([Path("x"), tmp_path / "a" / "x"])[1] == "a/x"
+    copies = [shutil.copytree(p, to) for p, to in zip(probes, folders[:2], strict=True)]
+    done = CliRunner().invoke(app, ["stability", *map(str, copies), "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output or done.exception
+    written = json.loads((tmp_path / "stability.json").read_text())
+    assert [probe["name"] for probe in written["probes"]] == ["before/probe", "after/probe"]
+    with pytest.raises(ConfigError, match="give no folder twice"):
+        read_probes([copies[0], copies[0]])
 
 
 def test_stability_without_what_it_can_do_without(
@@ -385,7 +401,10 @@ def probed_run(folder: Path, method: str = "attnpo") -> Path:
 def test_the_page_has_the_panels_that_have_data(probes: tuple[Path, Path], tmp_path: Path) -> None:
     ablation, run = ablation_folder(tmp_path / "ablation"), probed_run(tmp_path / "run")
     figure, missing = paper_figure(probes[0])
-    assert len(missing) == 2 and titles(figure) == ["SRA of heads (red: the set)", "ensembles"]
+    assert len(missing) == 2 and titles(figure) == [
+        "SRA of heads (outlined: the set)",
+        "ensembles",
+    ]
     check_texts(figure)
     figure, missing = paper_figure(probes[0], ablation)
     assert len(missing) == 1 and len(titles(figure)) == 3

@@ -178,6 +178,7 @@ def large_probe(place: Path) -> ProbeResult:
         curves={},
         chosen=[(head.layer, head.head) for head in chosen],
         set_caveats=[],
+        scorers={},
         null={},
         counts={"ranked": 200},
     )

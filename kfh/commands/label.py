@@ -157,7 +157,7 @@ def run_ablation(
     from probing.answers.context import encode_causes
     from probing.answers.hiding import StepHiding
     from probing.files.jsonl import LabelStore
-    from probing.models.identity import ModelCard, weights_fingerprint
+    from probing.models.identity import model_settings
     from probing.models.load import load_model, load_tokenizer, pocket_model
 
     logging.disable_progress_bar()
@@ -171,12 +171,8 @@ def run_ablation(
     settings = {
         "by": "ablation",
         **asdict(config),
-        "model": asdict(ModelCard.of(name, loaded.config)),
-        "weights": weights_fingerprint(loaded),
-        "dtype": str(ablation.dtype),
-        "traces": file_hash(source.path),
-        "rule": source.rule,
-        "think_end": source.think_end,
+        **model_settings(loaded),
+        **source.settings(),
     }
     store = LabelStore(out, source.segmenter_json(), settings, sizes)
     done = store.open(resume)

@@ -63,12 +63,16 @@ def run_probe(**settings: Any) -> None:
     result = probe(ProbeConfig(**settings), progress=progress_bar)
     if result is None:  # another process prints
         return
+    from kfh.findings.base import heads_text
     from kfh.findings.probe import probe_tables
     from probing.figures.probe import heatmap
     from probing.figures.style import save_figure
 
     _report_left_out(result.counts)
-    print_tables(probe_tables(result), result.caveats)
+    print_tables(probe_tables(result))
+    chosen = f"{heads_text(result.chosen)}, by {result.config.select} {result.config.by}"
+    console.print(f"[bold]Head set[/bold] (*): {chosen}")
+    print_tables([], result.caveats)
     save_figure(heatmap(result, result.config.by), result.folder / "heatmap.png")
     if result.speed["traces"]:
         rate = result.speed["tokens"] / result.speed["seconds"]

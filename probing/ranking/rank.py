@@ -15,10 +15,17 @@ from probing.config import ProbeConfig
 from probing.errors import DataError
 from probing.files.headers import json_number
 from probing.intervals import bootstrap_interval, mean_over_traces
-from probing.ranking.metrics import CONTROLS, RankedTrace, contrast, control_scores, metric_table
+from probing.ranking.metrics import (
+    BUILT_IN,
+    CONTROLS,
+    RankedTrace,
+    contrast,
+    control_scores,
+    metric_table,
+)
 from probing.ranking.null import max_null, p_values
 from probing.ranking.select import CURVE, ensemble_values, select_greedy, select_top, split_halves
-from probing.settings import Progress, no_progress
+from probing.settings import Progress, no_progress, part_json
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,6 +41,7 @@ class Ranking:
         curves: ensembles of 1 … 10 heads by way of selection; each point names the head `added`.
         chosen: the heads of the set, in the order in which they were chosen.
         set_caveats: in sentences, where the set does not beat the best control.
+        scorers: the controls of the user's, by name: name and hash of the function.
         null: the best head by chance: `mean` and 95 % quantile `q95` of SRA and balanced SRA.
         counts: traces, pairs, ids of both halves, and what was left out.
     """
@@ -44,6 +52,7 @@ class Ranking:
     curves: dict[str, list[dict[str, Any]]]
     chosen: list[Head]
     set_caveats: list[str]
+    scorers: dict[str, dict[str, Any]]
     null: dict[str, dict[str, float]]
     counts: dict[str, Any]
 
@@ -94,6 +103,7 @@ def rank_heads(
         curves=curves,
         chosen=[(layer, head) for layer, head in (point["added"] for point in points)],
         set_caveats=set_caveats(controls, points[-1]),
+        scorers={name: part_json(f) for name, f in CONTROLS.items() if name not in BUILT_IN},
         null={
             metric: {"mean": float(v.mean()), "q95": float(np.quantile(v, 0.95))}
             for metric, v in null.items()

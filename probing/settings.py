@@ -11,7 +11,6 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -62,8 +61,7 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> str:
     return f"unknown {kind} {name!r}; {hint} {', '.join(names)}"
 
 
-@lru_cache(maxsize=32)
-def literals(cls: Any) -> dict[str, tuple[Any, ...]]:
+def literals(cls: type) -> dict[str, tuple[Any, ...]]:
     """What may be chosen, by field: the values of its Literal, and None where it is optional."""
     found = {}
     for name, kind in get_type_hints(cls).items():

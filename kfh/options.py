@@ -1,4 +1,4 @@
-"""Options of the commands, made from the settings classes: a default and its help stand there alone.
+"""Options of the commands, made from the settings classes, where defaults and help stand alone.
 
 A command is a function whose parameters are settings classes, beside plain parameters of its own:
 
@@ -23,17 +23,24 @@ import typer
 from probing.errors import ConfigError
 
 
-def options(function: Callable[..., Any]) -> Callable[..., Any]:
+def options(function: Callable[..., Any] | None = None, **defaults: Any) -> Any:
     """The function as typer takes it: settings classes among its parameters become options.
 
-    Two classes may share a field; it is one option then, handed to both.
+    Two classes, or a class and a plain parameter, may share a name; it is one option then, that of
+    the first, handed to all.
+
+    Args:
+        function: the command.
+        defaults: where a field's default is another for this command.
 
     Raises:
         TypeError: a field of a kind that no option can give.
     """
+    if function is None:
+        return functools.partial(options, **defaults)
     hints = get_type_hints(function, include_extras=True)
     hints.pop("return", None)
-    classes = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    classes: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in classes:
@@ -43,7 +50,8 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
         kinds = get_type_hints(classes[name])
         for item in fields(classes[name]):
             if item.init and item.metadata.get("option", True):
-                parameters.setdefault(item.name, option(item, kinds[item.name]))
+                made = option(item, kinds[item.name], defaults.get(item.name, MISSING))
+                parameters.setdefault(item.name, made)
 
     @functools.wraps(function)
     def command(**given: Any) -> Any:
@@ -58,17 +66,22 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def option(item: Field[Any], kind: Any) -> inspect.Parameter:
+def option(item: Field[Any], kind: Any, default: Any = MISSING) -> inspect.Parameter:
     """The option of one field: its name, kind, default, help and panel."""
     about = item.metadata
-    default = item.default if item.default_factory is MISSING else item.default_factory()
-    if sequence_of(kind):
-        kind = str if default is MISSING or default is not None else str | None
+    if default is MISSING:
+        factory = item.default_factory
+        default = factory() if callable(factory) else item.default
+    if sequence_of(kind) or callable_among(kind):
+        kind = str | None if default is None else str
         default = comma_text(default)
+    name = about.get("option", True)
+    if name is True and default is False:  # a flag: there is nothing to switch off
+        name = f"--{item.name.replace('_', '-')}"
     declared = typer.Option(
+        *([name] if isinstance(name, str) else []),
         help=about.get("help") or None,
         rich_help_panel=about.get("panel"),
-        min=about.get("least") if kind in (int, float) else None,
     )
     return inspect.Parameter(
         item.name,
@@ -91,18 +104,25 @@ def settings_of(cls: type, given: Mapping[str, Any]) -> Any:
     return cls(**values)
 
 
+def parts_of(kind: Any) -> tuple[Any, ...]:
+    """The members of a union type; of any other type itself alone."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
 def sequence_of(kind: Any) -> Any:
     """The type of the elements of a tuple type, optional or not; None for every other type."""
-    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    for part in parts:
-        if get_origin(part) is tuple:
-            return get_args(part)[0]
-    return None
+    found = (get_args(part)[0] for part in parts_of(kind) if get_origin(part) is tuple)
+    return next(found, None)
+
+
+def callable_among(kind: Any) -> bool:
+    """Whether a field takes a function too: the command line then names it, `module:name`."""
+    return any(get_origin(part) is Callable for part in parts_of(kind))
 
 
 def comma_text(values: Any) -> Any:
-    """A tuple as the command line writes it; None and a missing default as they are."""
-    if values is None or values is MISSING:
+    """A tuple as the command line writes it; what is none, as it is."""
+    if not isinstance(values, tuple):
         return values
     return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 

@@ -1,6 +1,7 @@
-"""What can be chosen, by name, as Literal types; and the few values that many share. Imports nothing.
+"""What can be chosen, by name, as Literal types; and the few values that many share.
 
-Of each type `X` the names stand in a tuple beside it, for loops and messages.
+Of each type `X` the names stand in a tuple beside it, for loops and messages. Nothing of ours is
+imported here.
 """
 
 from __future__ import annotations

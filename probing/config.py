@@ -21,10 +21,11 @@ from probing.choices import (
     Selection,
 )
 from probing.errors import ConfigError
+from probing.models.load import pocket_model
 from probing.settings import check, choice, to_json
-from probing.traces.source import TraceSource
+from probing.traces.source import STEPS, TraceSource, pocket_traces
 
-STEPS, RANKING, MODEL = "Steps and labels", "Ranking", "Model"  # panels of the command line
+RANKING, MODEL = "Ranking", "Model"  # panels of the command line
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class ProbeConfig:
     """
 
     model: str = choice("pocket", "Hub id, folder or .gguf file; pocket: the embedded model.")
-    traces: Path | None = choice(
-        None, "Labelled trace file (JSONL, .gz too); default: the pocket model's own."
+    traces: Path = choice(
+        Path("pocket"), "Labelled trace file (JSONL, .gz too); pocket: the embedded model's."
     )
     out: Path = choice(Path("runs/probe"), "Folder for the results.")
     segmenter: str = choice(
@@ -69,14 +70,16 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         """Check what can be known before anything is read."""
         check(self)
-        if self.traces is None and self.model != "pocket":
-            raise ConfigError("--model needs --traces: labelled traces, best of that same model")
+        if str(self.traces) == "pocket":
+            if self.model not in ("pocket", str(pocket_model())):
+                raise ConfigError("--model needs --traces: labelled traces, best of that model")
+            object.__setattr__(self, "traces", pocket_traces())
 
     @property
     def source(self) -> TraceSource:
         """The trace part of the settings."""
         return TraceSource(
-            Path(self.traces or "pocket"),
+            Path(self.traces),
             self.segmenter,
             self.min_chars,
             self.skip_bad,

@@ -33,6 +33,7 @@ def choice(
     least: float | None = None,
     most: float | None = None,
     panel: str | None = None,
+    option: str | bool = True,
     factory: Any = MISSING,
 ) -> Any:
     """A field of a settings class.
@@ -42,9 +43,10 @@ def choice(
         help: one line, shown by `kfh COMMAND --help` and in the reference.
         least, most: bounds of a number, both allowed values.
         panel: heading under which the command line lists it.
+        option: its name on the command line, where that is not the field's; False: none.
         factory: makes the default, where it is a list or a mapping.
     """
-    about = {"help": help, "least": least, "most": most, "panel": panel}
+    about = {"help": help, "least": least, "most": most, "panel": panel, "option": option}
     return field(default=default, default_factory=factory, metadata=about)
 
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kfh.console import console, progress_bar, talk
+from kfh.console import console, progress_bar, say, warn
 from probing.choices import Metric
 from rl.runs.paper import paper_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from kfh.findings.base import Kind
     from probing.choices import Head
     from rl.runs.folders import Run
 
@@ -42,25 +43,26 @@ def run_plot(
         DataError: a folder that holds nothing to draw, or damaged files.
     """
     from probing.errors import ConfigError
+    from probing.files.headers import kind_of
     from probing.settings import check_metric
-    from rl.runs.folders import is_probe
 
     check_metric(metric)
     kinds = checked_formats(formats)
     if smooth < 1:
         raise ConfigError(f"--smooth is a number of steps, at least 1, not {smooth}")
-    alone = [folder for folder in folders if is_probe(folder) or is_ablation(folder)]
+    probes = [folder for folder in folders if "probe" in kind_of(folder)]
+    alone = probes or [folder for folder in folders if finished_kinds(folder)]
     if alone and len(folders) > 1:
         raise ConfigError(
-            f"{alone[0]} holds a probe or an ablation: it is drawn alone; give it by itself, and "
-            "training runs by themselves"
+            f"{alone[0]} holds {'a probe' if probes else finished_kinds(alone[0])[0].name}: it is "
+            "drawn alone; give it by itself, and training runs by themselves"
         )
-    if (traces or trace) and not (alone and is_probe(alone[0])):
+    if (traces or trace) and not probes:
         raise ConfigError("--traces and --trace are of a probe; there is none in these folders")
-    if alone and is_ablation(alone[0]):
-        drawn = ablation_figures(alone[0])
-    elif alone:
+    if probes:
         drawn = probe_figures(folders[0], metric, traces, trace)
+    elif alone:
+        drawn = finished_figures(folders[0])
     else:
         drawn = training_figures(folders, smooth)
     save_all(
@@ -91,7 +93,7 @@ def save_all(drawn: dict[str, Figure], place: Path, kinds: Sequence[str]) -> Non
         for kind in kinds:
             path = place / f"{name}.{kind}"
             save_figure(figure, path)
-            console.print(f"→ {path}")
+            console.print(f"→ {path}", soft_wrap=True)
 
 
 def probe_figures(
@@ -118,22 +120,29 @@ def probe_figures(
     except DataError as error:
         if traces or trace:
             raise
-        talk.print(f"[yellow]no strip of a trace:[/yellow] {error}")
+        warn(f"no strip of a trace: {error}")
     if (folder / "sample_size.json").is_file():
         figures["sample_size"] = sample_size_figure(read_object(folder / "sample_size.json"))
     return figures
 
 
-def is_ablation(folder: Path) -> bool:
-    """Whether `kfh ablate` wrote its result there."""
-    return (folder / "ablation.json").is_file()
+# Training runs and what measures them are drawn together, a probe by its metric and trace.
+OTHERWISE = ("probe", "training", "comparison", "evaluation")
 
 
-def ablation_figures(folder: Path) -> dict[str, Figure]:
-    """Every figure of an ablation by its file name."""
-    from probing.figures.interventions import InterventionFigures
+def finished_kinds(folder: Path) -> list[Kind]:
+    """The kinds of results of a folder that are drawn as a report draws them."""
+    from kfh.findings.kinds import KINDS
 
-    return InterventionFigures.load(folder).all()
+    return [kind for kind in KINDS if kind.name not in OTHERWISE and kind.lies_in(folder)]
+
+
+def finished_figures(folder: Path) -> dict[str, Figure]:
+    """The pictures of the report's sections of a folder, by their file names."""
+    from kfh.findings.base import Place
+
+    sections = [kind.read(Place(folder, (folder,))) for kind in finished_kinds(folder)]
+    return {picture.name: picture.figure for section in sections for picture in section.pictures}
 
 
 def training_figures(folders: Sequence[Path], smooth: int) -> dict[str, Figure]:
@@ -161,11 +170,11 @@ def _report(runs: Sequence[Run]) -> None:
     """Say what was left out, and which runs are not finished."""
     for run in runs:
         if run.torn:
-            talk.print(f"[yellow]{run.folder}: left out {run.torn} cut last line(s)[/yellow]")
+            warn(f"{run.folder}: left out {run.torn} cut last line(s)")
         if run.repeated:
-            talk.print(f"{run.folder}: {run.repeated} step lines replaced by later ones (resumed)")
+            say(f"{run.folder}: {run.repeated} step lines replaced by later ones (resumed)")
         if run.status != "done":
-            talk.print(f"{run.folder}: {run.status}, {len(run.metrics)} steps so far")
+            say(f"{run.folder}: {run.status}, {len(run.metrics)} steps so far")
 
 
 def run_trace(
@@ -272,7 +281,7 @@ def draw_strip(
     figure = strip_of(probe, ids[0] if ids else None, heads or None)
     for path in paths:
         save_figure(figure, path)
-        console.print(f"→ {path}")
+        console.print(f"→ {path}", soft_wrap=True)
 
 
 def run_paper(
@@ -291,7 +300,7 @@ def run_paper(
     kinds = checked_formats(formats)
     figure, missing = paper_figure(folder, ablation, train, checkpoints)
     for text in missing:
-        talk.print(f"[yellow]left out:[/yellow] {text}")
+        warn(f"left out: {text}")
     save_all({"paper": figure}, out or folder, kinds)
 
 

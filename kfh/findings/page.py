@@ -8,11 +8,9 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from kfh.findings.base import Kind, Place, Section
 from kfh.findings.kinds import KINDS
+from kfh.tables import html_table, markdown, markdown_text
 from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_header, whole_file
 
@@ -50,7 +49,7 @@ class Drawn:
 
 def run_report(folder: Path, out: Path | None, title: str | None) -> None:
     """`kfh report`: write the page and the Markdown, and say what is in them."""
-    from kfh.console import console, talk
+    from kfh.console import console, warn
 
     path = out or folder / "report.html"
     if path.suffix != ".html":
@@ -60,7 +59,7 @@ def run_report(folder: Path, out: Path | None, title: str | None) -> None:
     for section in sections:
         console.print(f"{section.title}: {note(section)}", markup=False, highlight=False)
         for text in section.damaged:
-            talk.print(f"could not be read: {text}", markup=False, style="yellow")
+            warn(f"could not be read: {text}")
     for file in written:
         console.print(f"→ {file}", markup=False, highlight=False)
 
@@ -74,7 +73,7 @@ def read_sections(folder: Path, kinds: list[Kind] = KINDS) -> list[Section]:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     folders = list(walk(folder))
-    sections = [_read(kind, place, folder) for kind in kinds for place in kind.find(folders)]
+    sections = [_read(kind, place, folder) for kind in kinds for place in kind.places(folders)]
     if not sections:
         names = ", ".join(kind.name for kind in kinds)
         raise DataError(
@@ -117,18 +116,6 @@ def note(section: Section) -> str:
     return ", ".join(parts) or "no caveat"
 
 
-def markdown_text(text: str) -> str:
-    """A text as Markdown that shows it as it is: one line, no tag, no table cell, no emphasis.
-
-    Example:
-        >>> markdown_text("a|b <script> x_y *z*")
-        'a\\\\|b &lt;script&gt; x_y \\\\*z\\\\*'
-    """
-    line = html.escape(" ".join(str(text).split()), quote=False)
-    line = re.sub(r"([\\`*\[\]|])", r"\\\1", line)
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)
-
-
 def write_report(sections: list[Section], path: Path, title: str) -> list[Path]:
     """Write `path` (HTML), the Markdown beside it, and the Markdown's pictures.
 
@@ -159,7 +146,7 @@ def write_report(sections: list[Section], path: Path, title: str) -> list[Path]:
         keep_trailing_newline=True,
         trim_blocks=False,
     )
-    environment.filters["md"] = markdown_text
+    environment.filters |= {"md": markdown_text, "md_table": markdown, "html_table": html_table}
     made = f"kfh {header['version']}, {header['made']}: {header['command']}"
     content: dict[str, Any] = {
         "title": title,

@@ -37,7 +37,6 @@ from rl.runs.folders import INITIAL, RESULT_FILE, read_run
 METHODS = ("grpo", "tlmre", "attnpo", "pa", "na", "random-heads", "recency", "oracle")
 SMALL = ("grpo", "tlmre", "attnpo")
 TRAIN = (sys.executable, "-m", "kfh", "train")
-OUT = Path("runs/compare")
 PATIENCE = 60.0  # seconds for an interrupted run to write its checkpoint
 
 
@@ -53,7 +52,9 @@ class CompareConfig:
         ConfigError: nothing to compare, or a setting that is not `key=value`.
     """
 
-    out: Path = choice(OUT, "Folder of all runs, a folder each.")
+    out: Path = choice(
+        help="Folder of all runs, a folder each.", factory=lambda: Path("runs/compare")
+    )
     methods: tuple[str, ...] = choice((), "Methods; default: all of the table.")
     seeds: int | None = choice(None, "Seeds of each method; default 5, with --small 3.", least=1)
     steps: int = choice(60, "Training steps of each run.", least=1)

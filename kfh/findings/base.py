@@ -340,11 +340,13 @@ class Picture:
 class Section:
     """One part of a report.
 
-    `facts` are named texts, `caveats` what to hold against the figures, `damaged` what could not
-    be read, each with its reason.
+    `summary` says in sentences what was found, for the top of the report; `facts` are named texts,
+    `caveats` what to hold against the figures, `damaged` what could not be read, each with its
+    reason.
     """
 
     title: str
+    summary: list[str] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     tables: list[TextTable] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)

@@ -18,6 +18,7 @@ from kfh.findings.base import (
     pictures,
     side_by_side,
 )
+from kfh.findings.summary import evaluation_summary
 from probing.errors import DataError
 from probing.files.headers import HEADER, read_object
 
@@ -41,6 +42,7 @@ def read_evaluation(place: Place) -> Section:
             content = read_object(folder / EVAL_FILE)
             points += read_points(folder)
             facts, table, caveats = _evaluated(folder, content)
+            summary = evaluation_summary(folder.name, content, _base_of(content["settings"])[0])
         except (DataError, KeyError, TypeError, AttributeError) as error:
             text = (
                 str(error)
@@ -49,6 +51,7 @@ def read_evaluation(place: Place) -> Section:
             )
             section.damaged.append(text)
             continue
+        section.summary += summary
         section.facts += facts
         section.tables.append(table)
         section.caveats += caveats

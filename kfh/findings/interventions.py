@@ -18,6 +18,7 @@ from kfh.findings.base import (
     pictures,
     span,
 )
+from kfh.findings.summary import ablation_summary
 from probing.files.headers import HEADER, read_object
 from probing.interventions.claims import MEASURES, Claim
 from probing.interventions.outcomes import NONE as AS_IT_IS
@@ -156,6 +157,7 @@ def read_ablation(place: Place) -> Section:
 
     content = read_object(place.folder / ABLATION)
     section = Section(f"Interventions: {Path(content['head_set']['model']['id']).name}")
+    section.summary = ablation_summary(content)
     section.facts = [*header_facts(content[HEADER]), *_ablation_facts(content)]
     parts = list(dict.fromkeys(row["part"] for row in content["summary"]))
     for part in parts:

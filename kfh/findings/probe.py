@@ -23,6 +23,7 @@ from kfh.findings.base import (
     probe_caveats,
     span,
 )
+from kfh.findings.summary import probe_summary
 from probing.errors import DataError
 from probing.files.headers import HEADER, read_object
 
@@ -59,6 +60,7 @@ def read_probe(place: Place) -> Section:
     section = Section(f"Probe: {Path(run['model']['id']).name}")
     heads = HeadSet.load(folder / "heads.json")
     section.facts = [*header_facts(run[HEADER]), *_probe_facts(run, heads)]
+    section.summary = probe_summary(table, run, figures.chosen())
     by = run["config"]["by"]
     section.tables = [_heads_table(table, run, figures.chosen()), _controls_table(run)]
     section.tables.append(_ensembles_table(run))

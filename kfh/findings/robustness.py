@@ -18,6 +18,7 @@ from kfh.findings.base import (
     sample_size_caveats,
     span,
 )
+from kfh.findings.summary import sample_size_summary, stability_summary
 from probing.files.headers import HEADER, read_object
 
 STABILITY, SAMPLE_SIZE = "stability.json", "sample_size.json"
@@ -35,6 +36,7 @@ def read_stability(place: Place) -> Section:
 
     content = read_object(place.folder / STABILITY)
     section = Section(f"Stability of {len(content['probes'])} probes")
+    section.summary = stability_summary(content)
     section.facts = header_facts(content[HEADER])
     section.tables = [_probes_table(content), _pairs_table(content)]
     section.caveats = notes(content)
@@ -81,6 +83,7 @@ def read_sample_size(place: Place) -> Section:
 
     content = read_object(place.folder / SAMPLE_SIZE)
     section = Section("How many problems are enough?")
+    section.summary = sample_size_summary(content)
     section.facts = [*header_facts(content[HEADER]), ("in short", str(content["sentence"]))]
     rows = tuple(
         (

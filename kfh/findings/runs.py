@@ -23,6 +23,7 @@ from kfh.findings.base import (
     run_caveats,
     side_by_side,
 )
+from kfh.findings.summary import comparison_summary, runs_summary
 from probing.errors import DataError
 from probing.files.headers import HEADER, file_header, read_object, whole_file, write_json
 from probing.intervals import Estimate
@@ -59,6 +60,7 @@ def read_runs(place: Place) -> Section:
             (f"{run.folder.name}: heads", ", ".join(".".join(map(str, h)) for h in heads) or NONE),
         ]
     section.tables = [_runs_table(runs)] if runs else []
+    section.summary = runs_summary(runs)
     section.caveats = run_caveats(runs)
     try:
         drawn = all_figures(runs)
@@ -153,6 +155,7 @@ def read_comparison(place: Place) -> Section:
     section.tables = [_methods_table(rows)]
     if differences:
         section.tables.append(_differences_table(differences))
+    section.summary = comparison_summary(differences)
     section.caveats = comparison_caveats(rows, differences)
     if evaluations:
         captions = {"tradeoff": "accuracy against tokens; arrows from the policy before training"}

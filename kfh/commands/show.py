@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from kfh.console import console, progress_bar, say, warn
-from probing.choices import Metric
+from probing.choices import Metric, Scale
 from rl.runs.paper import paper_figure
 
 if TYPE_CHECKING:
@@ -33,13 +33,14 @@ def run_plot(
     out: Path | None,
     traces: Path | None = None,
     trace: str | None = None,
+    scale: str = "continuous",
 ) -> None:
     """Draw what the folders hold: see `probing.figures.probe` and `rl.runs.figures`.
 
     The figures of one folder go into it, those of several into `figures` beside the first.
 
     Raises:
-        ConfigError: unknown formats or metric, or probes together with other folders.
+        ConfigError: unknown formats, metric or scale, or probes together with other folders.
         DataError: a folder that holds nothing to draw, or damaged files.
     """
     from probing.errors import ConfigError
@@ -60,7 +61,7 @@ def run_plot(
     if (traces or trace) and not probes:
         raise ConfigError("--traces and --trace are of a probe; there is none in these folders")
     if probes:
-        drawn = probe_figures(folders[0], metric, traces, trace)
+        drawn = probe_figures(folders[0], metric, traces, trace, scale)
     elif alone:
         drawn = finished_figures(folders[0])
     else:
@@ -97,7 +98,11 @@ def save_all(drawn: dict[str, Figure], place: Path, kinds: Sequence[str]) -> Non
 
 
 def probe_figures(
-    folder: Path, metric: str, traces: Path | None = None, trace: str | None = None
+    folder: Path,
+    metric: str,
+    traces: Path | None = None,
+    trace: str | None = None,
+    scale: str = "continuous",
 ) -> dict[str, Figure]:
     """Every figure of a finished probe by its file name.
 
@@ -114,7 +119,7 @@ def probe_figures(
     from probing.files.headers import read_object
     from probing.folder import FinishedProbe
 
-    figures = RunFigures.load(folder).all(metric)
+    figures = RunFigures.load(folder).all(metric, scale)
     try:
         figures["strip"] = strip_of(FinishedProbe.load(folder, traces), trace)
     except DataError as error:
@@ -188,6 +193,7 @@ def run_trace(
     formats: str,
     device: str,
     out: Path | None,
+    beside: tuple[Path, ...] = (),
 ) -> None:
     """Draw one trace, or write the page of many: see `probing.viewer.page`.
 
@@ -200,10 +206,10 @@ def run_trace(
     wanted = tuple(name.strip() for name in ids.split(",") if name.strip())
     chosen = parse_heads(heads)
     if html:
-        write_viewer(folder, out, traces, wanted, limit, chosen, tokens, device)
+        write_viewer(folder, out, traces, wanted, limit, chosen, tokens, device, beside)
         return
-    if limit is not None or not tokens:
-        raise ConfigError("--limit and --no-tokens are of the page; give --html too")
+    if limit is not None or not tokens or beside:
+        raise ConfigError("--limit, --no-tokens and --beside are of the page; give --html too")
     draw_strip(folder, traces, wanted, chosen, formats, out)
 
 
@@ -236,6 +242,7 @@ def write_viewer(
     heads: tuple[Head, ...],
     tokens: bool,
     device: str,
+    beside: tuple[Path, ...],
 ) -> None:
     """Write the page, and say what is in it."""
     from transformers.utils import logging
@@ -246,14 +253,18 @@ def write_viewer(
     most = LIMIT if limit is None else limit
     config = ViewerConfig(
         folder, out, traces, ids or None, 0 if ids and limit is None else most, heads or None,
-        tokens, device,
+        tokens, device, beside,
     )  # fmt: skip
     page = write_page(config, progress_bar)
-    held = f"tokens of the set's mean and {page.token_heads} heads"
-    console.print(
-        f"{page.traces} of {page.scored} scored traces; step scores of {page.heads} of "
-        f"{page.all_heads} heads; {held if page.token_heads else 'no tokens'}"
-    )
+    for model in page.models:
+        name = f"{model.name}: " if len(page.models) > 1 else ""
+        with_tokens = f"tokens of the set's mean and {model.token_heads} heads"
+        console.print(
+            f"{name}{page.traces} of {model.scored} scored traces; step scores of {model.heads} of "
+            f"{model.all_heads} heads; {with_tokens if model.token_heads else 'no tokens'}"
+        )
+    if page.alone:
+        console.print(f"left out: {page.alone} traces that not every probe scored")
     console.print(f"→ {page.path} ({page.size / 1e6:.1f} MB)", highlight=False)
 
 
@@ -337,6 +348,10 @@ def plot_runs(
         ),
     ],
     metric: Annotated[Metric, typer.Option(help="Of a probe.")] = "sra",
+    scale: Annotated[
+        Scale,
+        typer.Option(help="Of a probe's heatmap: continuous, centred at chance, or the paper's."),
+    ] = "continuous",
     smooth: Annotated[int, typer.Option(help="Of runs: steps of the moving mean.")] = 1,
     traces: Traces = None,
     trace: Annotated[
@@ -348,7 +363,7 @@ def plot_runs(
     ] = None,
 ) -> None:
     """Draw a probe, an ablation, or training runs together."""
-    run_plot(folders, metric, smooth, formats, out, traces, trace)
+    run_plot(folders, metric, smooth, formats, out, traces, trace, scale)
 
 
 @plot.command(name="trace")
@@ -383,13 +398,20 @@ def plot_trace(
     out: Annotated[
         Path | None, typer.Option(help="File to write; default: trace.html or trace.* in DIR.")
     ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Page: folder of another probe of the same traces, repeatable: its heads can be "
+            "seen beside those of DIR, step by step."
+        ),
+    ] = None,
 ) -> None:
     """Show traces: steps by score, labels, phrase kinds, heads, tokens.
 
     A page holds at most 12 MB of step scores (so many heads as fit, best first) and 16 MB of
     tokens, before base64; what is left out it says.
     """
-    settings = dict(locals())
+    settings = {**locals(), "beside": tuple(beside or ())}
     run_trace(**settings)
 
 

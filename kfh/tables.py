@@ -190,6 +190,11 @@ def column_widths(table: Table, width: int, gap: int, whole: bool) -> list[int] 
     while sum(sizes) > room:
         spare = [size if size > floor else 0 for size, floor in zip(sizes, least, strict=True)]
         sizes[spare.index(max(spare))] -= 1
+    while sum(sizes) < room:  # what is left is for headings
+        lacking = [len(name) - size for name, size in zip(table.columns, sizes, strict=True)]
+        if max(lacking) <= 0:
+            break
+        sizes[lacking.index(max(lacking))] += 1
     return sizes
 
 

@@ -21,8 +21,9 @@ from probing.choices import (
     Selection,
 )
 from probing.errors import ConfigError
+from probing.files.headers import part_json
 from probing.models.load import pocket_model
-from probing.settings import check, choice, part_json, to_json
+from probing.settings import check, choice, to_json
 from probing.traces.segmenters import SegmentFunction
 from probing.traces.source import STEPS, TraceSource, pocket_traces
 

@@ -7,18 +7,15 @@ in the field's type, as a Literal; the command line takes its options from the s
 from __future__ import annotations
 
 import difflib
-import importlib
-import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, field, fields
 from pathlib import Path
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from probing.choices import METRICS
 from probing.errors import ConfigError
-from probing.files.headers import text_hash
 
 # progress(name, total) is a context that gives advance(traces, tokens)
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
@@ -120,34 +117,3 @@ def check_metric(metric: str) -> None:
     """Raise ConfigError for a metric that does not exist."""
     if metric not in METRICS:
         raise ConfigError(unknown("metric", metric, METRICS))
-
-
-def load_part(name: str) -> Callable[..., Any]:
-    """A function of the user's by `module:name`, as an option takes it.
-
-    Raises:
-        ConfigError: no such module, or nothing in it of that name that can be called.
-    """
-    module, _, path = name.partition(":")
-    try:
-        part: Any = importlib.import_module(module)
-        for attribute in path.split("."):
-            part = getattr(part, attribute)
-    except (AttributeError, ImportError, ValueError) as error:
-        raise ConfigError(f"{name}: cannot be imported as module:name ({error})") from error
-    if not callable(part):
-        raise ConfigError(f"{name} is no function, but {type(part).__name__}")
-    return cast("Callable[..., Any]", part)
-
-
-def part_json(part: Callable[..., Any]) -> dict[str, Any]:
-    """`name` (module:name) and `hash` of the source of a function of the user's, for headers.
-
-    The hash is None where there is no source, as of a function that is typed into a console.
-    """
-    name = f"{part.__module__}:{getattr(part, '__qualname__', type(part).__qualname__)}"
-    try:
-        source = inspect.getsource(part if hasattr(part, "__qualname__") else type(part))
-    except (OSError, TypeError):
-        return {"name": name, "hash": None}
-    return {"name": name, "hash": text_hash(source)}

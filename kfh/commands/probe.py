@@ -63,10 +63,10 @@ def run_probe(config: ProbeConfig) -> None:
     """Probe, and say what was left out and found; the heatmap is drawn beside the tables."""
     from transformers.utils import logging
 
-    from probing import run
+    from probing.run import probe as probe_model
 
     logging.disable_progress_bar()  # ours are enough
-    result = run.probe(config, progress=progress_bar)
+    result = probe_model(config, progress=progress_bar)
     if result is None:  # another process prints
         return
     from kfh.findings.base import heads_text

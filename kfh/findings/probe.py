@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kfh.findings.base import Place, Section, counted, header_facts, heads_text, pictures
+from kfh.findings.summary import probe_summary
 from kfh.tables import NONE, Cell, Number, Table, number
 from probing.choices import METRIC_NAMES, METRICS
 from probing.folder import ProbeResult, heads_of
@@ -20,6 +21,7 @@ def read_probe(place: Place) -> Section:
     by = METRIC_NAMES[result.config.by]
     section = Section(f"Probe: {Path(result.card.id).name}")
     section.facts = [*header_facts(result.header), *probe_facts(result)]
+    section.summary = probe_summary(result)
     section.tables = probe_tables(result)
     captions = {
         "heatmap": f"{by} of every head, by layer; the set is marked",

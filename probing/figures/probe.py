@@ -153,7 +153,9 @@ def draw_heatmap(
     key.set_label(METRIC_NAMES[metric], fontsize=LABEL)
     ticks = list(CLASSES)
     if isinstance(norm, CenteredNorm):
-        ticks = [tenth / 10 for tenth in range(11) if abs(norm(tenth / 10) - 0.5) < 0.501]
+        gap = 0.1 if norm.halfrange < 0.36 else 0.25
+        reach = round(norm.halfrange / gap - 0.499)  # gaps to either side of chance
+        ticks = [CHANCE + gap * place for place in range(-reach, reach + 1)]
     key.set_ticks(ticks, labels=[f"{v:.2f}{' = chance' * (v == CHANCE)}" for v in ticks])
     _mark_cells(axes, image.to_rgba(grid), best_heads(result, metric), result.chosen)
     axes.set(xlabel="head", ylabel="layer")

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from probing.choices import METRICS, SELECTIONS, Head
 from probing.config import ProbeConfig
 from probing.errors import DataError
-from probing.files.headers import json_number
+from probing.files.headers import json_number, part_json
 from probing.intervals import bootstrap_interval, mean_over_traces
 from probing.ranking.metrics import (
     BUILT_IN,
@@ -25,7 +25,7 @@ from probing.ranking.metrics import (
 )
 from probing.ranking.null import max_null, p_values
 from probing.ranking.select import CURVE, ensemble_values, select_greedy, select_top, split_halves
-from probing.settings import Progress, no_progress, part_json
+from probing.settings import Progress, no_progress
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

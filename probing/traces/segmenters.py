@@ -22,8 +22,8 @@ from typing import Any
 
 from probing.choices import MIN_CHARS
 from probing.errors import ConfigError, DataError
-from probing.files.headers import data_path
-from probing.settings import load_part, part_json, unknown
+from probing.files.headers import data_path, load_part, part_json
+from probing.settings import unknown
 from probing.traces.file import Step, Trace
 from probing.traces.phrases import Phrases
 

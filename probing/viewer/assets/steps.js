@@ -193,6 +193,7 @@ const Steps = (() => {
       const [ratio, rank] = [values[k], Number.isNaN(ranks[k]) ? "no token" : `rank ${ranks[k]} of ${many}`];
       const made = item.children[1 + column];
       tone(made, wide(ratio));
+      made.dataset.name = view.name; // shown where the panes stand below each other
       made.querySelector(".ratio").textContent = ratioText(ratio);
       made.querySelector(".rank").textContent = rank.split(" of ")[0];
       made.querySelector(".rank").title = `${rank} by ${view.name}`;

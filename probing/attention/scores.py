@@ -82,23 +82,38 @@ def open_capture(model: PreTrainedModel, backend: str = "transformers") -> Captu
     raise ConfigError(f"unknown backend {backend!r}; choose {' or '.join(BACKENDS)}")
 
 
-def score_batch(
-    capture: Capture, traces: Sequence[EncodedTrace], device: torch.device
-) -> list[ScoredTrace]:
-    """Step scores of a batch of traces, in one forward pass.
+def batch_mass(
+    capture: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    traces: Sequence[EncodedTrace],
+    device: torch.device,
+) -> Float[np.ndarray, "batch head token"]:
+    """Σ_{m ∈ F} a_{m→n} of a batch of traces, in one forward pass.
 
     The traces are padded on the right and given without an attention mask: with causal attention
-    no real token can look at the padding, and the kernels are fastest without a mask.
+    no real token can look at the padding, and the kernels are fastest without a mask. Without a
+    trace the pass is made over one token: where parameters are sharded, all processes must make it.
+
+    Args:
+        capture: entered; or what else gives masses from ids and answer tokens.
+        traces: encoded.
+        device: of the model.
     """
-    width = max(len(trace) for trace in traces)
-    ids = torch.zeros((len(traces), width), dtype=torch.long)
-    answer = torch.zeros((len(traces), width), dtype=torch.bool)
+    width = max((len(trace) for trace in traces), default=1)
+    ids = torch.zeros((max(len(traces), 1), width), dtype=torch.long)
+    answer = torch.zeros_like(ids, dtype=torch.bool)
     for row, trace in enumerate(traces):
         ids[row, : len(trace)] = torch.from_numpy(trace.ids)
         answer[row, : len(trace)] = torch.from_numpy(trace.answer)
-    mass: Float[np.ndarray, "batch head token"]
-    mass = capture(ids.to(device), answer.to(device)).cpu().numpy()
-    return [_reduce(trace, mass[row]) for row, trace in enumerate(traces)]
+    mass: np.ndarray = capture(ids.to(device), answer.to(device)).cpu().numpy()
+    return mass[: len(traces)]
+
+
+def score_batch(
+    capture: Capture, traces: Sequence[EncodedTrace], device: torch.device
+) -> list[ScoredTrace]:
+    """Step scores of a batch of traces, in one forward pass; see `batch_mass`."""
+    mass = batch_mass(capture, traces, device)
+    return [_reduce(trace, row) for trace, row in zip(traces, mass, strict=True)]
 
 
 def _reduce(trace: EncodedTrace, mass: Float[np.ndarray, "head token"]) -> ScoredTrace:

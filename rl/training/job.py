@@ -90,7 +90,7 @@ def train(
         heads = HeadSet.load(config.heads, model.config) if config.heads else None
         traces = str(config.probe_traces)
         path = data_path("pocket", "traces.jsonl") if traces == "pocket" else Path(traces)
-        probe = Reprobe(out, path, heads, trainer.credit.cutter)
+        probe = Reprobe(out, path, heads, trainer.cutter)
         probe.every = config.probe_every
         trainer.add_callback(probe)
     for callback in watch:
@@ -227,7 +227,7 @@ def _run_content(
     trainer: AttnPOTrainer,
 ) -> dict[str, Any]:
     """What `run.json` says while the run goes on."""
-    cutter = trainer.credit.cutter
+    cutter = trainer.cutter
     segmenter: Segmenter = cutter.segmenter
     return {
         HEADER: file_header("training run"),
@@ -236,7 +236,7 @@ def _run_content(
         "model": config.model,
         "fingerprint": card.fingerprint,
         "steps": args.max_steps,
-        "heads": trainer.credit.heads,
+        "heads": trainer.heads,
         "data": questions.source,
         "cut": {**segmenter.to_json(), "rule": cutter.rule, "answer": cutter.answer},
         "rescaling": vars(args.rescaling) if args.rescales else None,

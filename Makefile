@@ -1,10 +1,11 @@
-# Two commands set all up on a fresh machine: `make demo` and `make test`.
+# Each sets up what it needs on a fresh machine: begin with `make demo` or `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kfh-ready
+DOCS := $(VENV)/.kfh-docs
 
-.PHONY: env demo pocket test notebooks notebooks-write lint format bench wheel wheel-check clean
+.PHONY: env demo pocket test readme notebooks notebooks-write docs figures lint format bench wheel wheel-check clean
 
 env: $(STAMP)
 
@@ -23,11 +24,24 @@ demo: env  ## the whole way on the embedded model
 test: env  ## all tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+readme: env  ## run the README's commands as they are written
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run_readme.py
+
 notebooks: env  ## run every notebook from the start; its outputs must be those committed
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/run_notebooks.py
 
 notebooks-write: env  ## the same, and write the outputs
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/run_notebooks.py --write
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(DOCS)  ## the documentation → build/site; a broken link is an error
+	HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+figures: env  ## the concept figure of README and documentation
+	HF_HUB_OFFLINE=1 $(BIN)/python -m probing.figures.concept docs/figures/concept.png
 
 lint: env  ## lint, format, types
 	$(BIN)/ruff check .
@@ -56,7 +70,7 @@ wheel-check: wheel  ## the wheel, alone in a folder, finds the data that it carr
 	  assert probing.segment('Wait, so. ' * 20) and h.shipped_head_sets(); \
 	  f.data_path('prompts', 'judge.txt'); import probing.viewer.page as v; \
 	  assert ''.join(v.page_parts('t', ['{}'])).count('</script>') == 2; \
-	  import kfh; t = pathlib.Path(kfh.__file__).parent / 'templates'; \
+	  import kfh, rl; assert all((pathlib.Path(m.__file__).parent / 'py.typed').is_file() for m in (probing, rl, kfh)); t = pathlib.Path(kfh.__file__).parent / 'templates'; \
 	  assert len(list(t.glob('report.*.j2'))) == 2, t; print('the wheel works')"
 
 clean:

@@ -26,7 +26,10 @@ def byte_tokenizer(special: bool = False) -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"]
+        vocab_size=300,
+        initial_alphabet=alphabet,
+        special_tokens=["<s>", "</s>"],
+        show_progress=False,
     )
     core.train_from_iterator([TEXT] * 4, trainer)
     if special:

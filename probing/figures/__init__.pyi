@@ -1,3 +1,5 @@
+from .concept import concept_figure as concept_figure
+from .concept import pocket_concept as pocket_concept
 from .interventions import InterventionFigures as InterventionFigures
 from .probe import RunFigures as RunFigures
 from .robustness import sample_size_figure as sample_size_figure

@@ -1,0 +1,116 @@
+"""What the documentation names exists: functions, commands, options, figures of tables, links."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from kfh.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != "LOG.md"),
+]
+DOTTED = re.compile(r"`((?:probing|rl|kfh)(?:\.\w+)+)`")
+FENCE = re.compile(r"^```bash[^\n]*\n(.*?)^```$", re.M | re.S)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+GENERATED = ("reference/", "notebooks/", "index.md", "pocket.md", "changelog.md", "contributing.md")
+
+
+def ids(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_named_modules_and_functions_exist(page: Path) -> None:
+    for name in DOTTED.findall(page.read_text(encoding="utf-8")):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError) as error:
+            pytest.fail(f"{page.name} names {name}: {error}")
+
+
+def test_paper_names_a_function_for_every_equation() -> None:
+    rows = re.findall(r"^\| (\d+|–) \|.*\| ([^|]*) \|$", (ROOT / "docs/PAPER.md").read_text(), re.M)
+    assert len(rows) > 20
+    for number, functions in rows:
+        names = DOTTED.findall(functions)
+        assert names, f"equation {number} names no function"
+        for name in names:
+            value = pkgutil.resolve_name(name)
+            assert callable(value) and inspect.getdoc(value), name
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The kfh commands in the page's blocks of bash, as words."""
+    lines = "".join(FENCE.findall(page.read_text(encoding="utf-8"))).replace("\\\n", " ")
+    split = (shlex.split(line, comments=True) for line in lines.splitlines())
+    return [words[words.index("kfh") :] for words in split if "kfh" in words]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_named_commands_and_options_exist(page: Path) -> None:
+    for words in commands(page):
+        command: Any = get_command(app)
+        rest = words[1:]
+        while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+            folder = command.name == "plot" and rest[0] not in command.commands
+            name = "runs" if folder else rest.pop(0)  # `kfh plot DIR` is `kfh plot runs DIR`
+            assert name in command.commands, f"no such command: {' '.join(words)}"
+            command = command.commands[name]
+        known = {name for option in command.params for name in option.opts + option.secondary_opts}
+        unknown = {word for word in rest if re.match(r"--[a-z]", word)} - known - {"--help"}
+        assert not unknown, f"{' '.join(words)}: {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_lead_somewhere(page: Path) -> None:
+    """On disk; the strict build of the site holds the pages that it makes, and the anchors."""
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        path = (page.parent / target).resolve()
+        made = path.is_relative_to(ROOT / "docs") and any(
+            str(path.relative_to(ROOT / "docs")).startswith(name) for name in GENERATED
+        )
+        assert made or path.exists(), f"{page.name} links to {target}"
+
+
+def test_training_table_is_that_of_the_kept_comparison() -> None:
+    """Every estimate in the table of docs/results.md, as data/results/compare has it."""
+    kept = json.loads((ROOT / "data/results/compare/comparison.json").read_text(encoding="utf-8"))
+    columns = {
+        "greedy.accuracy": ".3f",
+        "sampled.accuracy": ".3f",
+        "sampled.tokens": ".1f",
+        "greedy.redundant_tokens": ".1f",
+        "sampled.redundant_tokens": ".1f",
+        "sampled.redundant_steps": ".2f",
+    }
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    for row in kept["rows"]:
+        shown = []
+        for column, form in columns.items():
+            value, low, high = (row["figures"][column][part] for part in ("value", "low", "high"))
+            shown.append(f"{value:{form}} ({low:{form}}–{high:{form}})")
+        line = f"| {row['method']} | {' | '.join(shown)} |"
+        assert line in text, f"docs/results.md lacks: {line}"
+
+
+def test_settings_of_site_name_pages_that_exist() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert site["strict"] is True
+    pages = re.findall(r"[\w/]+\.md", json.dumps(site["nav"]))
+    for page in pages:
+        assert page.startswith(GENERATED) or (ROOT / "docs" / page).is_file(), page
+    written = {str(p.relative_to(ROOT / "docs")) for p in PAGES if (ROOT / "docs") in p.parents}
+    assert written <= {*pages}, f"not in the navigation: {written - {*pages}}"

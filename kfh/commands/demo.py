@@ -98,9 +98,9 @@ def before_and_after(before: SetFigures, after: SetFigures) -> Any:
     shown = plain_table(title, "", "before", "after")
     rows = [("accuracy", before.accuracy, after.accuracy, ".3f")]
     rows += [("tokens", before.tokens, after.tokens, ".1f")]
-    if before.pocket and after.pocket:
+    if before.redundancy and after.redundancy:
         for name in ("redundant_steps", "redundant_tokens"):
-            pair = getattr(before.pocket, name), getattr(after.pocket, name)
+            pair = getattr(before.redundancy, name), getattr(after.redundancy, name)
             rows.append((name.replace("_", " "), *pair, ".1f"))
     for name, first, second, form in rows:
         cells = (

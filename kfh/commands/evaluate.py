@@ -77,7 +77,7 @@ def figures_table(result: EvalResult) -> Table:
     for group in ("confused", "summary"):
         cells = [_size(found.phrases[group], 2) for found in sets]
         rows.append((f"{group} / 1k tokens", cells))
-    if any(found.pocket for found in sets):
+    if any(found.redundancy for found in sets):
         rows += _pocket_rows(sets)
     if result.config.base:
         rows.append(("AES", [_score(found.aes) for found in sets]))
@@ -93,7 +93,7 @@ def figures_table(result: EvalResult) -> Table:
 
 
 def _pocket_rows(sets: tuple[SetFigures, ...]) -> list[tuple[str, list[str]]]:
-    pockets = [found.pocket for found in sets]
+    pockets = [found.redundancy for found in sets]
     return [
         ("redundant steps", [_size(p.redundant_steps, 2) if p else "–" for p in pockets]),
         ("redundant tokens", [_size(p.redundant_tokens) if p else "–" for p in pockets]),

@@ -42,9 +42,7 @@ from rl.attnpo.credit import credit, step_figures, step_sums
 from rl.attnpo.rewards import faults_told, shaped_reward
 from rl.attnpo.sharding import Passes
 from rl.attnpo.signals import BY_ATTENTION, SIGNALS, AttentionSignal, Scores, Signal
-
-# (row of the dataset, text of the response) → labelled steps, in characters of the text
-LabelFunc = Callable[[dict[str, Any], str], Sequence[Step]]
+from rl.tasks.base import LabelFunc
 
 
 class EpochSampler(RepeatSampler):

@@ -59,7 +59,7 @@ def in_trimmed_rows(
         rows: at most so many at a time.
 
     Returns:
-        Both (row, keep), in the order of `ids`, 0 in the padding; the mean of the scalars.
+        Both (row, keep), in the order of `ids`, 0 where a column was cut; the mean of the scalars.
     """
     order = mask.sum(dim=1).argsort(descending=True, stable=True)
     parts: list[Logps] = []

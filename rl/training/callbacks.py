@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather
+from jaxtyping import Float
 from transformers import TrainerCallback
 
 from probing.attention.capture import AttentionCapture
@@ -21,9 +22,9 @@ from probing.errors import DataError
 from probing.files.headers import HEADER, file_header, whole_file
 from probing.files.jsonl import read_lines
 from probing.headset import HeadSet
-from probing.ranking.metrics import step_ranking_accuracy
-from probing.traces.source import TraceSource, prepare_traces
-from probing.traces.tokens import EncodedTrace, encode_trace
+from probing.ranking.metrics import ranked_trace, step_ranking_accuracy
+from probing.traces.source import SourceReport, TraceSource, prepare_traces
+from probing.traces.tokens import encode_trace
 from rl.attnpo.completions import Cutter
 
 # TRL's names → ours; everything else is taken as it is.
@@ -144,36 +145,29 @@ class Reprobe(TrainerCallback):
     all heads' SRA with that before training.
     """
 
-    every = 10
-
     def __init__(
-        self, folder: Path, traces: Path, head_set: HeadSet | None, cutter: Cutter
+        self, folder: Path, traces: Path, head_set: HeadSet | None, cutter: Cutter, every: int = 10
     ) -> None:
-        self.path, self.head_set = folder / "probe.jsonl", head_set
-        source = TraceSource(traces)
-        self.labelled = []
-        self.encoded: list[EncodedTrace] = []
-        for trace in prepare_traces(source):
-            labels = [step.label for step in trace.steps]
-            if {"essential", "redundant"} <= set(labels):
-                self.labelled.append(np.array([label or "" for label in labels]))
-                self.encoded.append(
-                    encode_trace(cutter.tokenizer, trace, rule=source.rule, answer=cutter.answer)
-                )
-        if not self.encoded:
-            raise DataError(f"{traces}: no trace has both essential and redundant steps")
+        self.path, self.head_set, self.every = folder / "probe.jsonl", head_set, every
+        self.source = TraceSource(traces)
+        self.traces = {trace.id: trace for trace in prepare_traces(self.source)}
+        self.encoded = [
+            encode_trace(cutter.tokenizer, trace, rule=self.source.rule, answer=cutter.answer)
+            for trace in self.traces.values()
+        ]
+        self.start: np.ndarray | None = None  # SRA of every head before training
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
         """Probe before the first step; cut the file back where training goes on."""
-        kept = [line for line in _written(self.path) if line["step"] <= state.global_step]
+        lines = [line for line in _written(self.path) if line["step"] <= state.global_step]
         if state.is_world_process_zero:
             with whole_file(self.path) as temporary, temporary.open("w") as file:
-                for line in ({HEADER: file_header("policy probes")}, *kept):
+                for line in ({HEADER: file_header("policy probes")}, *lines):
                     file.write(json.dumps(line) + "\n")
-        self.start = np.array(kept[0]["all_sra"]) if kept else None
-        if not kept:
+        self.start = np.array(lines[0]["all_sra"]) if lines else None
+        if not lines:
             self._probe(model, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -185,18 +179,7 @@ class Reprobe(TrainerCallback):
         if not state.is_world_process_zero:
             return
         capture = AttentionCapture(model, prove=False)
-        scored = {
-            item.id: item
-            for item in score_traces(capture, self.encoded, device=next(model.parameters()).device)
-        }
-        rows = []
-        for trace, labels in zip(self.encoded, self.labelled, strict=True):
-            item = scored[trace.id]
-            chosen = (labels != "") & (item.tokens > 0)
-            rows.append(
-                step_ranking_accuracy(item.scores[:, chosen], labels[chosen] == "essential")
-            )
-        sra = np.mean(rows, axis=0)
+        sra, count = self._sra(capture, next(model.parameters()).device)
         self.start = sra if self.start is None else self.start
         pairs = self.head_set.pairs if self.head_set else []
         places = [capture.heads.index(pair) for pair in pairs]
@@ -206,6 +189,8 @@ class Reprobe(TrainerCallback):
         ]
         line = {
             "step": state.global_step,
+            "traces": count,
+            "traces_left_out": len(self.traces) - count,
             "heads": heads,
             "sra": float(np.mean([head["sra"] for head in heads])) if heads else None,
             "correlation": float(np.corrcoef(sra, self.start)[0, 1]),
@@ -213,3 +198,17 @@ class Reprobe(TrainerCallback):
         }
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _sra(
+        self, capture: AttentionCapture, device: torch.device
+    ) -> tuple[Float[np.ndarray, "head"], int]:
+        """SRA of every head, and over how many traces: those with a pair of steps with tokens."""
+        report = SourceReport()
+        scored = {item.id: item for item in score_traces(capture, self.encoded, device=device)}
+        ranked = [ranked_trace(self.traces[name], scored[name], report) for name in self.traces]
+        rows = [step_ranking_accuracy(each.scores, each.essential) for each in ranked if each]
+        if not rows:
+            raise DataError(
+                f"{self.source.path}: no trace has both essential and redundant steps with a token"
+            )
+        return np.mean(rows, axis=0), len(rows)

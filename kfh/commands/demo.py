@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from kfh.console import console
 from probing.models.load import pocket_model
@@ -108,3 +110,16 @@ def before_and_after(before: SetFigures, after: SetFigures) -> Any:
         )
         shown.add_row(name, *cells)
     return shown
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/demo"),
+) -> None:
+    """Probe the embedded pocket model, draw a trace, train with its heads, and compare."""
+    from kfh.commands.probe import run_probe
+    from probing.config import ProbeConfig
+
+    # Always anew: it takes seconds, and an older demo may have left another model's scores.
+    run_probe(ProbeConfig(out=out, resume=False))
+    draw_trace(out)
+    train_and_compare(out)

@@ -8,9 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
 
 from kfh.console import console, progress_bar, talk
+from probing.choices import Metric
 from rl.runs.paper import paper_figure
 
 if TYPE_CHECKING:
@@ -289,3 +293,131 @@ def run_paper(
     for text in missing:
         talk.print(f"[yellow]left out:[/yellow] {text}")
     save_all({"paper": figure}, out or folder, kinds)
+
+
+class FolderGroup(TyperGroup):
+    """`kfh plot DIR` is `kfh plot runs DIR`: what is no command is a folder, or an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command in where the first word is none."""
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["runs", *args]
+        return super().parse_args(ctx, args)
+
+
+plot = typer.Typer(
+    cls=FolderGroup,
+    no_args_is_help=True,
+    help="Draw figures. `kfh plot DIR...` draws what the folders hold; a folder by the name of a "
+    "command is written ./NAME.",
+)
+
+Formats = Annotated[str, typer.Option(help="Of png, svg, pdf; comma between.")]
+Traces = Annotated[
+    Path | None, typer.Option(help="Of a probe: its trace file, where it has moved.")
+]
+
+
+@plot.command(name="runs")
+def plot_runs(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="Folder of kfh probe or kfh ablate; or folders of kfh train, or that hold such.",
+        ),
+    ],
+    metric: Annotated[Metric, typer.Option(help="Of a probe.")] = "sra",
+    smooth: Annotated[int, typer.Option(help="Of runs: steps of the moving mean.")] = 1,
+    traces: Traces = None,
+    trace: Annotated[
+        str | None, typer.Option(help="Of a probe: id of the trace to draw; default: the longest.")
+    ] = None,
+    formats: Formats = "png,svg,pdf",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures; default: the one DIR, or figures.")
+    ] = None,
+) -> None:
+    """Draw a probe, an ablation, or training runs together."""
+    run_plot(folders, metric, smooth, formats, out, traces, trace)
+
+
+@plot.command(name="trace")
+def plot_trace(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished kfh probe.")],
+    html: Annotated[
+        bool, typer.Option("--html", help="One page of all traces, to open in a browser.")
+    ] = False,
+    traces: Annotated[
+        Path | None, typer.Option(help="The probe's trace file, where it has moved.")
+    ] = None,
+    ids: Annotated[
+        str, typer.Option(help="Traces, comma between; default: the longest, or --limit of them.")
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(help="Page: most traces; default 200, 0 is all.")
+    ] = None,
+    heads: Annotated[
+        str,
+        typer.Option(
+            help="Such as 2.3,2.1. Figure: their mean; default: the head set. Page: heads beside "
+            "the set whose tokens are shown; default: the 4 best by SRA."
+        ),
+    ] = "",
+    tokens: Annotated[
+        bool, typer.Option(help="Page: attention of single tokens; loads the model.")
+    ] = True,
+    formats: Annotated[
+        str, typer.Option(help="Figure: of png, svg, pdf; comma between.")
+    ] = "png,svg,pdf",
+    device: Annotated[str, typer.Option(help="Page: auto, cpu, cuda, …")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: trace.html or trace.* in DIR.")
+    ] = None,
+) -> None:
+    """Show traces: steps by score, labels, phrase kinds, heads, tokens.
+
+    A page holds at most 12 MB of step scores (so many heads as fit, best first) and 16 MB of
+    tokens, before base64; what is left out it says.
+    """
+    settings = dict(locals())
+    run_trace(**settings)
+
+
+@plot.command(name="paper")
+def plot_paper(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that kfh probe wrote.")],
+    ablation: Annotated[
+        Path | None, typer.Option(help="Folder of kfh ablate: the interventions.")
+    ] = None,
+    train: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run of kfh train with probe_every, repeatable: stability over steps."),
+    ] = None,
+    stability: Annotated[
+        list[Path] | None,
+        typer.Option(help="Instead of runs: probes of later checkpoints, repeatable, in order."),
+    ] = None,
+    formats: Formats = "png,svg,pdf",
+    out: Annotated[Path | None, typer.Option(help="Folder for the figure; default: DIR.")] = None,
+) -> None:
+    """Lay out the paper's Figure 2 for a probed model: heads, ensembles, cause, stability."""
+    run_paper(folder, ablation, train or [], stability or [], formats, out)
+
+
+def report(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Folder that holds results: of kfh probe, train, eval, …"
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page (.html); default: report.html in DIR.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Its title.")] = None,
+) -> None:
+    """Report what was run and found, with its caveats: one HTML page, and Markdown beside it."""
+    from kfh.findings.page import run_report
+
+    run_report(folder, out, title)

@@ -219,7 +219,7 @@ def test_metrics_are_those_of_the_batch(tmp_path):
     counts = [phrase_counts(response.text) for response in responses]
     for kind in ("confused", "forward", "summary"):
         expected = 1000 * sum(count[kind] for count in counts) / tokens
-        assert found[f"phrases/{kind}"] == pytest.approx(expected)
+        assert figures[f"phrases/{kind}"] == pytest.approx(expected)
     assert figures["phrases/confused"] > 10
     # A alone, where a row has a token outside the steps: the last one.
     outcome = batch["advantages"].gather(1, live.sum(dim=1, keepdim=True) - 1)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probing.attention.scores import pad_batch
 from probing.errors import DataError
 from probing.traces.phrases import phrase_counts
 from rl.attnpo.completions import Batch, Outcomes
@@ -49,7 +50,7 @@ def credit(
         raise DataError(f"the signal gave {given} scores for responses of {steps} steps")
     device = batch.advantage.device
     step_gamma = step_scales(
-        padded(scores, np.nan).to(device, torch.float32),
+        pad_batch(scores, np.nan, least=2).to(device, torch.float32),
         torch.tensor(batch.answer_tokens, device=device),
         torch.tensor(batch.total_tokens, device=device),
         batch.advantage,
@@ -58,18 +59,9 @@ def credit(
         step,
         rescaling,
     )
-    spans = padded([response.spans for response in batch.responses], 0).to(device)
+    spans = pad_batch([each.spans for each in batch.responses], least=2).to(device)
     gamma = token_scales(step_gamma, spans, batch.mask.shape[1])
     return Credited(batch.advantage[:, None] * gamma, gamma, step_gamma)
-
-
-def padded(rows: Sequence[np.ndarray], value: float) -> Tensor:
-    """Rows of different lengths as one tensor (row, step, …), at least two wide."""
-    width = max(2, *(len(row) for row in rows))
-    out = np.full((len(rows), width, *rows[0].shape[1:]), value, dtype=rows[0].dtype)
-    for place, row in enumerate(rows):
-        out[place, : len(row)] = row
-    return torch.from_numpy(out)
 
 
 def step_sums(batch: Batch, credited: Credited | None) -> dict[str, float]:

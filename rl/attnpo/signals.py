@@ -15,7 +15,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probing.attention.capture import AttentionCapture
-from probing.attention.scores import batch_mass, step_baseline, step_scores
+from probing.attention.scores import (
+    batch_masses,
+    batches_by_length,
+    step_baseline,
+    step_scores,
+)
 from probing.choices import Head
 from probing.errors import ConfigError, ModelError
 from probing.headset import HeadSet
@@ -36,6 +40,7 @@ from rl.attnpo.sharding import Passes, whole_parameters
 Scores = Float[np.ndarray, "step"]
 Signal = Callable[[Batch], list[Scores]]
 
+NO_LIMIT = 1 << 62  # of the tokens of a batch: its rows are limited
 BY_ATTENTION = ("heads", "random-heads", "all-heads")
 LABEL_SCORES = {"essential": np.inf, "redundant": 0.0, None: np.nan}
 
@@ -120,19 +125,19 @@ class AttentionSignal:
         """
         scores: list[Scores] = [np.full(len(each.spans), np.nan) for each in batch.responses]
         wanted = batch.needs_scores.nonzero()[:, 0].tolist()
-        traces = {row: encoded(batch.prompts[row], batch.responses[row]) for row in wanted}
-        order = sorted(wanted, key=lambda row: -len(traces[row]))
-        turns, capture = -(-len(order) // self.rows), self.capture
-        capture.early_exit, masses = self.passes is None, partial(capture)
+        traces = [encoded(row, batch.prompts[row], batch.responses[row]) for row in wanted]
+        batches = list(batches_by_length(traces, NO_LIMIT, self.rows))
+        forward, passes = None, len(batches)
         if self.passes is not None:
-            turns, masses = self.passes.most(turns), partial(capture, forward=self.passes.forward)
-        device = next(capture.trunk.parameters()).device
-        with capture:
-            for turn in range(turns):
-                chunk = order[turn * self.rows : (turn + 1) * self.rows]
-                mass = batch_mass(masses, [traces[row] for row in chunk], device)
-                for row, heads in zip(chunk, mass, strict=True):
-                    scores[row] = step_scores(heads, traces[row].spans).mean(axis=0)
+            forward, passes = self.passes.forward, self.passes.most(passes)
+        batches += [[]] * (passes - len(batches))
+        self.capture.early_exit = self.passes is None
+        device = next(self.capture.trunk.parameters()).device
+        with self.capture:
+            for together in batches:
+                masses = batch_masses(self.capture, together, device, forward=forward)
+                for trace, mass in zip(together, masses, strict=True):
+                    scores[int(trace.id)] = step_scores(mass, trace.spans).mean(axis=0)
         return scores
 
     def in_passing(
@@ -170,12 +175,12 @@ class AttentionSignal:
         return results[0], scores
 
 
-def encoded(prompt: Sequence[int], response: Completion) -> EncodedTrace:
-    """A sampled response on its prompt, as the probe's batcher takes it."""
+def encoded(row: int, prompt: Sequence[int], response: Completion) -> EncodedTrace:
+    """A sampled response on its prompt as the batcher of traces takes it; its id is its row."""
     before = len(prompt)
     answer = np.concatenate([np.zeros(before, dtype=bool), response.answer])
     ids = np.concatenate([np.asarray(prompt, dtype=np.int64), response.ids])
-    return EncodedTrace("", ids, before, response.spans + before, answer, sampled=True)
+    return EncodedTrace(str(row), ids, before, response.spans + before, answer, sampled=True)
 
 
 def other_heads(pairs: Sequence[Head], model: Any, seed: int) -> list[Head]:

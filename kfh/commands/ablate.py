@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kfh.console import console, progress_bar
+from kfh.console import console, print_tables, progress_bar, warn
 from probing.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def report(job: Job, store: OutcomeStore, judge: AnswerVerifier) -> None:
     Raises:
         DataError: there is no outcome at all.
     """
-    from kfh.findings.interventions import print_result
+    from kfh.findings.interventions import ablation_caveats, ablation_tables, left_out
     from probing.interventions.claims import verdicts
     from probing.interventions.effects import differences, summarise
 
@@ -273,8 +273,11 @@ def report(job: Job, store: OutcomeStore, judge: AnswerVerifier) -> None:
     against = differences(outcomes, job.config.seed)
     found = list(verdicts(against))
     correlations = dose_response(outcomes, job.config.seed)
-    write_result(job, store, counted, table, against, found, correlations)
-    print_result(table, against, found, correlations, counted)
+    content = write_result(job, store, counted, table, against, found, correlations)
+    print_tables(ablation_tables(content), ablation_caveats(content))
+    for line in left_out(counted):
+        warn(line)
+    console.print(f"held out from the choice of heads: {counted['held_out']}", soft_wrap=True)
     console.print(f"→ {job.out}: {RESULT}, {OUTCOMES}; kfh plot {job.out} draws them")
 
 
@@ -321,8 +324,8 @@ def write_result(
     against: pd.DataFrame,
     found: Sequence[Claim],
     correlations: dict[str, dict[str, Any]],
-) -> None:
-    """Write `ablation.json`: settings, counts, summary, differences, verdicts."""
+) -> dict[str, Any]:
+    """Write `ablation.json`: settings, counts, summary, differences, verdicts; its content."""
     from probing.files.headers import HEADER, file_header, write_json
 
     content = {
@@ -335,6 +338,7 @@ def write_result(
         "dose_correlations": correlations,
     }
     write_json(job.out / RESULT, content)
+    return content
 
 
 def ablate(

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
-from kfh.console import console, progress_bar, report_bad_lines, talk
+from kfh.console import console, print_tables, progress_bar, report_bad_lines, warn
+from kfh.tables import NONE, Table, number
 from probing.errors import ConfigError, DataError
 from probing.files.headers import file_hash
 from probing.labelling.agreement import STEPS, read_labelling
@@ -74,47 +73,42 @@ def run_judges(
 
 def print_report(report: JudgingReport, consensus: str) -> None:
     """The judges and their agreement, and what is missing."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("judge", "answers", "on disk", "tried again", "failed", "essential", "agrees"):
-        table.add_column(name, no_wrap=True)
     rates = report.agreement["judges"]
-    for name, counts in report.requests.items():
-        agrees = [_share(share) for share in rates[name]["agrees_with"].values()]
-        table.add_row(
+    rows = [
+        (
             name,
             str(counts["answered"]),
             str(counts["cached"]),
             _listed(counts["tried_again"]),
             _listed(counts["failed"]),
-            _share(rates[name]["essential"]),
-            " ".join(agrees) or "–",
+            number(rates[name]["essential"]),
+            " ".join(map(number, rates[name]["agrees_with"].values())) or NONE,
         )
-    console.print(table, width=console.width if console.is_terminal else max(console.width, 120))
+        for name, counts in report.requests.items()
+    ]
+    columns = ("judge", "answers", "on disk", "tried again", "failed", "essential", "agrees")
+    print_tables([Table("Judges; agrees: with each other judge, share of steps", columns, rows)])
     kappa = report.agreement["fleiss_kappa"]
     console.print(
-        f"Fleiss' κ {'does not exist' if kappa is None else f'{kappa:.3f}'} over "
-        f"{report.agreement['steps']} steps; all agree on {_share(report.agreement['unanimous'])}"
+        f"Fleiss' κ {'does not exist' if kappa is None else number(kappa)} over "
+        f"{report.agreement['steps']} steps; all agree on {number(report.agreement['unanimous'])}"
     )
-    labels = ", ".join(f"{number} {label}" for label, number in sorted(report.labels.items()))
+    labels = ", ".join(f"{count} {label}" for label, count in sorted(report.labels.items()))
     console.print(
         f"{report.labelled} of {report.traces} traces, {sum(report.labels.values())} steps "
         f"({labels}), by {consensus} consensus"
     )
-    for reason, number in report.left_out.items():
-        talk.print(f"[yellow]left out {number} traces:[/yellow] {reason}")
+    for reason, count in report.left_out.items():
+        warn(f"left out {count} traces: {reason}")
     if report.failed:
-        talk.print(
-            f"[yellow]{report.failed} answers are missing[/yellow], in {report.incomplete} traces "
-            "some of the judges; the same command asks for them again"
+        warn(
+            f"{report.failed} answers are missing, in {report.incomplete} traces some of the "
+            "judges; the same command asks for them again"
         )
 
 
-def _share(value: Any) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{number} × {kind}" for kind, number in counts.items()) or "0"
+    return ", ".join(f"{count} × {kind}" for kind, count in counts.items()) or "0"
 
 
 WAYS = ("ablation", "rules", "judges")
@@ -218,7 +212,7 @@ def run_ablation(
             advance(1, 0)
     if left_out:
         first = next(iter(left_out.values()))
-        talk.print(f"[yellow]left out {len(left_out)} traces[/yellow], first {first}")
+        warn(f"left out {len(left_out)} traces, first {first}")
     if len(left_out) == len(sizes):
         raise DataError(f"{source.path}: no trace could be labelled; first {first}")
     _report(out, resumed=len(done))
@@ -268,7 +262,7 @@ def run_rules(source: StepSource, out: Path) -> None:
     settings = {"by": "rules", "traces": file_hash(source.path), "think_end": source.think_end}
     write_labels(out, lines(), source.segmenter_json(), settings=settings)
     _report(out)
-    talk.print("[yellow]Rules are rough:[/yellow] hold them against others with --compare")
+    warn("Rules are rough: hold them against others with --compare")
 
 
 def _report(out: Path, resumed: int = 0) -> None:
@@ -299,7 +293,7 @@ def run_compare(names: list[str], source: StepSource | None, show: int) -> None:
     _same_segmenter(names)
     found = [read_labelling(name, source) for name in names]
     compared = [cohen_agreement(a, b) for a, b in combinations(found, 2)]
-    _print_table(compared)
+    print_tables([agreement_table(compared)])
     texts = _texts(source, compared, show) if source and show else {}
     for pair in compared:
         if not show or not pair.different:
@@ -324,22 +318,26 @@ def _same_segmenter(names: list[str]) -> None:
         raise ConfigError(f"these label the steps of different segmenters ({said})")
 
 
-def _print_table(compared: list[Agreement]) -> None:
-    from rich.table import Table
-
-    table = Table("first", "second", "both", "same", "kappa", "AUC 1→2", "AUC 2→1", "only 1", "2")
-    for pair in compared:
-        figures = [
-            "–" if value is None else f"{value:.3f}"
-            for value in (pair.kappa, pair.auc, pair.auc_reverse)
-        ]
-        counts = [str(n) for n in (pair.both, pair.same, pair.only_first, pair.only_second)]
-        table.add_row(pair.first, pair.second, *counts[:2], *figures, *counts[2:])
-    console.print(table)
-    console.print(
+def agreement_table(compared: list[Agreement]) -> Table:
+    """A row a pair of labellings: how many steps both label, and how far they agree."""
+    rows = [
+        (
+            pair.first,
+            pair.second,
+            str(pair.both),
+            str(pair.same),
+            *map(number, (pair.kappa, pair.auc, pair.auc_reverse)),
+            str(pair.only_first),
+            str(pair.only_second),
+        )
+        for pair in compared
+    ]
+    title = (
         "both: steps with a label in both; AUC: scores of one against the labels of the other, "
         "mean over traces; only: labelled by one alone"
     )
+    columns = ("first", "second", "both", "same", "kappa", "AUC 1→2", "AUC 2→1", "only 1", "only 2")
+    return Table(title, columns, rows)
 
 
 def _texts(source: StepSource, compared: list[Agreement], show: int) -> dict[tuple[str, int], str]:
@@ -347,10 +345,10 @@ def _texts(source: StepSource, compared: list[Agreement], show: int) -> dict[tup
     wanted = {key for pair in compared for key, _, _ in pair.different}
     texts = {}
     for trace in source.traces():
-        for number, step in enumerate(trace.steps):
-            if (trace.id, number) in wanted:
+        for place, step in enumerate(trace.steps):
+            if (trace.id, place) in wanted:
                 text = " ".join(trace.response[step.start : step.end].split())
-                texts[trace.id, number] = text[:SHOWN] + ("…" if len(text) > SHOWN else "")
+                texts[trace.id, place] = text[:SHOWN] + ("…" if len(text) > SHOWN else "")
     return texts
 
 

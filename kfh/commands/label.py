@@ -158,7 +158,8 @@ def run_ablation(
 
     from probing.answers.context import encode_causes
     from probing.answers.hiding import StepHiding
-    from probing.files.jsonl import LabelStore
+    from probing.files.jsonl import LineStore
+    from probing.labelling.cause import labelled_already
     from probing.models.identity import model_settings
     from probing.models.load import load_model, load_tokenizer, pocket_model
 
@@ -176,8 +177,9 @@ def run_ablation(
         **model_settings(loaded),
         **source.settings(),
     }
-    store = LabelStore(out, source.segmenter_json(), settings, sizes)
-    done = store.open(resume)
+    header = {"segmenter": source.segmenter_json(), "settings": settings}
+    store = LineStore(out, "labels", header)
+    done = labelled_already(store, sizes, resume)
     left_out: dict[str, str] = {}
     proven = False
     with progress_bar("hiding steps", len(sizes) - len(done)) as advance:

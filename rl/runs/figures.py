@@ -150,8 +150,8 @@ def points_of(evaluations: Sequence[Evaluation]) -> list[PolicyPoint]:
         for method in dict.fromkeys(e.method for e in evaluations):
             tables = [table(evaluations, method, decoding, v) for v in ("tokens", "accuracy")]
             if tables[0].size:
-                tokens, accuracy = (hierarchical_bootstrap(lambda m: m, each) for each in tables)
-                found.append(PolicyPoint(method, decoding, tokens, share(accuracy)))
+                tokens = hierarchical_bootstrap(lambda mean: mean, tables[0])
+                found.append(PolicyPoint(method, decoding, tokens, share(tables[1])))
     return found
 
 

@@ -218,9 +218,7 @@ def label(
         from kfh.commands.label import run_judges
 
         panel = needed(judges, "--judges: the file that names them")
-        run_judges(
-            path, panel, target, consensus, segmenter, min_chars, concurrency, rate, cache, limit
-        )
+        run_judges(source, panel, target, consensus, concurrency, rate, cache, limit)  # type: ignore[arg-type]
     elif by == "rules":
         run_rules(source, target)
     else:

@@ -27,18 +27,17 @@ if TYPE_CHECKING:
     from probing.labelling.agreement import Agreement
     from probing.labelling.cause import CauseConfig
     from rl.judges.job import JudgingReport
+    from rl.judges.votes import Consensus
 
 
 CACHE = "judge-cache"
 
 
 def run_judges(
-    traces: Path,
+    source: StepSource,
     judges: Path,
     out: Path,
-    consensus: str,
-    segmenter: str,
-    min_chars: int,
+    consensus: Consensus,
     concurrency: int,
     rate: float,
     cache: Path | None,
@@ -55,18 +54,17 @@ def run_judges(
     from rl.judges.panel import Panel
 
     config = JudgingConfig(
-        traces,
+        source,
         Panel.load(judges),
         out,
         cache or out.parent / CACHE,
         consensus,
-        segmenter,
-        min_chars,
         concurrency,
         rate,
         limit,
     )
     report = judge_traces(config, progress=progress_bar)
+    report_bad_lines(report.reading)
     print_report(report, consensus)
     console.print(f"→ {out}; the judges' answers: {config.cache}", soft_wrap=True)
 

@@ -121,8 +121,9 @@ def stability(runs: Sequence[Run]) -> Figure | None:
             colour = _looks(methods)[run.method][0]
             for number, (name, curve) in enumerate(_heads(run).items()):
                 dash, label = DASHES[number % len(DASHES)], f"head {name}"
-                named = {"ls": dash, "label": label} if len(probed) == 1 else {}
-                axes.plot(*curve, color=colour, lw=0.8, alpha=0.5, **named)
+                (line,) = axes.plot(*curve, color=colour, lw=0.8, alpha=0.5)
+                if len(probed) == 1:
+                    line.set(linestyle=dash, label=label)
 
     def column(run: Run, name: str) -> pd.Series:
         frame = frames[id(run)]
@@ -329,7 +330,7 @@ def _line(axes: Axes, curve: Curve, look: Look, number: int, label: str) -> None
 
 def _looks(methods: Sequence[str] | dict[str, list[Run]]) -> dict[str, Look]:
     """Colour, dash and marker of each method; the known ones keep theirs in every figure."""
-    looks = {method: LOOKS[method] for method in methods if method in LOOKS}
+    looks: dict[str, Look] = {method: LOOKS[method] for method in methods if method in LOOKS}
     markers = [marker for _, _, marker in SPARE]
     for number, method in enumerate(m for m in methods if m not in LOOKS):
         turn, place = divmod(number, len(SPARE))

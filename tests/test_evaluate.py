@@ -12,9 +12,10 @@ from helpers import model_folder, write_lines
 from test_sampling import Handler, server  # noqa: F401  # a fixture
 from typer.testing import CliRunner
 
+from kfh.tables import Number
 from probing import intervals
 from probing.errors import ConfigError, DataError
-from probing.files.headers import data_path
+from probing.files.headers import data_path, read_object
 from probing.models.decode import Sampling
 from probing.models.load import load_model, load_tokenizer
 from probing.traces.phrases import phrase_counts
@@ -213,7 +214,7 @@ def test_maths_on_a_model_that_cannot_do_it(tmp_path: Path) -> None:
     for name in "ab":
         lines = [{"question": f"{name} + {n}?", "answer": str(n)} for n in range(3)]
         write_lines(folder / f"{name}.jsonl", lines)
-    from kfh.commands.evaluate import figures_table, warnings
+    from kfh.findings.evaluation import evaluation_caveats, evaluation_table
 
     model = str(model_folder(tmp_path / "model"))
     settings = {"temperature": 1.0, "samples": 2, "max_tokens": 20, "limit": 2, "budgets": (10,)}
@@ -223,8 +224,12 @@ def test_maths_on_a_model_that_cannot_do_it(tmp_path: Path) -> None:
         ("b", 2, 2),
     ]
     assert result.overall is not None and result.overall.accuracy.value == 0
-    assert any("no response holds </think>" in text for text in warnings(result))
-    assert figures_table(result).row_count >= 7
+    content = read_object(tmp_path / "out" / "eval.json")
+    assert any("no response holds </think>" in text for text in evaluation_caveats(content))
+    table = evaluation_table(content, "random")
+    assert table.columns == ("", "a", "b", "mean") and len(table.rows) >= 7
+    assert table.texts[1] == ["accuracy", *(str(Number.of(one.accuracy)) for one in result.sets),
+                              str(Number.of(result.overall.accuracy))]  # fmt: skip
 
 
 def test_evaluation_by_an_endpoint(tmp_path: Path, server: str) -> None:  # noqa: F811

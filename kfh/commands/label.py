@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+import typer
 
-from kfh.console import console, progress_bar, report_bad_lines, talk
+from kfh.console import console, print_tables, progress_bar, report_bad_lines, warn
+from kfh.tables import NONE, Table, number
 from probing.errors import ConfigError, DataError
 from probing.files.headers import file_hash
 from probing.labelling.agreement import STEPS, read_labelling
@@ -71,47 +71,42 @@ def run_judges(
 
 def print_report(report: JudgingReport, consensus: str) -> None:
     """The judges and their agreement, and what is missing."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("judge", "answers", "on disk", "tried again", "failed", "essential", "agrees"):
-        table.add_column(name, no_wrap=True)
     rates = report.agreement["judges"]
-    for name, counts in report.requests.items():
-        agrees = [_share(share) for share in rates[name]["agrees_with"].values()]
-        table.add_row(
+    rows = [
+        (
             name,
             str(counts["answered"]),
             str(counts["cached"]),
             _listed(counts["tried_again"]),
             _listed(counts["failed"]),
-            _share(rates[name]["essential"]),
-            " ".join(agrees) or "–",
+            number(rates[name]["essential"]),
+            " ".join(map(number, rates[name]["agrees_with"].values())) or NONE,
         )
-    console.print(table, width=console.width if console.is_terminal else max(console.width, 120))
+        for name, counts in report.requests.items()
+    ]
+    columns = ("judge", "answers", "on disk", "tried again", "failed", "essential", "agrees")
+    print_tables([Table("Judges; agrees: with each other judge, share of steps", columns, rows)])
     kappa = report.agreement["fleiss_kappa"]
     console.print(
-        f"Fleiss' κ {'does not exist' if kappa is None else f'{kappa:.3f}'} over "
-        f"{report.agreement['steps']} steps; all agree on {_share(report.agreement['unanimous'])}"
+        f"Fleiss' κ {'does not exist' if kappa is None else number(kappa)} over "
+        f"{report.agreement['steps']} steps; all agree on {number(report.agreement['unanimous'])}"
     )
-    labels = ", ".join(f"{number} {label}" for label, number in sorted(report.labels.items()))
+    labels = ", ".join(f"{count} {label}" for label, count in sorted(report.labels.items()))
     console.print(
         f"{report.labelled} of {report.traces} traces, {sum(report.labels.values())} steps "
         f"({labels}), by {consensus} consensus"
     )
-    for reason, number in report.left_out.items():
-        talk.print(f"[yellow]left out {number} traces:[/yellow] {reason}")
+    for reason, count in report.left_out.items():
+        warn(f"left out {count} traces: {reason}")
     if report.failed:
-        talk.print(
-            f"[yellow]{report.failed} answers are missing[/yellow], in {report.incomplete} traces "
-            "some of the judges; the same command asks for them again"
+        warn(
+            f"{report.failed} answers are missing, in {report.incomplete} traces some of the "
+            "judges; the same command asks for them again"
         )
 
 
-def _share(value: Any) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{number} × {kind}" for kind, number in counts.items()) or "0"
+    return ", ".join(f"{count} × {kind}" for kind, count in counts.items()) or "0"
 
 
 WAYS = ("ablation", "rules", "judges")
@@ -213,7 +208,7 @@ def run_ablation(
             advance(1, 0)
     if left_out:
         first = next(iter(left_out.values()))
-        talk.print(f"[yellow]left out {len(left_out)} traces[/yellow], first {first}")
+        warn(f"left out {len(left_out)} traces, first {first}")
     if len(left_out) == len(sizes):
         raise DataError(f"{source.path}: no trace could be labelled; first {first}")
     _report(out, resumed=len(done))
@@ -263,7 +258,7 @@ def run_rules(source: StepSource, out: Path) -> None:
     settings = {"by": "rules", "traces": file_hash(source.path), "think_end": source.think_end}
     write_labels(out, lines(), source.segmenter_json(), settings=settings)
     _report(out)
-    talk.print("[yellow]Rules are rough:[/yellow] hold them against others with --compare")
+    warn("Rules are rough: hold them against others with --compare")
 
 
 def _report(out: Path, resumed: int = 0) -> None:
@@ -294,7 +289,7 @@ def run_compare(names: list[str], source: StepSource | None, show: int) -> None:
     _same_segmenter(names)
     found = [read_labelling(name, source) for name in names]
     compared = [cohen_agreement(a, b) for a, b in combinations(found, 2)]
-    _print_table(compared)
+    print_tables([agreement_table(compared)])
     texts = _texts(source, compared, show) if source and show else {}
     for pair in compared:
         if not show or not pair.different:
@@ -319,22 +314,26 @@ def _same_segmenter(names: list[str]) -> None:
         raise ConfigError(f"these label the steps of different segmenters ({said})")
 
 
-def _print_table(compared: list[Agreement]) -> None:
-    from rich.table import Table
-
-    table = Table("first", "second", "both", "same", "kappa", "AUC 1→2", "AUC 2→1", "only 1", "2")
-    for pair in compared:
-        figures = [
-            "–" if value is None else f"{value:.3f}"
-            for value in (pair.kappa, pair.auc, pair.auc_reverse)
-        ]
-        counts = [str(n) for n in (pair.both, pair.same, pair.only_first, pair.only_second)]
-        table.add_row(pair.first, pair.second, *counts[:2], *figures, *counts[2:])
-    console.print(table)
-    console.print(
+def agreement_table(compared: list[Agreement]) -> Table:
+    """A row a pair of labellings: how many steps both label, and how far they agree."""
+    rows = [
+        (
+            pair.first,
+            pair.second,
+            str(pair.both),
+            str(pair.same),
+            *map(number, (pair.kappa, pair.auc, pair.auc_reverse)),
+            str(pair.only_first),
+            str(pair.only_second),
+        )
+        for pair in compared
+    ]
+    title = (
         "both: steps with a label in both; AUC: scores of one against the labels of the other, "
         "mean over traces; only: labelled by one alone"
     )
+    columns = ("first", "second", "both", "same", "kappa", "AUC 1→2", "AUC 2→1", "only 1", "only 2")
+    return Table(title, columns, rows)
 
 
 def _texts(source: StepSource, compared: list[Agreement], show: int) -> dict[tuple[str, int], str]:
@@ -342,8 +341,77 @@ def _texts(source: StepSource, compared: list[Agreement], show: int) -> dict[tup
     wanted = {key for pair in compared for key, _, _ in pair.different}
     texts = {}
     for trace in source.traces():
-        for number, step in enumerate(trace.steps):
-            if (trace.id, number) in wanted:
+        for place, step in enumerate(trace.steps):
+            if (trace.id, place) in wanted:
                 text = " ".join(trace.response[step.start : step.end].split())
-                texts[trace.id, number] = text[:SHOWN] + ("…" if len(text) > SHOWN else "")
+                texts[trace.id, place] = text[:SHOWN] + ("…" if len(text) > SHOWN else "")
     return texts
+
+
+def label(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[A B ...]", help="With --compare: label files, or `steps`."),
+    ] = None,
+    by: Annotated[str, typer.Option(help="ablation, rules or judges.")] = "ablation",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Do not label: say how far labellings agree.")
+    ] = False,
+    traces: Annotated[Path | None, typer.Option(help="Trace file (JSONL, .gz too).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Label file to write.")] = None,
+    segmenter: Annotated[
+        str,
+        typer.Option(help="given: the file's steps; or attnpo, line, sentence, paragraph, *.json."),
+    ] = "given",
+    min_chars: Annotated[
+        int, typer.Option(help="Steps shorter than this are merged (attnpo).")
+    ] = 80,
+    skip_bad: Annotated[
+        bool, typer.Option(help="Leave bad lines out (counted) instead of stopping.")
+    ] = False,
+    think_end: Annotated[str, typer.Option(help="The text that ends the reasoning.")] = "</think>",
+    model: Annotated[
+        str | None, typer.Option(help="Ablation: hub id, folder or .gguf; default: pocket.")
+    ] = None,
+    answer: Annotated[
+        str, typer.Option(help="Ablation: answer tokens that count: all, values or boxed.")
+    ] = "all",
+    answer_limit: Annotated[
+        int, typer.Option(help="Ablation: the first so many answer tokens; 0: all.")
+    ] = 32,
+    high: Annotated[float, typer.Option(help="Ablation: essential from this drop on, nats.")] = 0.5,
+    low: Annotated[float, typer.Option(help="Ablation: redundant up to this drop, nats.")] = 0.01,
+    deletion: Annotated[
+        bool, typer.Option("--deletion", help="Ablation: delete each step from the text as well.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    resume: Annotated[bool, typer.Option(help="Ablation: go on with the labels in --out.")] = True,
+    judges: Annotated[Path | None, typer.Option(help="Judges: YAML file of the judges.")] = None,
+    consensus: Annotated[str, typer.Option(help="Judges: unanimous or majority.")] = "unanimous",
+    concurrency: Annotated[int, typer.Option(help="Judges: requests at a time.")] = 8,
+    rate: Annotated[float, typer.Option(help="Judges: requests a second; 0: no limit.")] = 0.0,
+    cache: Annotated[Path | None, typer.Option(help="Judges: folder of their answers.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Judges: traces to label; default all.")] = None,
+    show: Annotated[int, typer.Option(help="Compare: steps to print of those that differ.")] = 10,
+) -> None:
+    """Label the steps of traces by cause, by rules or by judges; or compare labellings."""
+    from probing.traces.source import StepSource
+
+    check_label_options(by, compare, files)
+    if compare:
+        cut = StepSource(traces, segmenter, min_chars, skip_bad, think_end) if traces else None
+        run_compare(files or [], cut, show)
+        return
+    path, target = needed(traces, "--traces"), needed(out, "--out")
+    source = StepSource(path, segmenter, min_chars, skip_bad, think_end)
+    if by == "judges":
+        panel = needed(judges, "--judges: the file that names them")
+        run_judges(source, panel, target, consensus, concurrency, rate, cache, limit)  # type: ignore[arg-type]
+    elif by == "rules":
+        run_rules(source, target)
+    else:
+        from probing.labelling.cause import CauseConfig
+
+        config = CauseConfig(answer, answer_limit, high, low, deletion)
+        run_ablation(source, target, config, model, device, dtype, resume)

@@ -23,6 +23,19 @@ from probing.errors import DataError
 
 HEADER = "kfh"
 SCHEMA = 1
+# Kind of result → the file that holds it, and the kind that the file's header names.
+RESULTS = {
+    "probe": ("run.json", "probe run"),
+    "training": ("run.json", "training run"),
+    "ablation": ("ablation.json", "ablation"),
+    "stability": ("stability.json", "stability of heads"),
+    "sample size": ("sample_size.json", "sample size"),
+    "comparison": ("comparison.json", "comparison"),
+    "comparison result": ("result.json", "comparison result"),
+    "evaluation": ("eval.json", "evaluation"),
+}
+# What lies beside a `run.json`, where that is damaged, gone, or has no header.
+BESIDE = {"probe": "sra.parquet", "training": "metrics.jsonl"}
 
 
 def data_path(*parts: str) -> Path:
@@ -115,3 +128,31 @@ def json_number(value: SupportsFloat) -> float | None:
     """A float for JSON, which has no word for what is not a number."""
     number = float(value)
     return None if number != number else number
+
+
+def kind_of(folder: Path) -> tuple[str, ...]:
+    """The kinds of results (`RESULTS`) that a folder holds, by the headers of its files.
+
+    A file without a header (an older one) is taken by its name; of a `run.json` without one what
+    lies beside it decides. Empty where the folder holds no result.
+    """
+    contents = {}
+    for file in {file for file, _ in RESULTS.values()}:
+        try:
+            contents[file] = read_object(folder / file) if (folder / file).is_file() else None
+        except DataError:
+            contents[file] = {}
+    return tuple(
+        kind for kind, (file, _) in RESULTS.items() if _holds(folder, kind, contents[file])
+    )
+
+
+def _holds(folder: Path, kind: str, content: dict[str, Any] | None) -> bool:
+    """Whether a file of this content makes its folder one of this kind; None: no such file."""
+    header = (content or {}).get(HEADER)
+    named = header.get("kind") if isinstance(header, dict) else None
+    if named in {name for _, name in RESULTS.values()}:
+        return bool(named == RESULTS[kind][1])
+    if kind == "training" and "method" in (content or {}):
+        return True
+    return (folder / BESIDE[kind]).is_file() if kind in BESIDE else content is not None

@@ -11,7 +11,6 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -34,6 +33,7 @@ def choice(
     least: float | None = None,
     most: float | None = None,
     panel: str | None = None,
+    option: str | bool = True,
     factory: Any = MISSING,
 ) -> Any:
     """A field of a settings class.
@@ -43,9 +43,10 @@ def choice(
         help: one line, shown by `kfh COMMAND --help` and in the reference.
         least, most: bounds of a number, both allowed values.
         panel: heading under which the command line lists it.
+        option: its name on the command line, where that is not the field's; False: none.
         factory: makes the default, where it is a list or a mapping.
     """
-    about = {"help": help, "least": least, "most": most, "panel": panel}
+    about = {"help": help, "least": least, "most": most, "panel": panel, "option": option}
     return field(default=default, default_factory=factory, metadata=about)
 
 
@@ -62,8 +63,7 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> str:
     return f"unknown {kind} {name!r}; {hint} {', '.join(names)}"
 
 
-@lru_cache(maxsize=32)
-def literals(cls: Any) -> dict[str, tuple[Any, ...]]:
+def literals(cls: type) -> dict[str, tuple[Any, ...]]:
     """What may be chosen, by field: the values of its Literal, and None where it is optional."""
     found = {}
     for name, kind in get_type_hints(cls).items():

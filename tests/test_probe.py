@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from probing.attention.scores import ScoredTrace, batches_by_length, open_captur
 from probing.attention.store import ScoreStore
 from probing.config import ProbeConfig
 from probing.errors import ConfigError, DataError, KfhError, ModelError
-from probing.figures.probe import RunFigures
+from probing.figures.probe import DIVERGING, RunFigures, heat_colours
 from probing.figures.style import save_figure
 from probing.headset import HeadSet, shipped_head_sets
 from probing.models.identity import config_fingerprint, weights_fingerprint
@@ -311,8 +312,35 @@ def test_figures(finished: tuple, tmp_path: Path, metric: str) -> None:
     assert "model" in title and "8 traces" in title and "traces.jsonl" in title
     drawn = figures["heatmap"].axes[0].images[0].get_array()
     np.testing.assert_allclose(drawn, run.grid(metric))
+    named = {text.get_text() for text in figures["heatmap"].axes[0].texts}
+    heads = {f"{layer}.{head}" for layer, head in [*run.best(metric), *run.chosen()]}
+    assert named == heads and all(head in title for head in heads)
     with pytest.raises(DataError, match="no finished probe"):
         RunFigures.load(tmp_path)
+
+
+def test_heatmap_is_centred_at_chance(finished: tuple) -> None:
+    run = RunFigures.load(finished[0])
+    image = run.heatmap("sra").axes[0].images[0]
+    far = np.nanmax(np.abs(run.grid("sra") - 0.5))
+    assert image.norm(0.5) == 0.5 and image.norm(0.5 + far) <= 1 and image.norm(0.5 - far) >= 0
+    texts = [text.get_text() for text in run.heatmap("sra").axes[1].get_yticklabels()]
+    assert "0.50 = chance" in texts
+    # Lightness alone tells how far from chance, so that no hue need be told apart.
+    for below, above in pairwise(np.linspace(0.5, 1, 20)):
+        for side in (1, -1):
+            near, farther = (
+                np.dot(DIVERGING(0.5 + side * (at - 0.5))[:3], (0.21, 0.72, 0.07))
+                for at in (below, above)
+            )
+            assert farther < near
+    grey = heat_colours(np.array([0.2, np.nan]), "continuous")[0](np.nan)
+    assert grey[0] == grey[1] == grey[2] < 0.8  # no value has this colour
+    classes = run.heatmap("sra", "classes").axes[0].images[0]
+    assert {float(classes.norm(value)) for value in (0.1, 0.5, 0.59)} == {0.0}
+    assert classes.norm(0.61) == 1
+    with pytest.raises(ConfigError, match="did you mean classes"):
+        run.heatmap("sra", "class")
 
 
 def test_public_names() -> None:
@@ -336,8 +364,10 @@ def test_command_line(setting: dict, tmp_path: Path) -> None:
     for text in ("recency", "uniform", "best head by chance", "Head set", "held out"):
         assert text in done.stdout
     assert (out / "heatmap.png").exists()
-    done = kfh("plot", out, "--formats", "svg", "--metric", "balanced")
+    options = ("--formats", "svg", "--metric", "balanced", "--scale", "classes")
+    done = kfh("plot", out, *options)
     assert done.returncode == 0 and (out / "ensembles.svg").exists()
+    assert "= chance" not in (out / "heatmap.svg").read_text()
     done = kfh("segment", setting["traces"], "--out", tmp_path / "cut.jsonl", "--segmenter", "line")
     assert done.returncode == 0 and "8 traces" in done.stdout
     trace = next(read_traces(tmp_path / "cut.jsonl"))

@@ -382,7 +382,7 @@ def probed_run(folder: Path, method: str = "attnpo") -> Path:
 def test_the_page_has_the_panels_that_have_data(probes: tuple[Path, Path], tmp_path: Path) -> None:
     ablation, run = ablation_folder(tmp_path / "ablation"), probed_run(tmp_path / "run")
     figure, missing = paper_figure(probes[0])
-    assert len(missing) == 2 and titles(figure) == ["SRA of heads (red: the set)", "ensembles"]
+    assert len(missing) == 2 and titles(figure) == ["SRA of heads (outlined: the set)", "ensembles"]
     check_texts(figure)
     figure, missing = paper_figure(probes[0], ablation)
     assert len(missing) == 1 and len(titles(figure)) == 3

@@ -13,14 +13,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
 from kfh.console import console, every, print_tables, progress_line, say, talk, warn
 from kfh.findings.runs import COMPARISON, comparison_caveats, comparison_tables, write_comparison
+from kfh.options import options
 from probing.errors import ConfigError, DataError, KfhError
 from probing.files.headers import HEADER, data_path, file_header, read_object, write_json
 from probing.models.load import load_frozen
@@ -376,3 +378,16 @@ def run_compare(config: CompareConfig, *, table: bool = False) -> bool:
     for (method, seed), why in failed.items():
         warn(f"{method}-{seed} {why}")
     return not failed
+
+
+@options
+def compare(
+    config: CompareConfig,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, for every run; repeatable.")
+    ] = None,
+    table: Annotated[bool, typer.Option("--table", help="Only the table of what is done.")] = False,
+) -> None:
+    """Train methods by seeds on the pocket reasoner, and hold them against each other."""
+    if not run_compare(replace(config, settings=tuple(set_ or ())), table=table):
+        raise typer.Exit(1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from kfh.console import console, print_tables
 from kfh.tables import Number, Table
@@ -105,3 +107,16 @@ def before_and_after(before: SetFigures, after: SetFigures) -> Table:
         for name, first, second, digits in rows
     ]
     return Table(title, ("", "before", "after"), cells)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/demo"),
+) -> None:
+    """Probe the embedded pocket model, draw a trace, train with its heads, and compare."""
+    from kfh.commands.probe import run_probe
+    from probing.config import ProbeConfig
+
+    # Always anew: it takes seconds, and an older demo may have left another model's scores.
+    run_probe(ProbeConfig(out=out, resume=False))
+    draw_trace(out)
+    train_and_compare(out)

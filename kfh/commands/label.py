@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from kfh.console import console, print_tables, progress_bar, report_bad_lines, warn
 from kfh.tables import NONE, Table, number
@@ -346,3 +348,74 @@ def _texts(source: StepSource, compared: list[Agreement], show: int) -> dict[tup
                 text = " ".join(trace.response[step.start : step.end].split())
                 texts[trace.id, place] = text[:SHOWN] + ("…" if len(text) > SHOWN else "")
     return texts
+
+
+def label(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[A B ...]", help="With --compare: label files, or `steps`."),
+    ] = None,
+    by: Annotated[str, typer.Option(help="ablation, rules or judges.")] = "ablation",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Do not label: say how far labellings agree.")
+    ] = False,
+    traces: Annotated[Path | None, typer.Option(help="Trace file (JSONL, .gz too).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Label file to write.")] = None,
+    segmenter: Annotated[
+        str,
+        typer.Option(help="given: the file's steps; or attnpo, line, sentence, paragraph, *.json."),
+    ] = "given",
+    min_chars: Annotated[
+        int, typer.Option(help="Steps shorter than this are merged (attnpo).")
+    ] = 80,
+    skip_bad: Annotated[
+        bool, typer.Option(help="Leave bad lines out (counted) instead of stopping.")
+    ] = False,
+    think_end: Annotated[str, typer.Option(help="The text that ends the reasoning.")] = "</think>",
+    model: Annotated[
+        str | None, typer.Option(help="Ablation: hub id, folder or .gguf; default: pocket.")
+    ] = None,
+    answer: Annotated[
+        str, typer.Option(help="Ablation: answer tokens that count: all, values or boxed.")
+    ] = "all",
+    answer_limit: Annotated[
+        int, typer.Option(help="Ablation: the first so many answer tokens; 0: all.")
+    ] = 32,
+    high: Annotated[float, typer.Option(help="Ablation: essential from this drop on, nats.")] = 0.5,
+    low: Annotated[float, typer.Option(help="Ablation: redundant up to this drop, nats.")] = 0.01,
+    deletion: Annotated[
+        bool, typer.Option("--deletion", help="Ablation: delete each step from the text as well.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    resume: Annotated[bool, typer.Option(help="Ablation: go on with the labels in --out.")] = True,
+    judges: Annotated[Path | None, typer.Option(help="Judges: YAML file of the judges.")] = None,
+    consensus: Annotated[str, typer.Option(help="Judges: unanimous or majority.")] = "unanimous",
+    concurrency: Annotated[int, typer.Option(help="Judges: requests at a time.")] = 8,
+    rate: Annotated[float, typer.Option(help="Judges: requests a second; 0: no limit.")] = 0.0,
+    cache: Annotated[Path | None, typer.Option(help="Judges: folder of their answers.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Judges: traces to label; default all.")] = None,
+    show: Annotated[int, typer.Option(help="Compare: steps to print of those that differ.")] = 10,
+) -> None:
+    """Label the steps of traces by cause, by rules or by judges; or compare labellings."""
+    from probing.traces.source import StepSource
+
+    check_label_options(by, compare, files)
+    if compare:
+        cut = StepSource(traces, segmenter, min_chars, skip_bad, think_end) if traces else None
+        run_compare(files or [], cut, show)
+        return
+    path, target = needed(traces, "--traces"), needed(out, "--out")
+    source = StepSource(path, segmenter, min_chars, skip_bad, think_end)
+    if by == "judges":
+        panel = needed(judges, "--judges: the file that names them")
+        run_judges(
+            path, panel, target, consensus, segmenter, min_chars, concurrency, rate, cache, limit
+        )
+    elif by == "rules":
+        run_rules(source, target)
+    else:
+        from probing.labelling.cause import CauseConfig
+
+        config = CauseConfig(answer, answer_limit, high, low, deletion)
+        run_ablation(source, target, config, model, device, dtype, resume)

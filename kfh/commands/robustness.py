@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from kfh.commands.show import checked_formats, save_all
-from kfh.console import console, print_tables, progress_bar
+import typer
+
+from kfh.commands.show import Formats, Traces, checked_formats, save_all
+from kfh.console import console, progress_bar
+from probing.choices import Metric
+
+if TYPE_CHECKING:
+    pass
+
+
+from kfh.console import print_tables
 
 
 def run_stability(
@@ -68,3 +78,38 @@ def run_sample_size(
     place = out or folder
     console.print(f"→ {write_sample_size(content, place)}", soft_wrap=True)
     save_all({"sample_size": sample_size_figure(content)}, place, kinds)
+
+
+def stability(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR DIR...", help="Folders that kfh probe wrote.")
+    ],
+    names: Annotated[
+        str | None, typer.Option(help="Of the probes, comma between; default: their folders'.")
+    ] = None,
+    metric: Annotated[Metric, typer.Option(help="Of the heads.")] = "sra",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/stability"),
+    formats: Formats = "png,svg,pdf",
+    seed: Annotated[int, typer.Option(help="Of bootstrap and halves.")] = 0,
+) -> None:
+    """Hold probes of one model's shape against each other: are they the same heads?"""
+    run_stability(folders, names, metric, out, formats, seed)
+
+
+def sample_size(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that kfh probe wrote.")],
+    traces: Traces = None,
+    metric: Annotated[
+        Metric | None, typer.Option(help="Of the heads; default: the probe's --by.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="Heads in a set; default: the probe's.")] = None,
+    sizes: Annotated[
+        str, typer.Option(help="Numbers of problems to draw, comma between.")
+    ] = "5,10,20,50,100,200,500,1000,2000,5000",
+    draws: Annotated[int, typer.Option(help="Subsets of each size.")] = 200,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default: DIR.")] = None,
+    formats: Formats = "png,svg,pdf",
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Rank the heads again on fewer problems: how many traces are enough?"""
+    run_sample_size(folder, traces, metric, top, sizes, draws, out, formats, seed)

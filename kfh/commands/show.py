@@ -8,9 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
 
 from kfh.console import console, progress_bar, say, warn
+from probing.choices import Metric, Scale
 from rl.runs.paper import paper_figure
 
 if TYPE_CHECKING:
@@ -29,13 +33,14 @@ def run_plot(
     out: Path | None,
     traces: Path | None = None,
     trace: str | None = None,
+    scale: str = "continuous",
 ) -> None:
     """Draw what the folders hold: see `probing.figures.probe` and `rl.runs.figures`.
 
     The figures of one folder go into it, those of several into `figures` beside the first.
 
     Raises:
-        ConfigError: unknown formats or metric, or probes together with other folders.
+        ConfigError: unknown formats, metric or scale, or probes together with other folders.
         DataError: a folder that holds nothing to draw, or damaged files.
     """
     from probing.errors import ConfigError
@@ -56,7 +61,7 @@ def run_plot(
     if (traces or trace) and not probes:
         raise ConfigError("--traces and --trace are of a probe; there is none in these folders")
     if probes:
-        drawn = probe_figures(folders[0], metric, traces, trace)
+        drawn = probe_figures(folders[0], metric, traces, trace, scale)
     elif alone:
         drawn = finished_figures(folders[0])
     else:
@@ -93,7 +98,11 @@ def save_all(drawn: dict[str, Figure], place: Path, kinds: Sequence[str]) -> Non
 
 
 def probe_figures(
-    folder: Path, metric: str, traces: Path | None = None, trace: str | None = None
+    folder: Path,
+    metric: str,
+    traces: Path | None = None,
+    trace: str | None = None,
+    scale: str = "continuous",
 ) -> dict[str, Figure]:
     """Every figure of a finished probe by its file name.
 
@@ -110,7 +119,7 @@ def probe_figures(
     from probing.files.headers import read_object
     from probing.folder import FinishedProbe
 
-    figures = RunFigures.load(folder).all(metric)
+    figures = RunFigures.load(folder).all(metric, scale)
     try:
         figures["strip"] = strip_of(FinishedProbe.load(folder, traces), trace)
     except DataError as error:
@@ -184,6 +193,7 @@ def run_trace(
     formats: str,
     device: str,
     out: Path | None,
+    beside: tuple[Path, ...] = (),
 ) -> None:
     """Draw one trace, or write the page of many: see `probing.viewer.page`.
 
@@ -196,10 +206,10 @@ def run_trace(
     wanted = tuple(name.strip() for name in ids.split(",") if name.strip())
     chosen = parse_heads(heads)
     if html:
-        write_viewer(folder, out, traces, wanted, limit, chosen, tokens, device)
+        write_viewer(folder, out, traces, wanted, limit, chosen, tokens, device, beside)
         return
-    if limit is not None or not tokens:
-        raise ConfigError("--limit and --no-tokens are of the page; give --html too")
+    if limit is not None or not tokens or beside:
+        raise ConfigError("--limit, --no-tokens and --beside are of the page; give --html too")
     draw_strip(folder, traces, wanted, chosen, formats, out)
 
 
@@ -232,6 +242,7 @@ def write_viewer(
     heads: tuple[Head, ...],
     tokens: bool,
     device: str,
+    beside: tuple[Path, ...],
 ) -> None:
     """Write the page, and say what is in it."""
     from transformers.utils import logging
@@ -242,14 +253,18 @@ def write_viewer(
     most = LIMIT if limit is None else limit
     config = ViewerConfig(
         folder, out, traces, ids or None, 0 if ids and limit is None else most, heads or None,
-        tokens, device,
+        tokens, device, beside,
     )  # fmt: skip
     page = write_page(config, progress_bar)
-    held = f"tokens of the set's mean and {page.token_heads} heads"
-    console.print(
-        f"{page.traces} of {page.scored} scored traces; step scores of {page.heads} of "
-        f"{page.all_heads} heads; {held if page.token_heads else 'no tokens'}"
-    )
+    for model in page.models:
+        name = f"{model.name}: " if len(page.models) > 1 else ""
+        with_tokens = f"tokens of the set's mean and {model.token_heads} heads"
+        console.print(
+            f"{name}{page.traces} of {model.scored} scored traces; step scores of {model.heads} of "
+            f"{model.all_heads} heads; {with_tokens if model.token_heads else 'no tokens'}"
+        )
+    if page.alone:
+        console.print(f"left out: {page.alone} traces that not every probe scored")
     console.print(f"→ {page.path} ({page.size / 1e6:.1f} MB)", highlight=False)
 
 
@@ -298,3 +313,142 @@ def run_paper(
     for text in missing:
         warn(f"left out: {text}")
     save_all({"paper": figure}, out or folder, kinds)
+
+
+class FolderGroup(TyperGroup):
+    """`kfh plot DIR` is `kfh plot runs DIR`: what is no command is a folder, or an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command in where the first word is none."""
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["runs", *args]
+        return super().parse_args(ctx, args)
+
+
+plot = typer.Typer(
+    cls=FolderGroup,
+    no_args_is_help=True,
+    help="Draw figures. `kfh plot DIR...` draws what the folders hold; a folder by the name of a "
+    "command is written ./NAME.",
+)
+
+Formats = Annotated[str, typer.Option(help="Of png, svg, pdf; comma between.")]
+Traces = Annotated[
+    Path | None, typer.Option(help="Of a probe: its trace file, where it has moved.")
+]
+
+
+@plot.command(name="runs")
+def plot_runs(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="Folder of kfh probe or kfh ablate; or folders of kfh train, or that hold such.",
+        ),
+    ],
+    metric: Annotated[Metric, typer.Option(help="Of a probe.")] = "sra",
+    scale: Annotated[
+        Scale,
+        typer.Option(help="Of a probe's heatmap: continuous, centred at chance, or the paper's."),
+    ] = "continuous",
+    smooth: Annotated[int, typer.Option(help="Of runs: steps of the moving mean.")] = 1,
+    traces: Traces = None,
+    trace: Annotated[
+        str | None, typer.Option(help="Of a probe: id of the trace to draw; default: the longest.")
+    ] = None,
+    formats: Formats = "png,svg,pdf",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures; default: the one DIR, or figures.")
+    ] = None,
+) -> None:
+    """Draw a probe, an ablation, or training runs together."""
+    run_plot(folders, metric, smooth, formats, out, traces, trace, scale)
+
+
+@plot.command(name="trace")
+def plot_trace(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished kfh probe.")],
+    html: Annotated[
+        bool, typer.Option("--html", help="One page of all traces, to open in a browser.")
+    ] = False,
+    traces: Annotated[
+        Path | None, typer.Option(help="The probe's trace file, where it has moved.")
+    ] = None,
+    ids: Annotated[
+        str, typer.Option(help="Traces, comma between; default: the longest, or --limit of them.")
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(help="Page: most traces; default 200, 0 is all.")
+    ] = None,
+    heads: Annotated[
+        str,
+        typer.Option(
+            help="Such as 2.3,2.1. Figure: their mean; default: the head set. Page: heads beside "
+            "the set whose tokens are shown; default: the 4 best by SRA."
+        ),
+    ] = "",
+    tokens: Annotated[
+        bool, typer.Option(help="Page: attention of single tokens; loads the model.")
+    ] = True,
+    formats: Annotated[
+        str, typer.Option(help="Figure: of png, svg, pdf; comma between.")
+    ] = "png,svg,pdf",
+    device: Annotated[str, typer.Option(help="Page: auto, cpu, cuda, …")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: trace.html or trace.* in DIR.")
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Page: folder of another probe of the same traces, repeatable: its heads can be "
+            "seen beside those of DIR, step by step."
+        ),
+    ] = None,
+) -> None:
+    """Show traces: steps by score, labels, phrase kinds, heads, tokens.
+
+    A page holds at most 12 MB of step scores (so many heads as fit, best first) and 16 MB of
+    tokens, before base64; what is left out it says.
+    """
+    settings = {**locals(), "beside": tuple(beside or ())}
+    run_trace(**settings)
+
+
+@plot.command(name="paper")
+def plot_paper(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that kfh probe wrote.")],
+    ablation: Annotated[
+        Path | None, typer.Option(help="Folder of kfh ablate: the interventions.")
+    ] = None,
+    train: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run of kfh train with probe_every, repeatable: stability over steps."),
+    ] = None,
+    stability: Annotated[
+        list[Path] | None,
+        typer.Option(help="Instead of runs: probes of later checkpoints, repeatable, in order."),
+    ] = None,
+    formats: Formats = "png,svg,pdf",
+    out: Annotated[Path | None, typer.Option(help="Folder for the figure; default: DIR.")] = None,
+) -> None:
+    """Lay out the paper's Figure 2 for a probed model: heads, ensembles, cause, stability."""
+    run_paper(folder, ablation, train or [], stability or [], formats, out)
+
+
+def report(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Folder that holds results: of kfh probe, train, eval, …"
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page (.html); default: report.html in DIR.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Its title.")] = None,
+) -> None:
+    """Report what was run and found, with its caveats: one HTML page, and Markdown beside it."""
+    from kfh.findings.page import run_report
+
+    run_report(folder, out, title)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -114,3 +115,34 @@ def live_text(logs: dict[str, Any]) -> str:
         update = logs["step_time"] - sum(logs.get(f"seconds_{name}", 0) for name in known)
         parts.append(f"update {update:.1f}")
     return ", ".join(figures) + f"; seconds: {', '.join(parts)}"
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    method: Annotated[
+        str | None,
+        typer.Option(help="attnpo, its ablations, oracle, grpo, rloo, tlmre, laser, dler."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="YAML file or shipped recipe; default: the method's.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder; default: the recipe's.")
+    ] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Head file of `kfh probe`, or a shipped head set.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="FILE.jsonl, hub:OWNER/NAME, rg:TASK or pocket:N.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of order, sampling and random heads.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, any setting; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+) -> None:
+    """Train with step-level credit from a head set, or with a baseline."""
+    options = {"method": method, "model": model, "heads": heads, "data": data, "seed": seed}
+    result = run_train(out, recipe, set_ or [], resume, **options)
+    if result["status"] == "interrupted":
+        raise KeyboardInterrupt

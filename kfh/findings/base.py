@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kfh.tables import NONE, Table
+from kfh.tables import NONE, Table, exists
 from probing.files.headers import RESULTS, kind_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from rl.runs.folders import Run
 
 
 FEW_TRACES = 20  # fewer give rough intervals
@@ -32,11 +34,13 @@ class Picture:
 class Section:
     """One part of a report.
 
-    `facts` are named texts, `caveats` what to hold against the figures, `damaged` what could not
-    be read, each with its reason.
+    `summary` says in sentences what was found, for the top of the report; `facts` are named texts,
+    `caveats` what to hold against the figures, `damaged` what could not be read, each with its
+    reason.
     """
 
     title: str
+    summary: list[str] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
@@ -119,3 +123,27 @@ def counted(counts: Mapping[str, Any]) -> str:
 def heads_text(pairs: Sequence[Sequence[int]]) -> str:
     """Heads as they are written everywhere: `2.3, 2.1`; a dash for none."""
     return ", ".join(f"{layer}.{head}" for layer, head in pairs) or NONE
+
+
+def best_trivial(controls: Iterable[Row], metric: str) -> Row | None:
+    """The control that goes by position or length alone and has the highest figure, if any has.
+
+    The mean of all heads is no trivial scorer: it is made of what is probed.
+    """
+    rows = [row for row in controls if row["control"] != "all heads" and exists(row[metric])]
+    return max(rows, key=lambda row: row[metric]) if rows else None
+
+
+def ends(run: Run, column: str) -> tuple[float, float]:
+    """Means of a column over the first and the last fifth of the steps (one step at least)."""
+    if column not in run.metrics or not len(run.metrics):
+        return float("nan"), float("nan")
+    part = max(1, len(run.metrics) // 5)
+    values = run.metrics[column]
+    return float(values.iloc[:part].mean()), float(values.iloc[-part:].mean())
+
+
+def excludes_zero(figure: Row) -> bool:
+    """Whether an interval lies on one side of zero; not where it is not known."""
+    low, high = figure["low"], figure["high"]
+    return exists(low) and exists(high) and bool(low > 0 or high < 0)

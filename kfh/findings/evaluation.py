@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kfh.findings.base import Place, Row, Section, header_facts, pictures
+from kfh.findings.summary import evaluation_summary
 from kfh.tables import NONE, Cell, Number, Table, number
 from probing.errors import DataError
 from probing.files.headers import HEADER, read_object
@@ -34,6 +35,9 @@ def read_evaluation(place: Place) -> Section:
             text = f"{folder / EVAL_FILE}: no evaluation of `kfh eval` ({error!r})"
             section.damaged.append(text)
         else:
+            section.summary += evaluation_summary(
+                folder.name, content, _base_of(content["settings"])[0]
+            )
             section.facts += facts
             section.tables.append(table)
             section.caveats += caveats

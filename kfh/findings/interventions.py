@@ -15,6 +15,7 @@ from kfh.findings.base import (
     heads_text,
     pictures,
 )
+from kfh.findings.summary import ablation_summary
 from kfh.tables import NONE, Cell, Number, Table
 from probing.files.headers import HEADER, read_object
 from probing.interventions.claims import MEASURES
@@ -37,6 +38,7 @@ def read_ablation(place: Place) -> Section:
 
     content = read_object(place.folder / ABLATION)
     section = Section(f"Interventions: {Path(content['head_set']['model']['id']).name}")
+    section.summary = ablation_summary(content)
     section.facts = [*header_facts(content[HEADER]), *_facts(content)]
     section.tables = ablation_tables(content)
     section.caveats = ablation_caveats(content)

@@ -25,9 +25,6 @@ from probing.files.headers import HEADER, file_header, whole_file
 DPI = 120
 WIDE = 8.0  # inches; a wider figure is not put beside another
 RULES = (
-    "SRA is the share of (essential, redundant) pairs of steps of one trace that a score puts "
-    "right; balanced SRA gives 0.5 to every scorer that goes by position alone; gating accuracy "
-    "says how well S_base parts the two kinds. Chance is 0.5.",
     "A control is beaten where it lies below the whole 95 % interval of the head; a difference is "
     "shown where its interval excludes zero. Everything else is a caveat, in words, at the head of "
     "its section. No caveat means that none of these rules was broken, not that nothing can be "
@@ -153,6 +150,7 @@ def write_report(sections: list[Section], path: Path, title: str) -> list[Path]:
         "made": made,
         "sections": shown,
         "rules": RULES,
+        "glossary": glossary(),
         "header": json.dumps({HEADER: header}, ensure_ascii=False),
     }
     targets = [(path, "report.html.j2"), (path.with_suffix(".md"), "report.md.j2")]
@@ -161,6 +159,13 @@ def write_report(sections: list[Section], path: Path, title: str) -> list[Path]:
         with whole_file(target) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return [target for target, _ in targets] + files
+
+
+def glossary() -> dict[str, str]:
+    """What the words of a report mean, in the order of the alphabet."""
+    text = (Path(__file__).parent / "glossary.json").read_text(encoding="utf-8")
+    words: dict[str, str] = json.loads(text)
+    return words
 
 
 def _png(figure: Any) -> bytes:

@@ -12,6 +12,7 @@ from kfh.findings.base import (
     Place,
     Row,
     Section,
+    best_trivial,
     counted,
     header_facts,
     heads_text,
@@ -23,6 +24,7 @@ from probing.files.headers import HEADER
 
 if TYPE_CHECKING:
     import pandas as pd
+from kfh.findings.summary import probe_summary
 
 BEST = 10  # heads in the table, beside those of the set
 
@@ -38,6 +40,7 @@ def read_probe(place: Place) -> Section:
     section = Section(f"Probe: {Path(run['model']['id']).name}")
     heads = HeadSet.load(folder / "heads.json")
     section.facts = [*header_facts(run[HEADER]), *_probe_facts(run, heads)]
+    section.summary = probe_summary(table, run, figures.chosen())
     by = run["config"]["by"]
     section.tables = probe_tables(table, run, figures.chosen())
     captions = {
@@ -201,15 +204,6 @@ def caveats(table: Any, run: dict[str, Any], chosen: list[tuple[int, int]]) -> l
 def _labels_header(run: Row) -> dict[str, Any] | None:
     labels = run["config"]["labels"]
     return None if labels == "steps" else first_line(Path(labels)) or None
-
-
-def best_trivial(controls: Iterable[Row], metric: str) -> Row | None:
-    """The control that goes by position or length alone and has the highest figure, if any has.
-
-    The mean of all heads is no trivial scorer: it is made of what is probed.
-    """
-    rows = [row for row in controls if row["control"] != "all heads" and exists(row[metric])]
-    return max(rows, key=lambda row: row[metric]) if rows else None
 
 
 def unbeaten(head: Row, controls: Iterable[Row], metric: str) -> Row | None:

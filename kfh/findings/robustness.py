@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kfh.findings.base import Place, Row, Section, header_facts, heads_text, pictures
+from kfh.findings.summary import sample_size_summary, stability_summary
 from kfh.tables import NONE, Number, Table, number
 from probing.choices import METRIC_NAMES
 from probing.files.headers import HEADER, read_object
@@ -17,6 +18,7 @@ def read_stability(place: Place) -> Section:
 
     content = read_object(place.folder / STABILITY)
     section = Section(f"Stability of {len(content['probes'])} probes")
+    section.summary = stability_summary(content)
     section.facts = header_facts(content[HEADER])
     section.tables = stability_tables(content)
     section.caveats = stability_caveats(content)
@@ -99,6 +101,7 @@ def read_sample_size(place: Place) -> Section:
 
     content = read_object(place.folder / SAMPLE_SIZE)
     section = Section("How many problems are enough?")
+    section.summary = sample_size_summary(content)
     section.facts = [*header_facts(content[HEADER]), ("in short", str(content["sentence"]))]
     section.tables = [sample_size_table(content)]
     section.caveats = sample_size_caveats(content)

@@ -12,11 +12,13 @@ from kfh.findings.base import (
     Place,
     Row,
     Section,
+    ends,
     header_facts,
     heads_text,
     pictures,
     side_by_side,
 )
+from kfh.findings.summary import comparison_summary, runs_summary
 from kfh.tables import NONE, Cell, Number, Table, exists, markdown, number
 from probing.errors import DataError
 from probing.files.headers import (
@@ -58,6 +60,7 @@ def read_runs(place: Place) -> Section:
             (f"{run.folder.name}: heads", heads_text(info.get("heads") or [])),
         ]
     section.tables = [runs_table(runs)] if runs else []
+    section.summary = runs_summary(runs)
     section.caveats = run_caveats(runs)
     try:
         drawn = all_figures(runs)
@@ -98,15 +101,6 @@ def _from_to(run: Run, column: str, digits: int) -> str:
     if not exists(first) and not exists(last):
         return NONE
     return f"{number(first, digits)} → {number(last, digits)}"
-
-
-def ends(run: Run, column: str) -> tuple[float, float]:
-    """Means of a column over the first and the last fifth of the steps (one step at least)."""
-    if column not in run.metrics or not len(run.metrics):
-        return float("nan"), float("nan")
-    part = max(1, len(run.metrics) // 5)
-    values = run.metrics[column]
-    return float(values.iloc[:part].mean()), float(values.iloc[-part:].mean())
 
 
 def run_caveats(runs: Sequence[Run]) -> list[str]:
@@ -163,6 +157,7 @@ def read_comparison(place: Place) -> Section:
         content = comparison_json(*read_rows(readable), [])
     else:
         return section
+    section.summary = comparison_summary(content["differences"])
     section.facts += [("note", note) for note in content["notes"]]
     section.tables = comparison_tables(content)
     section.caveats = comparison_caveats(content)

@@ -12,27 +12,40 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.colors import (
+    BoundaryNorm,
+    CenteredNorm,
+    Colormap,
+    LinearSegmentedColormap,
+    ListedColormap,
+    Normalize,
+)
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from probing.choices import SCALES
+from probing.errors import ConfigError
 from probing.figures.style import (
     BLUE,
     GREEN,
     GREY,
     LABEL,
     ORANGE,
-    RED,
+    SMALL,
     TICK,
     TITLE,
     legend_above,
     plain,
+    spell,
     styled,
+    wrapped,
 )
 from probing.figures.style import FORMATS as FORMATS
 from probing.figures.style import save_figure as save_figure
 from probing.figures.trace import step_strip as step_strip
 from probing.folder import read_tables
+from probing.settings import unknown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +54,14 @@ if TYPE_CHECKING:
 
 
 CLASSES = (0.0, 0.60, 0.75, 0.90, 1.0)  # the paper's colour classes of SRA
+CHANCE = 0.5  # of every metric
+BEST = 5  # heads that a heatmap names, beside those of the set
+NO_HEAD = "#b8b8b8"
+LEAST_SPAN = 0.2  # of the scale to either side of chance: less would paint noise in full colour
+# Blue below chance, orange above, each darker the further away: told apart by any colour vision.
+DIVERGING = LinearSegmentedColormap.from_list(
+    "kfh", ["#00385c", BLUE, "#f7f6f2", ORANGE, "#6e2a00"]
+)
 NAMES = {"sra": "SRA", "balanced": "balanced SRA", "gating": "gating accuracy"}
 _STYLE = {"top": (BLUE, "-", "o"), "greedy": (ORANGE, "--", "s")}
 
@@ -68,10 +89,10 @@ class RunFigures:
         """
         return cls(*read_tables(folder))
 
-    def all(self, metric: str = "sra") -> dict[str, Figure]:
-        """Every figure by its file name."""
+    def all(self, metric: str = "sra", scale: str = "continuous") -> dict[str, Figure]:
+        """Every figure by its file name; `scale` is the heatmap's."""
         return {
-            "heatmap": self.heatmap(metric),
+            "heatmap": self.heatmap(metric, scale),
             "layers": self.layers(metric),
             "heads": self.heads(metric),
             "ensembles": self.ensembles(),
@@ -101,39 +122,81 @@ class RunFigures:
         return [(int(layer), int(head)) for layer, head in (p["added"] for p in points)]
 
     @styled
-    def heatmap(self, metric: str = "sra") -> Figure:
-        """Layer × head: the paper's colour classes on the left, continuous on the right."""
+    def heatmap(self, metric: str = "sra", scale: str = "continuous") -> Figure:
+        """Layer × head by colour, the best heads and the set named.
+
+        Args:
+            metric: sra, balanced or gating.
+            scale: continuous, from blue by way of chance (0.5) to orange; or the paper's classes.
+
+        Raises:
+            ConfigError: an unknown scale.
+        """
         layers, heads = self.grid(metric).shape
-        figure = Figure(figsize=(2.6 + 0.36 * max(heads, 8), 1.8 + 0.17 * max(layers, 10)))
-        left, right = figure.subplots(1, 2, sharey=True)
-        self.draw_heatmap(left, metric)
-        self.draw_heatmap(right, metric, classes=False)
-        left.set_title("classes", fontsize=LABEL)
-        right.set(title="continuous", ylabel="")
-        figure.suptitle(f"{self.title(metric)}; red: the head set", fontsize=TITLE)
+        wide = min(0.36 * max(heads, 10), 15)
+        figure = Figure(figsize=(1.9 + wide, 2.1 + 0.18 * max(layers, 8)))
+        axes = figure.subplots()
+        self.draw_heatmap(axes, metric, scale)
+        best = ", ".join(
+            f"{layer}.{head} ({self.grid(metric)[layer, head]:.2f})"
+            for layer, head in self.best(metric)
+        )
+        chosen = ", ".join(f"{layer}.{head}" for layer, head in self.chosen())
+        title = f"{self.title(metric)}\nbest: {best or 'none'}; outlined: the head set, {chosen}"
+        figure.suptitle(wrapped(spell(title), 1.7 + wide), fontsize=TITLE, x=0.02, ha="left")
         figure.tight_layout()
         return figure
 
-    def draw_heatmap(self, axes: Axes, metric: str = "sra", classes: bool = True) -> None:
-        """Layer × head on given axes, the head set ringed; by classes, or continuous."""
+    def draw_heatmap(self, axes: Axes, metric: str = "sra", scale: str = "continuous") -> None:
+        """Layer × head on given axes, the head set outlined, the best heads named where they fit.
+
+        Args:
+            axes: to draw on; a colour bar is put beside them.
+            metric, scale: as for `heatmap`.
+        """
         grid = self.grid(metric)
-        if classes:
-            colours = colormaps["cividis"](np.linspace(0.08, 1.0, len(CLASSES) - 1))
-            norm = BoundaryNorm(CLASSES, len(CLASSES) - 1)
-            colouring: dict[str, Any] = {"norm": norm, "cmap": ListedColormap(colours)}
-        else:
-            ends = {"vmin": np.nanmin(grid), "vmax": np.nanmax(grid)}
-            colouring = {**ends, "cmap": "cividis"}
-        image = axes.imshow(grid, aspect="auto", origin="lower", **colouring)
-        bar = axes.figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03)
-        bar.ax.tick_params(labelsize=TICK)
-        if classes:
-            bar.set_ticks(CLASSES, labels=[f"{value:.2f}" for value in CLASSES])
-        for layer, head in self.chosen():
-            axes.plot(head, layer, "o", mfc="none", mec=RED, mew=1.4, ms=7)
+        colours, norm = heat_colours(grid, scale)
+        image = axes.imshow(grid, aspect="auto", origin="lower", cmap=colours, norm=norm)
+        key = axes.figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03)
+        key.ax.tick_params(labelsize=TICK)
+        key.set_label(NAMES[metric], fontsize=LABEL)
+        ticks = list(CLASSES)
+        if isinstance(norm, CenteredNorm):
+            gap = 0.1 if norm.halfrange < 0.36 else 0.25
+            reach = round(norm.halfrange / gap - 0.499)  # gaps to either side of chance
+            ticks = [CHANCE + gap * place for place in range(-reach, reach + 1)]
+        key.set_ticks(ticks, labels=[f"{v:.2f}{' = chance' * (v == CHANCE)}" for v in ticks])
+        self._mark_cells(axes, image.to_rgba(grid), metric)
         axes.set(xlabel="head", ylabel="layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+    def best(self, metric: str) -> list[tuple[int, int]]:
+        """The best heads by a metric as `(layer, head)`, the best first."""
+        known = self.table.dropna(subset=[metric])
+        rows = known.sort_values(metric, ascending=False, kind="stable").head(BEST)
+        return [(int(row.layer), int(row.head)) for row in rows.itertuples()]
+
+    def _mark_cells(self, axes: Axes, colours: np.ndarray, metric: str) -> None:
+        """Outline the set; write LAYER.HEAD on its heads and the best, if the cells hold that."""
+        box, (rows, columns) = axes.get_window_extent(), colours.shape[:2]
+        wide = 72 * box.width / axes.figure.dpi / columns  # of a cell, in points
+        high = 72 * box.height / axes.figure.dpi / rows
+        thick = min(1.6, high / 7)
+        for layer, head in self.chosen():  # black on white: seen on every colour
+            for colour, width in (("white", 2.1 * thick), ("black", thick)):
+                corner = (head - 0.5, layer - 0.5)
+                axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec=colour, lw=width, zorder=3))
+        pairs = dict.fromkeys([*self.best(metric), *self.chosen()])
+        names = {(layer, head): f"{layer}.{head}" for layer, head in pairs}
+        if 0.64 * SMALL * max(map(len, names.values())) > wide or high < 1.2 * SMALL:
+            return
+        for (layer, head), name in names.items():
+            light = colours[layer, head, :3] @ (0.299, 0.587, 0.114) > 0.5
+            axes.text(
+                head, layer, name, fontsize=SMALL, ha="center", va="center",
+                color="black" if light else "white", zorder=4,
+            )  # fmt: skip
 
     @styled
     def layers(self, metric: str = "sra") -> Figure:
@@ -217,3 +280,32 @@ class RunFigures:
         legend_above(axes, 2)
         figure.tight_layout()
         return figure
+
+
+def heat_colours(values: np.ndarray, scale: str) -> tuple[Colormap, Normalize]:
+    """Colours of a metric and their scale: what is not a number is grey, unlike any value.
+
+    Args:
+        values: what is drawn, from 0 to 1.
+        scale: continuous: as far below chance (0.5) as above it, so that equal colours are equal
+            distances from chance; classes: the paper's four.
+
+    Raises:
+        ConfigError: an unknown scale.
+
+    Example:
+        >>> _, norm = heat_colours(np.array([0.42, 0.91]), "continuous")
+        >>> [round(float(norm(value)), 2) for value in (0.05, 0.5, 0.95)]
+        [0.0, 0.5, 1.0]
+    """
+    if scale not in SCALES:
+        raise ConfigError(unknown("scale", scale, SCALES))
+    if scale == "classes":
+        colours = colormaps["cividis"](np.linspace(0.08, 1.0, len(CLASSES) - 1))
+        return ListedColormap(colours).with_extremes(bad=NO_HEAD), BoundaryNorm(
+            CLASSES, len(CLASSES) - 1
+        )
+    furthest = float(np.nanmax(np.abs(values - CHANCE), initial=LEAST_SPAN))
+    # Up to the next twentieth: the ends of the bar are round figures.
+    span = min(np.ceil(20 * furthest - 1e-9) / 20, 0.5)
+    return DIVERGING.with_extremes(bad=NO_HEAD), CenteredNorm(CHANCE, span)

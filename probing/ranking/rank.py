@@ -121,7 +121,7 @@ def _curves(
     table: pd.DataFrame,
     halves: tuple[list[int], list[int]],
     progress: Progress,
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[Any, list[dict[str, Any]]]:
     """Both ways of selection on the first half, ensembles of 1 … 10 heads on the second."""
     select, held_out = ([traces[place] for place in half] for half in halves)
     size = min(max(CURVE, config.top), len(table))

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from probing.choices import GIVEN, KEEP, MIN_CHARS, THINK_END
+from probing.choices import GIVEN, MIN_CHARS, THINK_END, Keep
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, file_hash
+from probing.settings import check, choice
 from probing.traces.file import ReadReport, Trace, read_traces
 from probing.traces.labels import LabelFile, read_labels
 from probing.traces.segmenters import Segmenter, segment_trace
+
+STEPS = "Steps and labels"  # panel of the command line
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,19 @@ class StepSource:
         think_end: the text that ends the reasoning.
     """
 
-    path: Path
-    segmenter: str = GIVEN
-    min_chars: int = MIN_CHARS
-    skip_bad: bool = False
-    think_end: str = THINK_END
+    path: Path = choice(help="Trace file (JSONL, .gz too).", option="--traces", panel=STEPS)
+    segmenter: str = choice(
+        GIVEN, "given: the file's steps; or attnpo, line, sentence, paragraph, *.json.", panel=STEPS
+    )
+    min_chars: int = choice(
+        MIN_CHARS, "Steps shorter than this are merged (attnpo).", least=0, panel=STEPS
+    )
+    skip_bad: bool = choice(False, "Leave bad lines out, counted.", panel=STEPS)
+    think_end: str = choice(THINK_END, "The text that ends the reasoning.", panel=STEPS)
 
     def __post_init__(self) -> None:
         """Check that the file is there."""
+        check(self)
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such trace file")
 
@@ -72,14 +80,8 @@ class TraceSource(StepSource):
             correct ones); `all` keeps them.
     """
 
-    labels: str = "steps"
-    keep: str = "correct"
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        super().__post_init__()
-        if self.keep not in KEEP:
-            raise ConfigError(f"unknown keep {self.keep!r}; choose {' or '.join(KEEP)}")
+    labels: str = choice("steps", "steps: the file's own; or a label file.", panel=STEPS)
+    keep: Keep = choice("correct", "Which traces: correct answers only, or all.", panel=STEPS)
 
     def label_file(self) -> LabelFile | None:
         """The label file, checked to be of the same segmenter; None for the file's own labels."""

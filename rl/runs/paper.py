@@ -96,8 +96,8 @@ def _heatmap(run: Any, axes: Axes) -> None:
     from probing.figures.probe import NAMES
 
     metric = run.run["config"]["by"]
-    run.draw_heatmap(axes, metric)
-    axes.set_title(f"{NAMES[metric]} of heads (red: the set)", loc="left")
+    run.draw_heatmap(axes, metric, "classes")  # as the paper has it
+    axes.set_title(f"{NAMES[metric]} of heads (outlined: the set)", loc="left")
 
 
 def _ensembles(run: Any, axes: Axes) -> None:

@@ -12,7 +12,7 @@ import pytest
 from kfh.commands.ablate import dose_response
 from probing.errors import ConfigError, DataError
 from probing.figures.interventions import InterventionFigures
-from probing.intervals import group_interval
+from probing.intervals import estimate_mean
 from probing.interventions.claims import verdicts
 from probing.interventions.effects import differences, summarise
 from probing.interventions.outcomes import Outcome, OutcomeStore
@@ -57,9 +57,9 @@ def test_intervals_over_problems_hold_the_truth() -> None:
     for _ in range(300):
         values = rng.normal(size=40)[groups] + 0.2 * rng.normal(size=160)
         for together in inside:
-            own = groups if together else np.arange(160)
-            _, low, high = group_interval(values, own)
-            inside[together] += low <= 0 <= high
+            rows = values.reshape((40, 4) if together else (160, 1))
+            found = estimate_mean(rows.tolist())
+            inside[together] += found.low <= 0 <= found.high
     assert 0.90 < inside[True] / 300 < 0.98
     assert inside[False] / 300 < 0.80
 

@@ -31,7 +31,6 @@ from rl.attnpo.completions import Cutter
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.signals import AttentionScorer
 from rl.attnpo.trainer import AttnPOTrainer, _margins
-from rl.pocket.questions import pocket_labels
 from rl.tasks.questions import load_questions
 from rl.training.job import Verifier, prompt_dataset, train, trainer_settings
 from rl.training.recipe import (
@@ -77,7 +76,7 @@ def make_trainer(out, method="attnpo", reward_funcs=None, heads="pocket", option
         reward_funcs=reward_funcs or Verifier(questions, "</think>"),
         args=args,
         heads=heads,
-        label_func=pocket_labels(questions),
+        label_func=questions.label_func,
         train_dataset=prompt_dataset(questions, tokenizer, made),
         processing_class=tokenizer,
         **(options or {}),

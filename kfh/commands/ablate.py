@@ -283,18 +283,19 @@ def report(job: Job, store: OutcomeStore, judge: AnswerVerifier) -> None:
 
 def dose_response(outcomes: Sequence[Outcome], seed: int) -> dict[str, dict[str, Any]]:
     """Steering: the mean rank correlation of factor and `follow`, by arm, with intervals."""
-    import numpy as np
-
-    from probing.intervals import group_interval
+    from probing.intervals import estimate_mean
+    from probing.interventions.effects import RESAMPLES
     from probing.interventions.steering import dose_correlations
 
     groups = {one.trace: one.group for one in outcomes}
     found = {}
     for arm, by_trace in dose_correlations(outcomes).items():
-        numbers = np.unique([groups[trace] for trace in by_trace], return_inverse=True)[1]
-        values = np.array(list(by_trace.values()))
-        value, low, high = group_interval(values, numbers, seed=seed)
-        found[arm] = {"value": value, "low": low, "high": high, "traces": len(values)}
+        rows: dict[str, list[float]] = {}
+        for trace, value in sorted(by_trace.items(), key=lambda item: groups[item[0]]):
+            rows.setdefault(groups[trace], []).append(value)
+        mean = estimate_mean([*rows.values()], resamples=RESAMPLES, seed=(seed, len(rows)))
+        interval = {"value": mean.value, "low": mean.low, "high": mean.high}
+        found[arm] = {**interval, "traces": len(by_trace)}
     return found
 
 

@@ -97,9 +97,9 @@ def before_and_after(before: SetFigures, after: SetFigures) -> Table:
     """A table of both measurements, with 95 % intervals over problems."""
     rows = [("accuracy", before.accuracy, after.accuracy, 3)]
     rows += [("tokens", before.tokens, after.tokens, 1)]
-    if before.pocket and after.pocket:
+    if before.redundancy and after.redundancy:
         for name in ("redundant_steps", "redundant_tokens"):
-            pair = getattr(before.pocket, name), getattr(after.pocket, name)
+            pair = getattr(before.redundancy, name), getattr(after.redundancy, name)
             rows.append((name.replace("_", " "), *pair, 1))
     title = f"{len(before.correct)} held-out problems, temperature 1; in brackets 95 %"
     cells = [

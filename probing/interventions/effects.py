@@ -11,13 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from probing.intervals import group_interval
+from probing.intervals import estimate_mean, estimate_share
 from probing.interventions.outcomes import NONE, RANDOM, Outcome
 
 MATCHED = "matched"
 OTHER_STEP = "other-step"  # steering: the head set, to another step
 CONTROLS = (RANDOM, MATCHED, OTHER_STEP)
 KEYS = ["part", "arm", "mode", "dose"]
+RESAMPLES = 4000  # of groups: claims depend on the ends of intervals
 
 
 def outcome_table(outcomes: Iterable[Outcome]) -> pd.DataFrame:
@@ -37,20 +38,16 @@ def over_draws(table: pd.DataFrame) -> pd.DataFrame:
     return table.groupby(by, sort=False, as_index=False)["value"].mean()
 
 
-def _figure(frame: pd.DataFrame, measure: str, column: str, seed: int, bounded: bool) -> dict:
-    """Mean, interval and numbers of one cell of a table."""
-    groups = pd.factorize(frame["group"])[0]
-    share = measure == "accuracy"
-    value, low, high = group_interval(frame[column].to_numpy(), groups, seed=seed, share=share)
-    if share and bounded:
-        low, high = max(0.0, low), min(1.0, high)
-    return {
-        "value": value,
-        "low": low,
-        "high": high,
-        "traces": len(frame),
-        "groups": int(groups.max()) + 1,
-    }
+def _estimate(frame: pd.DataFrame, measure: str, column: str, seed: int) -> dict[str, Any]:
+    """Mean over traces, its interval over groups, and the numbers of both."""
+    rows = [values.tolist() for _, values in frame.groupby("group", sort=False)[column]]
+    drawn: Any = {"resamples": RESAMPLES, "seed": (seed, len(rows))}
+    if measure == "accuracy":
+        found = estimate_share(rows, difference=column == "difference", **drawn)
+    else:
+        found = estimate_mean(rows, **drawn)
+    interval = {"value": found.value, "low": found.low, "high": found.high}
+    return {**interval, "traces": len(frame), "groups": found.n}
 
 
 def summarise(outcomes: Iterable[Outcome], seed: int = 0) -> pd.DataFrame:
@@ -62,7 +59,7 @@ def summarise(outcomes: Iterable[Outcome], seed: int = 0) -> pd.DataFrame:
     rows = [
         {
             **dict(zip([*KEYS, "measure"], key, strict=True)),
-            **_figure(frame, str(key[-1]), "value", seed, True),
+            **_estimate(frame, str(key[-1]), "value", seed),
         }
         for key, frame in table.groupby([*KEYS, "measure"], sort=False)
     ]
@@ -96,7 +93,7 @@ def differences(outcomes: Iterable[Outcome], seed: int = 0) -> pd.DataFrame:
                     "dose": dose,
                     "measure": measure,
                     "against": against,
-                    **_figure(pair, str(measure), "difference", seed, False),
+                    **_estimate(pair, str(measure), "difference", seed),
                 }
             )
     columns = [*KEYS, "measure", "against", "value", "low", "high", "traces", "groups"]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,13 @@ from trl.trainer.utils import RepeatSampler
 
 from probing.errors import ConfigError, DataError, KfhError
 from probing.headset import HeadSet
-from probing.traces.file import Step
 from rl.attnpo.compact import compact_rollouts
 from rl.attnpo.completions import Batch, Completion
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.credit import Credit
 from rl.attnpo.rewards import shaped_reward
+from rl.tasks.base import LabelFunc
 
-# (row of the dataset, text of the response) → labelled steps, in characters of the text
-LabelFunc = Callable[[dict[str, Any], str], Sequence[Step]]
 SAVING = ".saving"
 
 

@@ -31,9 +31,9 @@ from probing.models.load import load_model, load_tokenizer
 from probing.traces.segmenters import Segmenter
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.trainer import AttnPOTrainer
-from rl.pocket.questions import pocket_labels
+from rl.tasks.base import Question, QuestionSet
 from rl.tasks.prompts import render_prompt
-from rl.tasks.questions import Question, QuestionSet, load_questions
+from rl.tasks.questions import load_questions
 from rl.training.callbacks import Interrupt, MetricsFile, Reprobe
 from rl.training.recipe import TrainConfig
 
@@ -75,7 +75,7 @@ def train(
         reward_funcs=Verifier(questions, args.think_end),
         args=args,
         heads=config.heads,
-        label_func=pocket_labels(questions),
+        label_func=questions.label_func,
         train_dataset=dataset,
         processing_class=tokenizer,
         callbacks=[metrics, interrupt],

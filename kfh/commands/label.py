@@ -156,7 +156,8 @@ def run_ablation(
 
     from probing.answers.context import encode_causes
     from probing.answers.hiding import StepHiding
-    from probing.files.jsonl import LabelStore
+    from probing.files.jsonl import LineStore
+    from probing.labelling.cause import labelled_already
     from probing.models.identity import ModelCard, weights_fingerprint
     from probing.models.load import load_model, load_tokenizer, pocket_model
 
@@ -178,8 +179,9 @@ def run_ablation(
         "rule": source.rule,
         "think_end": source.think_end,
     }
-    store = LabelStore(out, source.segmenter_json(), settings, sizes)
-    done = store.open(resume)
+    header = {"segmenter": source.segmenter_json(), "settings": settings}
+    store = LineStore(out, "labels", header)
+    done = labelled_already(store, sizes, resume)
     left_out: dict[str, str] = {}
     proven = False
     with progress_bar("hiding steps", len(sizes) - len(done)) as advance:

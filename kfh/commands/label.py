@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -156,7 +156,8 @@ def run_ablation(
 
     from probing.answers.context import encode_causes
     from probing.answers.hiding import StepHiding
-    from probing.files.jsonl import LabelStore
+    from probing.files.jsonl import LineStore
+    from probing.labelling.cause import labelled_already
     from probing.models.identity import ModelCard, weights_fingerprint
     from probing.models.load import load_model, load_tokenizer, pocket_model
 
@@ -178,8 +179,9 @@ def run_ablation(
         "rule": source.rule,
         "think_end": source.think_end,
     }
-    store = LabelStore(out, source.segmenter_json(), settings, sizes)
-    done = store.open(resume)
+    header = {"segmenter": source.segmenter_json(), "settings": settings}
+    store = LineStore(out, "labels", header)
+    done = labelled_already(store, sizes, resume)
     left_out: dict[str, str] = {}
     proven = False
     with progress_bar("hiding steps", len(sizes) - len(done)) as advance:
@@ -388,7 +390,9 @@ def label(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     resume: Annotated[bool, typer.Option(help="Ablation: go on with the labels in --out.")] = True,
     judges: Annotated[Path | None, typer.Option(help="Judges: YAML file of the judges.")] = None,
-    consensus: Annotated[str, typer.Option(help="Judges: unanimous or majority.")] = "unanimous",
+    consensus: Annotated[
+        Literal["unanimous", "majority"], typer.Option(help="Judges: whose word counts.")
+    ] = "unanimous",
     concurrency: Annotated[int, typer.Option(help="Judges: requests at a time.")] = 8,
     rate: Annotated[float, typer.Option(help="Judges: requests a second; 0: no limit.")] = 0.0,
     cache: Annotated[Path | None, typer.Option(help="Judges: folder of their answers.")] = None,
@@ -407,7 +411,7 @@ def label(
     source = StepSource(path, segmenter, min_chars, skip_bad, think_end)
     if by == "judges":
         panel = needed(judges, "--judges: the file that names them")
-        run_judges(source, panel, target, consensus, concurrency, rate, cache, limit)  # type: ignore[arg-type]
+        run_judges(source, panel, target, consensus, concurrency, rate, cache, limit)
     elif by == "rules":
         run_rules(source, target)
     else:

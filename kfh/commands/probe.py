@@ -75,7 +75,9 @@ def run_probe(config: ProbeConfig) -> None:
     result = probe_model(config, progress=progress_bar)
     if result is None:  # another process prints
         return
+    from kfh.findings.base import heads_text
     from kfh.findings.probe import caveats, probe_tables
+    from probing.choices import METRIC_NAMES
     from probing.figures.probe import RunFigures
     from probing.figures.style import save_figure
     from probing.folder import run_json
@@ -84,6 +86,8 @@ def run_probe(config: ProbeConfig) -> None:
     _report_left_out(result.counts)
     run, chosen = run_json(result), result.head_set.pairs
     print_tables(probe_tables(result.table, run, chosen), caveats(result.table, run, chosen))
+    way = f"{result.config.select} {METRIC_NAMES[result.config.by]}"
+    console.print(f"[bold]Head set[/bold] (*): {heads_text(chosen)}, by {way}", soft_wrap=True)
     save_figure(RunFigures.of(result).heatmap(result.config.by), out / "heatmap.png")
     if result.speed["traces"]:
         rate = result.speed["tokens"] / result.speed["seconds"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import sys
@@ -124,10 +125,16 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def json_number(value: SupportsFloat) -> float | None:
-    """A float for JSON, which has no word for what is not a number."""
-    number = float(value)
-    return None if number != number else number
+def json_number(value: SupportsFloat | None, digits: int | None = None) -> float | None:
+    """A float for JSON: null for what is infinite or not a number, which JSON has no word for.
+
+    Args:
+        value: the number; None stays None.
+        digits: behind the point; default all.
+    """
+    if value is None or not math.isfinite(number := float(value)):
+        return None
+    return number if digits is None else round(number, digits)
 
 
 def kind_of(folder: Path) -> tuple[str, ...]:

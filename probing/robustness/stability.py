@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from probing.errors import ConfigError, DataError, ModelError
-from probing.files.headers import HEADER, file_header, write_json
+from probing.files.headers import HEADER, file_header, json_number, write_json
 from probing.folder import ProbeFolder
 from probing.ranking.metrics import metric_table
 from probing.ranking.select import CURVE, select_top
@@ -224,13 +224,13 @@ def compare(a: Probed, b: Probed, pairs: Sequence[tuple[int, int]], seed: int = 
     found: dict[str, Any] = {"a": a.name, "b": b.name}
     resampled = a.values is not None and b.values is not None
     for name, kind in (("pearson", pearson), ("spearman", spearman)):
-        found[name] = _known(kind(a.figures, b.figures))
+        found[name] = json_number(kind(a.figures, b.figures))
         limits = correlation_interval(a, b, kind, seed=seed) if resampled else (np.nan, np.nan)
-        found[f"{name}_low"], found[f"{name}_high"] = map(_known, limits)
+        found[f"{name}_low"], found[f"{name}_high"] = map(json_number, limits)
     free = corrected_correlation(a, b, seed=seed) if resampled else (np.nan,) * 3
     found["common_problems"] = len({*a.problems} & {*b.problems}) if resampled else None
     found.update(
-        zip(("corrected", "corrected_low", "corrected_high"), map(_known, free), strict=True)
+        zip(("corrected", "corrected_low", "corrected_high"), map(json_number, free), strict=True)
     )
     found["chosen"] = asdict(overlap({*a.chosen}, {*b.chosen}, len(pairs)))
     found["top"] = [
@@ -238,10 +238,6 @@ def compare(a: Probed, b: Probed, pairs: Sequence[tuple[int, int]], seed: int = 
         for k in range(1, from_top + 1)
     ]
     return found
-
-
-def _known(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def read_probes(
@@ -364,7 +360,7 @@ def compare_with_first(folders: Sequence[Path], seed: int = 0) -> list[dict[str,
 def _reliability(probe: Probed, seed: int) -> tuple[float | None, float | None]:
     """Correlation of halves, and the reliability of the whole; None where nothing is known."""
     half = float("nan") if probe.values is None else half_correlation(probe, seed=seed)
-    return _known(half), _known(spearman_brown(half))
+    return json_number(half), json_number(spearman_brown(half))
 
 
 def _ceiling(a: float | None, b: float | None) -> float | None:

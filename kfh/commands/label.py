@@ -158,7 +158,7 @@ def run_ablation(
     from probing.answers.hiding import StepHiding
     from probing.files.jsonl import LineStore
     from probing.labelling.cause import labelled_already
-    from probing.models.identity import ModelCard, weights_fingerprint
+    from probing.models.identity import model_settings
     from probing.models.load import load_model, load_tokenizer, pocket_model
 
     logging.disable_progress_bar()
@@ -172,12 +172,8 @@ def run_ablation(
     settings = {
         "by": "ablation",
         **asdict(config),
-        "model": asdict(ModelCard.of(name, loaded.config)),
-        "weights": weights_fingerprint(loaded),
-        "dtype": str(ablation.dtype),
-        "traces": file_hash(source.path),
-        "rule": source.rule,
-        "think_end": source.think_end,
+        **model_settings(loaded),
+        **source.settings(),
     }
     header = {"segmenter": source.segmenter_json(), "settings": settings}
     store = LineStore(out, "labels", header)

@@ -18,17 +18,18 @@ from kfh.cli import app
 from kfh.findings.evaluation import benchmark_caveats, evaluation_caveats, evaluation_table
 from kfh.findings.interventions import ablation_caveats
 from kfh.findings.page import read_sections
-from kfh.findings.probe import probe_caveats, unbeaten
 from kfh.findings.robustness import sample_size_caveats
 from kfh.findings.runs import comparison_caveats
 from kfh.tables import Number, markdown_text
 from probing.config import ProbeConfig
 from probing.errors import DataError
+from probing.folder import ProbeResult
 from probing.interventions.claims import verdicts
 from probing.interventions.effects import differences, summarise
 from probing.interventions.outcomes import Outcome
+from probing.ranking.rank import best_control
 from probing.robustness.sample_size import measure_folder, write_sample_size
-from probing.robustness.stability import stability, write_stability
+from probing.robustness.stability import compare_probes, write_stability
 from probing.run import probe
 
 EVIL = "<script>alert('1')</script> | *a*"
@@ -202,24 +203,22 @@ def test_a_control_that_is_not_beaten_is_said_and_one_that_is_beaten_is_not(fold
     assert any("recency alone reaches SRA" in text for text in every)
 
 
-def test_the_mean_of_all_heads_is_no_trivial_control():
-    rows = [{"control": "all heads", "sra": 1.0}, {"control": "length", "sra": None}]
-    assert unbeaten({"sra_low": 0.2}, rows, "sra") is None
+def test_the_mean_of_all_heads_is_no_control_to_beat():
+    rows = pd.DataFrame({"control": ["all heads", "length"], "sra": [1.0, None]})
+    assert best_control(rows, "sra") is None
 
 
 def test_null_few_traces_labels_and_halves(folder):
-    table = pd.read_parquet(folder / "sra.parquet")
-    run = json.loads((folder / "run.json").read_text())
-    few = [t for t in probe_caveats(table, run) if "few" in t]
-    assert few == ["12 traces are few: the intervals are rough."]
-    run["counts"]["ranked"] = 20
-    assert not [t for t in probe_caveats(table, run) if "few" in t]
-    table["balanced_p"] = 0.06
-    assert any("reaches by chance (p = 0.06)" in t for t in probe_caveats(table, run))
-    table["balanced_p"] = 0.05
-    assert not any("by chance" in t for t in probe_caveats(table, run))
-    table["balanced"] = np.nan
-    assert any("has no balanced SRA" in t for t in probe_caveats(table, run))
+    result = ProbeResult.load(folder)
+    assert "12 traces are few: the intervals are rough." in result.caveats
+    result.counts["ranked"] = 20
+    assert not [t for t in result.caveats if "traces are few" in t]
+    result.table["balanced_p"] = 0.06
+    assert any("reaches by chance (p = 0.06)" in t for t in result.caveats)
+    result.table["balanced_p"] = 0.05
+    assert not any("by chance" in t for t in result.caveats)
+    result.table["balanced"] = np.nan
+    assert any("has no balanced SRA" in t for t in result.caveats)
 
     labels = folder / "rules.jsonl"
     labels.write_text(json.dumps({"kfh": {"settings": {"by": "rules"}}}) + "\n")
@@ -229,11 +228,11 @@ def test_null_few_traces_labels_and_halves(folder):
         change(folder / "run.json", "curves", "top", 2, key, to=value)
     said = " ".join(read_sections(folder)[0].caveats)
     assert "by rules" in said and "7 of " in said
-    assert "held-out half is 0.600 (0.500–0.650)" in said and "below, beyond the interval" in said
-    change(folder / "run.json", "curves", "top", 2, "sra_select", to=0.6)
+    assert "on the other half, 0.600 (0.500–0.650)" in said
+    change(folder / "run.json", "curves", "top", 2, "sra_select", to=0.65)
     labels.unlink()
     said = " ".join(read_sections(folder)[0].caveats)
-    assert "held-out half" not in said and "is not there any more" in said
+    assert "beyond the interval" not in said and "is not there any more" in said
 
 
 def figure(value: float, low: float, high: float) -> dict:
@@ -437,7 +436,7 @@ def test_interventions_are_reported_with_the_controls_that_they_do_not_beat(tmp_
 
 
 def test_stability_and_sample_size_are_reported(probed, tmp_path):
-    found = stability([probed, probed], ["a", "b"])
+    found = compare_probes([probed, probed], ["a", "b"])
     write_stability(found, tmp_path)
     sizes = measure_folder(probed, draws=4, ladder=(5,))
     write_sample_size(sizes, tmp_path)

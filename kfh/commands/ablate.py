@@ -164,21 +164,13 @@ def carry_out(
 
 def stored_settings(job: Job, model: Any) -> dict[str, Any]:
     """All that decides the outcomes of a trace, for resuming."""
-    from probing.files.headers import file_hash
-    from probing.models.identity import ModelCard, weights_fingerprint
+    from probing.models.identity import model_settings
 
-    card = asdict(ModelCard.of(job.model, model.config))
-    del card["id"]  # a folder may move; the weights decide
     return {
-        "model": card,
-        "weights": weights_fingerprint(model),
-        "dtype": str(next(model.parameters()).dtype),
-        "traces": file_hash(job.source.path),
+        **model_settings(model),
+        **job.source.settings(),
         "keep": job.source.keep,
         "labels": job.source.label_json(),
-        "think_end": job.source.think_end,
-        "segmenter": job.source.segmenter_json(),
-        "rule": job.source.rule,
         "heads": [list(pair) for pair in job.heads.pairs],
         "heads_answer": job.heads.answer,
         "only": job.only,  # both decide what means of heads are taken over

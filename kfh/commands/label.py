@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,18 +27,17 @@ if TYPE_CHECKING:
     from probing.labelling.agreement import Agreement
     from probing.labelling.cause import CauseConfig
     from rl.judges.job import JudgingReport
+    from rl.judges.votes import Consensus
 
 
 CACHE = "judge-cache"
 
 
 def run_judges(
-    traces: Path,
+    source: StepSource,
     judges: Path,
     out: Path,
-    consensus: str,
-    segmenter: str,
-    min_chars: int,
+    consensus: Consensus,
     concurrency: int,
     rate: float,
     cache: Path | None,
@@ -55,18 +54,17 @@ def run_judges(
     from rl.judges.panel import Panel
 
     config = JudgingConfig(
-        traces,
+        source,
         Panel.load(judges),
         out,
         cache or out.parent / CACHE,
         consensus,
-        segmenter,
-        min_chars,
         concurrency,
         rate,
         limit,
     )
     report = judge_traces(config, progress=progress_bar)
+    report_bad_lines(report.reading)
     print_report(report, consensus)
     console.print(f"→ {out}; the judges' answers: {config.cache}", soft_wrap=True)
 
@@ -160,7 +158,7 @@ def run_ablation(
     from probing.answers.hiding import StepHiding
     from probing.files.jsonl import LineStore
     from probing.labelling.cause import labelled_already
-    from probing.models.identity import ModelCard, weights_fingerprint
+    from probing.models.identity import model_settings
     from probing.models.load import load_model, load_tokenizer, pocket_model
 
     logging.disable_progress_bar()
@@ -174,12 +172,8 @@ def run_ablation(
     settings = {
         "by": "ablation",
         **asdict(config),
-        "model": asdict(ModelCard.of(name, loaded.config)),
-        "weights": weights_fingerprint(loaded),
-        "dtype": str(ablation.dtype),
-        "traces": file_hash(source.path),
-        "rule": source.rule,
-        "think_end": source.think_end,
+        **model_settings(loaded),
+        **source.settings(),
     }
     header = {"segmenter": source.segmenter_json(), "settings": settings}
     store = LineStore(out, "labels", header)
@@ -392,7 +386,9 @@ def label(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     resume: Annotated[bool, typer.Option(help="Ablation: go on with the labels in --out.")] = True,
     judges: Annotated[Path | None, typer.Option(help="Judges: YAML file of the judges.")] = None,
-    consensus: Annotated[str, typer.Option(help="Judges: unanimous or majority.")] = "unanimous",
+    consensus: Annotated[
+        Literal["unanimous", "majority"], typer.Option(help="Judges: whose word counts.")
+    ] = "unanimous",
     concurrency: Annotated[int, typer.Option(help="Judges: requests at a time.")] = 8,
     rate: Annotated[float, typer.Option(help="Judges: requests a second; 0: no limit.")] = 0.0,
     cache: Annotated[Path | None, typer.Option(help="Judges: folder of their answers.")] = None,
@@ -411,9 +407,7 @@ def label(
     source = StepSource(path, segmenter, min_chars, skip_bad, think_end)
     if by == "judges":
         panel = needed(judges, "--judges: the file that names them")
-        run_judges(
-            path, panel, target, consensus, segmenter, min_chars, concurrency, rate, cache, limit
-        )
+        run_judges(source, panel, target, consensus, concurrency, rate, cache, limit)
     elif by == "rules":
         run_rules(source, target)
     else:

@@ -9,44 +9,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kfh.findings.base import Row, best_trivial, ends, excludes_zero
+from kfh.findings.base import Row, ends, excludes_zero, heads_text
 from kfh.tables import Number, exists, number
 from probing.choices import METRIC_NAMES
+from probing.folder import ProbeResult
 from probing.interventions.claims import LOWER, MEASURES
 from probing.interventions.outcomes import NONE as AS_IT_IS
+from probing.ranking.rank import best_control
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from rl.runs.folders import Run
 
 FEW_PAIRS = 3  # of probes; of more the lowest and the highest are named
 DIGITS = {"logprob": 2, "follow": 2}
 
 
-def probe_summary(table: pd.DataFrame, run: Row, chosen: Sequence[tuple[int, int]]) -> list[str]:
-    """The best head and the head set, each beside the best control.
-
-    Args:
-        table: a row a head, as sra.parquet has it.
-        run: the content of run.json.
-        chosen: the heads of the set.
-    """
-    by, config, counts = run["config"]["by"], run["config"], run["counts"]
+def probe_summary(result: ProbeResult) -> list[str]:
+    """The best head and the head set, each beside the best control."""
+    by, counts, table = result.config.by, result.counts, result.table
     best = table.loc[table[by].idxmax()]
-    rivals = []
-    if control := best_trivial(run["controls"], by):
-        rivals.append((str(control["control"]), control[by]))
+    control = best_control(result.controls, by)
+    rivals = [control] if control else []
     by_chance = (
-        [("best head by chance (95 %)", run["null"][by]["q95"])] if by in run["null"] else []
+        [("best head by chance (95 %)", result.null[by]["q95"])] if by in result.null else []
     )
     name = f"Best of {len(table)} heads: {int(best['layer'])}.{int(best['head'])}"
-    point = run["curves"][config["select"]][len(chosen) - 1]
-    heads = ", ".join(f"{layer}.{head}" for layer, head in chosen)
+    point = result.set_point
     return [
         f"{name}, {METRIC_NAMES[by]} {Number.column(best, by)}."
         + _against([*rivals, *by_chance], best[f"{by}_low"]),
-        f"Head set {heads}: {METRIC_NAMES[by]} {Number.column(point, by)} on "
+        f"Head set {heads_text(result.chosen)}: {METRIC_NAMES[by]} {Number.column(point, by)} on "
         f"{len(counts['held_out_traces'])} traces that it was not chosen on."
         + _against(rivals, point[f"{by}_low"]),
     ]

@@ -1,8 +1,15 @@
 from .concept import concept_figure as concept_figure
 from .concept import pocket_concept as pocket_concept
 from .interventions import InterventionFigures as InterventionFigures
-from .probe import RunFigures as RunFigures
+from .probe import draw_ensembles as draw_ensembles
+from .probe import draw_heatmap as draw_heatmap
+from .probe import ensembles as ensembles
+from .probe import figures_of as figures_of
+from .probe import heads as heads
+from .probe import heatmap as heatmap
+from .probe import layers as layers
 from .robustness import sample_size_figure as sample_size_figure
 from .robustness import stability_figure as stability_figure
 from .style import save_figure as save_figure
 from .trace import step_strip as step_strip
+from .trace import strip_of as strip_of

@@ -131,9 +131,10 @@ def is_ablation(folder: Path) -> bool:
 
 def ablation_figures(folder: Path) -> dict[str, Figure]:
     """Every figure of an ablation by its file name."""
-    from probing.figures.interventions import InterventionFigures
+    from probing.figures.interventions import intervention_figures
+    from probing.interventions.result import InterventionResult
 
-    return InterventionFigures.load(folder).all()
+    return intervention_figures(InterventionResult.load(folder))
 
 
 def training_figures(folders: Sequence[Path], smooth: int) -> dict[str, Figure]:

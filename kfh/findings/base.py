@@ -273,38 +273,6 @@ def _is(value: Any) -> bool:
     return value is not None and value == value
 
 
-def ablation_caveats(content: Row) -> list[str]:
-    """What to hold against an ablation: claims that its intervals do not bear, dose by dose.
-
-    That removing low-score steps lowers a measure is no claim of the method: it is a caveat where
-    it is so. Where it is not shown, that does not show equality, which is said too.
-
-    Args:
-        content: of ablation.json.
-    """
-    found = []
-    for verdict in content["verdicts"]:
-        harm = (verdict["arm"], verdict["against"]) == ("low", "none")
-        name = f"{verdict['part']}, {verdict['arm']} {verdict['mode']}".strip()
-        for dose in verdict["doses"]:
-            figure = f"{_signed(dose, 3)} at {dose['dose']:g}, {dose['traces']} traces"
-            pair = f"{name} against {verdict['against']}, {verdict['measure']}"
-            if harm and dose["holds"]:
-                found.append(f"{pair}: {figure}: low-score steps are needed, too.")
-            elif harm and dose["low"] < 0:
-                found.append(f"{pair}: {figure}: no harm is shown, nor ruled out.")
-            elif not harm and not dose["holds"]:
-                beaten = verdict["against"] != "none"
-                found.append(
-                    f"{pair}: {figure}: "
-                    + ("the control is not beaten." if beaten else "an effect is not shown.")
-                )
-    groups = min((row["groups"] for row in content["summary"]), default=0)
-    if groups < FEW_TRACES:
-        found.append(f"{groups} problems are few: the intervals are rough.")
-    return found
-
-
 def sample_size_caveats(content: Row) -> list[str]:
     """Where no number of problems below all of them was enough, what was found instead."""
     return [] if content["enough"] is not None else [str(content["sentence"])]

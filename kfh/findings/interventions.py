@@ -12,7 +12,6 @@ from kfh.findings.base import (
     Place,
     Section,
     TextTable,
-    ablation_caveats,
     counted,
     header_facts,
     pictures,
@@ -26,6 +25,8 @@ from probing.interventions.outcomes import RANDOM
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
+
+    from probing.interventions.result import InterventionResult
 
 
 ABLATION = "ablation.json"
@@ -41,14 +42,10 @@ UNITS = {
 DOSES = {"steps": "k", "heads": "heads", "steering": "factor"}
 
 
-def print_result(
-    table: pd.DataFrame,
-    against: pd.DataFrame,
-    found: Sequence[Claim],
-    correlations: dict[str, dict[str, Any]],
-    counted: dict[str, Any],
-) -> None:
+def print_result(result: InterventionResult) -> None:
     """Tables by part, a line for every claim, and what was left out."""
+    table, against, found = result.table, result.differences, result.claims
+    correlations, counted = result.dose_correlations, result.counts
     for part in table["part"].unique():
         own, pairs = (frame[frame["part"] == part] for frame in (table, against))
         traces = counted["parts"][part]["traces"]
@@ -152,7 +149,8 @@ def verdict_line(verdict: Claim) -> str:
 
 def read_ablation(place: Place) -> Section:
     """An ablation: settings, counts, means, paired differences, claims, figures."""
-    from probing.figures.interventions import InterventionFigures
+    from probing.figures.interventions import intervention_figures
+    from probing.interventions.result import InterventionResult
 
     content = read_object(place.folder / ABLATION)
     section = Section(f"Interventions: {Path(content['head_set']['model']['id']).name}")
@@ -164,8 +162,9 @@ def read_ablation(place: Place) -> Section:
     section.tables.append(_claims_table(content["verdicts"]))
     if content.get("dose_correlations"):
         section.tables.append(_doses_table(content["dose_correlations"]))
-    section.caveats = ablation_caveats(content)
-    drawn = InterventionFigures.load(place.folder).all()
+    result = InterventionResult.load(place.folder)
+    section.caveats = result.caveats
+    drawn = intervention_figures(result)
     captions = {name: f"{name.replace('_', ' ')}: what each change costs" for name in drawn}
     section.pictures = pictures(captions, drawn)
     return section

@@ -61,7 +61,9 @@ def load(name: str) -> Any:
     module, _, attribute = COMMANDS[name].home.partition(":")
     command = getattr(import_module(f"kfh.commands.{module}"), attribute)
     if isinstance(command, typer.Typer):
-        return typer.main.get_command(command)
+        group = typer.main.get_command(command)
+        group.name = name
+        return group
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     alone.command(name)(command)
     return typer.main.get_command(alone)
@@ -76,6 +78,14 @@ app = typer.Typer(
 )
 for _command in COMMANDS.values():
     app.command(_command.name, help=_command.help, rich_help_panel=_command.panel)(lambda: None)
+
+
+def whole() -> Any:
+    """The command with all its commands loaded, as a reference lists them."""
+    group: Any = typer.main.get_command(app)
+    for name in COMMANDS:
+        group.add_command(load(name), name)
+    return group
 
 
 @app.callback(invoke_without_command=True)

@@ -12,7 +12,9 @@ Head = tuple[int, int]  # (layer, head), both from 0
 
 Metric = Literal["sra", "balanced", "gating"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-CONTROLS = ("recency", "earliness", "length", "uniform", "all heads")
+METRIC_NAMES = {"sra": "SRA", "balanced": "balanced SRA", "gating": "gating accuracy"}
+Scale = Literal["continuous", "classes"]  # of a heatmap's colours
+SCALES: tuple[Scale, ...] = get_args(Scale)
 
 Backend = Literal["transformers", "transformer-lens"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)

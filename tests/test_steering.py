@@ -11,11 +11,12 @@ import torch
 from probing.files.headers import data_path
 from probing.headset import HeadFigures, HeadSet
 from probing.interventions.copies import Alterer, value_runs
+from probing.interventions.effects import dose_correlations
 from probing.interventions.heads import silence_heads
 from probing.interventions.job import prepare_answers
 from probing.interventions.outcomes import Outcome
 from probing.interventions.setup import InterventionConfig, Setup, TraceChoice
-from probing.interventions.steering import dose_correlations, other_step, steer
+from probing.interventions.steering import other_step, steer
 from probing.models.load import load_model, load_tokenizer
 
 COPYING = ((2, 1), (2, 2), (2, 3))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kfh.console import console, progress_bar
+from kfh.console import console, print_tables, progress_bar, warn
 from kfh.options import options, split
 from probing.choices import Dtype
 from probing.errors import ConfigError, DataError
@@ -79,7 +79,7 @@ def run_ablate(
     """
     from transformers.utils import logging
 
-    from kfh.findings.interventions import print_result
+    from kfh.findings.interventions import ablation_tables, left_out
     from probing.headset import HeadSet
     from probing.interventions.job import check_parts, intervene
     from probing.interventions.result import OUTCOMES, RESULT
@@ -112,5 +112,8 @@ def run_ablate(
         resume=resume,
         progress=progress_bar,
     )
-    print_result(result)
+    print_tables(ablation_tables(result), result.caveats)
+    for line in left_out(result.counts):
+        warn(line)
+    console.print(f"held out from the choice of heads: {chosen.held_out}", soft_wrap=True)
     console.print(f"→ {out}: {RESULT}, {OUTCOMES}; kfh plot {out} draws them")

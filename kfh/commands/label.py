@@ -1,7 +1,4 @@
-"""`kfh label --by judges`: the job of `rl.judges.job`, and what it prints.
-
-`kfh label`: labels of steps, by cause or by rule, and how far labellings agree.
-"""
+"""`kfh label`: labels of steps by cause, by rules or by judges, and how far labellings agree."""
 
 from __future__ import annotations
 
@@ -12,19 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
-from kfh.console import console, progress_bar, report_bad_lines, talk
+from kfh.console import console, print_tables, progress_bar, report_bad_lines, warn
 from kfh.options import options
+from kfh.tables import Table
 from probing.choices import Dtype
 from probing.errors import ConfigError
 from probing.files.headers import file_hash, refuse_overwriting
 from probing.labelling.cause import BY_CAUSE, CauseConfig
+from probing.numbers import NONE, number
 from probing.settings import choice
 from probing.traces.file import ReadReport
 from probing.traces.source import STEPS as TRACES
 from probing.traces.source import StepSource, step_counts
+from rl.judges.votes import Consensus
 
 if TYPE_CHECKING:
     from probing.labelling.agreement import Agreement
@@ -37,12 +35,10 @@ BY_JUDGES, COMPARE = "By judges", "Compare"  # panels of the command line
 
 
 def run_judges(
-    traces: Path,
+    source: StepSource,
     judges: Path,
     out: Path,
-    consensus: str,
-    segmenter: str,
-    min_chars: int,
+    consensus: Consensus,
     concurrency: int,
     rate: float,
     cache: Path | None,
@@ -59,65 +55,59 @@ def run_judges(
     from rl.judges.panel import Panel
 
     config = JudgingConfig(
-        traces,
+        source,
         Panel.load(judges),
         out,
         cache or out.parent / CACHE,
         consensus,
-        segmenter,
-        min_chars,
         concurrency,
         rate,
         limit,
     )
     report = judge_traces(config, progress=progress_bar)
+    report_bad_lines(report.reading)
     print_report(report, consensus)
     console.print(f"→ {out}; the judges' answers: {config.cache}", soft_wrap=True)
 
 
 def print_report(report: JudgingReport, consensus: str) -> None:
     """The judges and their agreement, and what is missing."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("judge", "answers", "on disk", "tried again", "failed", "essential", "agrees"):
-        table.add_column(name, no_wrap=True)
     rates = report.agreement["judges"]
-    for name, counts in report.requests.items():
-        agrees = [_share(share) for share in rates[name]["agrees_with"].values()]
-        table.add_row(
+    rows = [
+        (
             name,
             str(counts["answered"]),
             str(counts["cached"]),
             _listed(counts["tried_again"]),
             _listed(counts["failed"]),
-            _share(rates[name]["essential"]),
-            " ".join(agrees) or "–",
+            number(rates[name]["essential"]),
+            " ".join(map(number, rates[name]["agrees_with"].values())) or NONE,
         )
-    console.print(table, width=console.width if console.is_terminal else max(console.width, 120))
+        for name, counts in report.requests.items()
+    ]
+    columns = ("judge", "answers", "on disk", "tried again", "failed", "essential", "agrees")
+    print_tables([Table("Judges; agrees: with each other judge, share of steps", columns, rows)])
     kappa = report.agreement["fleiss_kappa"]
     console.print(
-        f"Fleiss' κ {'does not exist' if kappa is None else f'{kappa:.3f}'} over "
-        f"{report.agreement['steps']} steps; all agree on {_share(report.agreement['unanimous'])}"
+        f"Fleiss' κ {'does not exist' if kappa is None else number(kappa)} over "
+        f"{report.agreement['steps']} steps; all agree on {number(report.agreement['unanimous'])}"
     )
-    labels = ", ".join(f"{number} {label}" for label, number in sorted(report.labels.items()))
+    labels = ", ".join(f"{count} {label}" for label, count in sorted(report.labels.items()))
     console.print(
         f"{report.labelled} of {report.traces} traces, {sum(report.labels.values())} steps "
         f"({labels}), by {consensus} consensus"
     )
-    for reason, number in report.left_out.items():
-        talk.print(f"[yellow]left out {number} traces:[/yellow] {reason}")
+    for reason, count in report.left_out.items():
+        warn(f"left out {count} traces: {reason}")
     if report.failed:
-        talk.print(
-            f"[yellow]{report.failed} answers are missing[/yellow], in {report.incomplete} traces "
-            "some of the judges; the same command asks for them again"
+        warn(
+            f"{report.failed} answers are missing, in {report.incomplete} traces some of the "
+            "judges; the same command asks for them again"
         )
 
 
-def _share(value: Any) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{number} × {kind}" for kind, number in counts.items()) or "0"
+    return ", ".join(f"{count} × {kind}" for kind, count in counts.items()) or "0"
 
 
 SHOWN = 160  # characters of a step's text
@@ -166,7 +156,7 @@ def run_cause(
     report_bad_lines(report.reading)
     if report.left_out:
         first = next(iter(report.left_out.values()))
-        talk.print(f"[yellow]left out {len(report.left_out)} traces[/yellow], first {first}")
+        warn(f"left out {len(report.left_out)} traces, first {first}")
     _print_counts(out, report.traces, report.labels, report.resumed)
 
 
@@ -192,7 +182,7 @@ def run_rules(source: StepSource, out: Path) -> None:
     refuse_overwriting(out, source.path)
     write_labels(out, lines(), source.segmenter_json(), settings=settings)
     _print_counts(out, len(sizes), labels)
-    talk.print("[yellow]Rules are rough:[/yellow] hold them against others with --compare")
+    warn("Rules are rough: hold them against others with --compare")
 
 
 def _print_counts(out: Path, traces: int, labels: Counter[str | None], resumed: int = 0) -> None:
@@ -219,7 +209,7 @@ def run_compare(names: list[str], source: StepSource | None, show: int) -> None:
     _same_segmenter(names)
     found = [read_labelling(name, source) for name in names]
     compared = [cohen_agreement(a, b) for a, b in combinations(found, 2)]
-    _print_table(compared)
+    print_tables([agreement_table(compared)])
     texts = _texts(source, compared, show) if source and show else {}
     for pair in compared:
         if not show or not pair.different:
@@ -245,22 +235,26 @@ def _same_segmenter(names: list[str]) -> None:
         raise ConfigError(f"these label the steps of different segmenters ({said})")
 
 
-def _print_table(compared: list[Agreement]) -> None:
-    from rich.table import Table
-
-    table = Table("first", "second", "both", "same", "kappa", "AUC 1→2", "AUC 2→1", "only 1", "2")
-    for pair in compared:
-        figures = [
-            "–" if value is None else f"{value:.3f}"
-            for value in (pair.kappa, pair.auc, pair.auc_reverse)
-        ]
-        counts = [str(n) for n in (pair.both, pair.same, pair.only_first, pair.only_second)]
-        table.add_row(pair.first, pair.second, *counts[:2], *figures, *counts[2:])
-    console.print(table)
-    console.print(
+def agreement_table(compared: list[Agreement]) -> Table:
+    """A row a pair of labellings: how many steps both label, and how far they agree."""
+    rows = [
+        (
+            pair.first,
+            pair.second,
+            str(pair.both),
+            str(pair.same),
+            *map(number, (pair.kappa, pair.auc, pair.auc_reverse)),
+            str(pair.only_first),
+            str(pair.only_second),
+        )
+        for pair in compared
+    ]
+    title = (
         "both: steps with a label in both; AUC: scores of one against the labels of the other, "
         "mean over traces; only: labelled by one alone"
     )
+    columns = ("first", "second", "both", "same", "kappa", "AUC 1→2", "AUC 2→1", "only 1", "only 2")
+    return Table(title, columns, rows)
 
 
 def _texts(source: StepSource, compared: list[Agreement], show: int) -> dict[tuple[str, int], str]:
@@ -268,10 +262,10 @@ def _texts(source: StepSource, compared: list[Agreement], show: int) -> dict[tup
     wanted = {key for pair in compared for key, _, _ in pair.different}
     texts = {}
     for trace in source.traces():
-        for number, step in enumerate(trace.steps):
-            if (trace.id, number) in wanted:
+        for place, step in enumerate(trace.steps):
+            if (trace.id, place) in wanted:
                 text = " ".join(trace.response[step.start : step.end].split())
-                texts[trace.id, number] = text[:SHOWN] + ("…" if len(text) > SHOWN else "")
+                texts[trace.id, place] = text[:SHOWN] + ("…" if len(text) > SHOWN else "")
     return texts
 
 
@@ -318,7 +312,7 @@ def label(
         Path | None, typer.Option(help="YAML file of the judges.", rich_help_panel=BY_JUDGES)
     ] = None,
     consensus: Annotated[
-        str, typer.Option(help="unanimous or majority.", rich_help_panel=BY_JUDGES)
+        Consensus, typer.Option(help="Whose word counts.", rich_help_panel=BY_JUDGES)
     ] = "unanimous",
     concurrency: Annotated[
         int, typer.Option(help="Requests at a time.", rich_help_panel=BY_JUDGES)
@@ -348,11 +342,11 @@ def label(
         return
     if files:
         raise ConfigError(f"{files[0]}: label files are for --compare; traces go to --traces")
-    path, target = needed(source.path, "--traces"), needed(out, "--out")
+    needed(source.path, "--traces")
+    target = needed(out, "--out")
     if by == "judges":
         panel = needed(judges, "--judges: the file that names them")
-        cut = source.segmenter, source.min_chars
-        run_judges(path, panel, target, consensus, *cut, concurrency, rate, cache, limit)
+        run_judges(source, panel, target, consensus, concurrency, rate, cache, limit)
     elif by == "rules":
         run_rules(source, target)
     else:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kfh.console import console, print_result, progress_bar, report_bad_lines, talk
+from kfh.console import console, print_tables, progress_bar, report_bad_lines, warn
 from kfh.options import options
 from probing.config import ProbeConfig
 from probing.traces.file import ReadReport
@@ -63,19 +63,26 @@ def run_probe(config: ProbeConfig) -> None:
     """Probe, and say what was left out and found; the heatmap is drawn beside the tables."""
     from transformers.utils import logging
 
-    from probing import run
+    from probing.run import probe as probe_model
 
     logging.disable_progress_bar()  # ours are enough
-    result = run.probe(config, progress=progress_bar)
+    result = probe_model(config, progress=progress_bar)
     if result is None:  # another process prints
         return
-    from probing.figures.probe import RunFigures
+    from kfh.findings.base import heads_text
+    from kfh.findings.probe import probe_tables
+    from probing.choices import METRIC_NAMES
+    from probing.figures.probe import heatmap
     from probing.figures.style import save_figure
 
-    out = config.out
     _report_left_out(result.counts)
-    print_result(result)
-    save_figure(RunFigures.of(result).heatmap(result.config.by), out / "heatmap.png")
+    print_tables(probe_tables(result))
+    way = f"{result.config.select} {METRIC_NAMES[result.config.by]}"
+    console.print(
+        f"[bold]Head set[/bold] (*): {heads_text(result.chosen)}, by {way}", soft_wrap=True
+    )
+    print_tables([], result.caveats)
+    save_figure(heatmap(result, result.config.by), result.folder / "heatmap.png")
     if result.speed["traces"]:
         rate = result.speed["tokens"] / result.speed["seconds"]
         console.print(
@@ -83,21 +90,20 @@ def run_probe(config: ProbeConfig) -> None:
             f"{result.speed['seconds']:.1f} s ({rate:,.0f} tokens/s); "
             f"{result.speed['resumed']:.0f} were there already"
         )
-    console.print(f"→ {out}: heads.json, sra.parquet, scores.parquet, run.json, heatmap.png")
+    console.print(
+        f"→ {result.folder}: heads.json, sra.parquet, scores.parquet, run.json, heatmap.png"
+    )
 
 
 def _report_left_out(counts: dict[str, Any]) -> None:
     for kind, number in counts["bad_lines"].items():
-        first = counts["first_bad_lines"][kind]
-        talk.print(f"[yellow]left out {number} × {kind}[/yellow], first {first}")
+        warn(f"left out {number} × {kind}, first {counts['first_bad_lines'][kind]}")
     for reason, number in counts["left_out"].items():
-        talk.print(f"[yellow]left out {number} traces:[/yellow] {reason}")
-    if counts["steps"].get("without a token"):
-        number = counts["steps"]["without a token"]
-        talk.print(f"[yellow]left out {number} steps[/yellow] without a token of their own")
-    if counts["other_tokenizer"]:
-        number = counts["other_tokenizer"]
-        talk.print(
-            f"[yellow]{number} traces bring token ids of another tokenizer:[/yellow] "
-            "their text was tokenised with this model's"
+        warn(f"left out {number} traces: {reason}")
+    if number := counts["steps"].get("without a token"):
+        warn(f"left out {number} steps without a token of their own")
+    if number := counts["other_tokenizer"]:
+        warn(
+            f"{number} traces bring token ids of another tokenizer: their text was tokenised with "
+            "this model's"
         )

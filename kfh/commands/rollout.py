@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kfh.console import console, progress_bar, talk
+from kfh.console import console, progress_bar, warn
 
 if TYPE_CHECKING:
+    from probing.choices import Keep
     from rl.sampling.collect import CollectReport
 
 
@@ -17,7 +18,7 @@ def run_rollout(
     *,
     out: Path,
     data: list[str],
-    keep: str,
+    keep: Keep,
     easy: float,
     segmenter: str,
     min_chars: int,
@@ -28,51 +29,49 @@ def run_rollout(
     from transformers.utils import logging
 
     from probing.models.load import pocket_model
-    from rl.evaluation.job import EvalConfig
-    from rl.sampling.collect import CollectConfig, collect, parse_segmenter
+    from rl.sampling.collect import CollectConfig, collect_traces, parse_segmenter
+    from rl.sampling.job import AskConfig
 
     logging.disable_progress_bar()  # ours are enough
     if settings["model"] is None:
         settings["model"] = str(pocket_model())
     folder = out.with_name(f"{out.name}.responses")
     config = CollectConfig(
-        EvalConfig(data=tuple(data), out=folder, **settings),
+        AskConfig(data=tuple(data), out=folder, **settings),
         out,
         keep,
         easy,
         parse_segmenter(segmenter, min_chars),
         per_problem,
     )
-    report = collect(config, progress=progress_bar)
+    report = collect_traces(config, progress=progress_bar)
     print_report(report, config.easy)
     console.print(f"→ {out}; all responses: {folder}", soft_wrap=True)
 
 
 def print_report(report: CollectReport, easy: float) -> None:
     """What was sampled, kept and left out."""
-    print_ = console.print
-    print_(
+    lines = [
         f"{report.responses} responses to {report.problems} problems, {report.sampled} sampled in "
         f"this run; {report.easy_problems} problems solved in ≥ {easy:g} of their samples",
-        soft_wrap=True,
-    )
-    for reason, number in report.left_out.most_common():
-        print_(f"{number:7} left out: {reason}")
-    print_(f"{report.traces:7} traces, {report.with_ids} with the token ids as sampled")
+        *(f"{count:7} left out: {reason}" for reason, count in report.left_out.most_common()),
+        f"{report.traces:7} traces, {report.with_ids} with the token ids as sampled",
+    ]
+    console.print("\n".join(lines), soft_wrap=True)
     if report.with_ids < report.traces:
-        talk.print(
-            f"[yellow]{report.traces - report.with_ids} traces have no token ids[/yellow]: the "
-            "backend gives none, or --tokenizer is missing; a probe will tokenise their text"
+        warn(
+            f"{report.traces - report.with_ids} traces have no token ids: the backend gives none, "
+            "or --tokenizer is missing; a probe will tokenise their text"
         )
     if report.prompts != "as given to the model":
-        talk.print(f"[yellow]Prompts are {report.prompts}.[/yellow]")
+        warn(f"Prompts are {report.prompts}.")
     if report.unverified:
-        talk.print(
-            f"[yellow]The verifier does not accept the reference answers of {report.unverified} "
-            "problems[/yellow]: they count as unsolved unless answered letter by letter"
+        warn(
+            f"The verifier does not accept the reference answers of {report.unverified} problems: "
+            "they count as unsolved unless answered letter by letter"
         )
-    for kind, number in report.faults.items():
-        talk.print(f"[yellow]verifier failed on {number} responses, counted wrong[/yellow]: {kind}")
+    for kind, count in report.faults.items():
+        warn(f"verifier failed on {count} responses, counted wrong: {kind}")
 
 
 def rollout(

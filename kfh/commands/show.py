@@ -13,287 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kfh.console import console, progress_bar, talk
-from probing.choices import Metric
+from kfh.console import console, progress_bar, say, warn
+from probing.choices import Metric, Scale
 from rl.runs.paper import paper_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from kfh.findings.base import Kind
     from probing.choices import Head
+    from probing.viewer.page import ViewerConfig
     from rl.runs.folders import Run
-
-
-def run_plot(
-    folders: Sequence[Path],
-    metric: str,
-    smooth: int,
-    formats: str,
-    out: Path | None,
-    traces: Path | None = None,
-    trace: str | None = None,
-) -> None:
-    """Draw what the folders hold: see `probing.figures.probe` and `rl.runs.figures`.
-
-    The figures of one folder go into it, those of several into `figures` beside the first.
-
-    Raises:
-        ConfigError: unknown formats or metric, or probes together with other folders.
-        DataError: a folder that holds nothing to draw, or damaged files.
-    """
-    from probing.errors import ConfigError
-    from probing.settings import check_metric
-    from rl.runs.folders import is_probe
-
-    check_metric(metric)
-    kinds = checked_formats(formats)
-    if smooth < 1:
-        raise ConfigError(f"--smooth is a number of steps, at least 1, not {smooth}")
-    alone = [folder for folder in folders if is_probe(folder) or is_ablation(folder)]
-    if alone and len(folders) > 1:
-        raise ConfigError(
-            f"{alone[0]} holds a probe or an ablation: it is drawn alone; give it by itself, and "
-            "training runs by themselves"
-        )
-    if (traces or trace) and not (alone and is_probe(alone[0])):
-        raise ConfigError("--traces and --trace are of a probe; there is none in these folders")
-    if alone and is_ablation(alone[0]):
-        drawn = ablation_figures(alone[0])
-    elif alone:
-        drawn = probe_figures(folders[0], metric, traces, trace)
-    else:
-        drawn = training_figures(folders, smooth)
-    save_all(
-        drawn, out or (folders[0] if len(folders) == 1 else folders[0].parent / "figures"), kinds
-    )
-
-
-def checked_formats(formats: str) -> list[str]:
-    """The formats of an option such as `png,svg`.
-
-    Raises:
-        ConfigError: none, or an unknown one.
-    """
-    from probing.errors import ConfigError
-    from probing.figures.style import FORMATS
-
-    kinds = [kind.strip() for kind in formats.split(",") if kind.strip()]
-    if not kinds or set(kinds) - set(FORMATS):
-        raise ConfigError(f"unknown formats {formats!r}; choose of {', '.join(FORMATS)}")
-    return kinds
-
-
-def save_all(drawn: dict[str, Figure], place: Path, kinds: Sequence[str]) -> None:
-    """Write figures by their names in each format, and say where."""
-    from probing.figures.style import save_figure
-
-    for name, figure in drawn.items():
-        for kind in kinds:
-            path = place / f"{name}.{kind}"
-            save_figure(figure, path)
-            console.print(f"→ {path}")
-
-
-def probe_figures(
-    folder: Path, metric: str, traces: Path | None = None, trace: str | None = None
-) -> dict[str, Figure]:
-    """Every figure of a finished probe by its file name.
-
-    The strip of one trace needs the trace file and the step scores; where they have gone the
-    strip is left out, and that is said, unless a trace was asked for.
-
-    Raises:
-        DataError: no finished probe, or a trace that was asked for and cannot be drawn.
-    """
-    from probing.errors import DataError
-    from probing.figures.probe import RunFigures
-    from probing.figures.robustness import sample_size_figure
-    from probing.figures.trace import strip_of
-    from probing.files.headers import read_object
-    from probing.folder import FinishedProbe
-
-    figures = RunFigures.load(folder).all(metric)
-    try:
-        figures["strip"] = strip_of(FinishedProbe.load(folder, traces), trace)
-    except DataError as error:
-        if traces or trace:
-            raise
-        talk.print(f"[yellow]no strip of a trace:[/yellow] {error}")
-    if (folder / "sample_size.json").is_file():
-        figures["sample_size"] = sample_size_figure(read_object(folder / "sample_size.json"))
-    return figures
-
-
-def is_ablation(folder: Path) -> bool:
-    """Whether `kfh ablate` wrote its result there."""
-    return (folder / "ablation.json").is_file()
-
-
-def ablation_figures(folder: Path) -> dict[str, Figure]:
-    """Every figure of an ablation by its file name."""
-    from probing.figures.interventions import intervention_figures
-    from probing.interventions.result import InterventionResult
-
-    return intervention_figures(InterventionResult.load(folder))
-
-
-def training_figures(folders: Sequence[Path], smooth: int) -> dict[str, Figure]:
-    """Every figure of these training runs and evaluations by its file name.
-
-    Raises:
-        DataError: nothing to draw: no run, or none that has finished a step.
-    """
-    from probing.errors import DataError
-    from rl.runs.figures import all_figures
-    from rl.runs.folders import find_runs, read_evaluations, read_points, read_run
-
-    run_folders, others = find_runs(folders)
-    runs = [read_run(folder) for folder in run_folders]
-    evaluations = [e for folder in [*others, *run_folders] for e in read_evaluations(folder)]
-    points = [p for folder in [*others, *run_folders] for p in read_points(folder)]
-    figures = all_figures(runs, evaluations, smooth, points)
-    if not figures:
-        raise DataError(f"{folders[0]}: no step is finished yet, so there is nothing to draw")
-    _report(runs)
-    return figures
-
-
-def _report(runs: Sequence[Run]) -> None:
-    """Say what was left out, and which runs are not finished."""
-    for run in runs:
-        if run.torn:
-            talk.print(f"[yellow]{run.folder}: left out {run.torn} cut last line(s)[/yellow]")
-        if run.repeated:
-            talk.print(f"{run.folder}: {run.repeated} step lines replaced by later ones (resumed)")
-        if run.status != "done":
-            talk.print(f"{run.folder}: {run.status}, {len(run.metrics)} steps so far")
-
-
-def run_trace(
-    folder: Path,
-    html: bool,
-    traces: Path | None,
-    ids: str,
-    limit: int | None,
-    heads: str,
-    tokens: bool,
-    formats: str,
-    device: str,
-    out: Path | None,
-) -> None:
-    """Draw one trace, or write the page of many: see `probing.viewer.page`.
-
-    Raises:
-        ConfigError: options that do not go together, unknown heads or formats.
-        DataError: no finished probe, or files that are not those of the probe.
-    """
-    from probing.errors import ConfigError
-
-    wanted = tuple(name.strip() for name in ids.split(",") if name.strip())
-    chosen = parse_heads(heads)
-    if html:
-        write_viewer(folder, out, traces, wanted, limit, chosen, tokens, device)
-        return
-    if limit is not None or not tokens:
-        raise ConfigError("--limit and --no-tokens are of the page; give --html too")
-    draw_strip(folder, traces, wanted, chosen, formats, out)
-
-
-def parse_heads(text: str) -> tuple[Head, ...]:
-    """Heads written as LAYER.HEAD, comma between.
-
-    Raises:
-        ConfigError: something else.
-
-    Example:
-        >>> parse_heads("2.3, 10.0")
-        ((2, 3), (10, 0))
-    """
-    from probing.errors import ConfigError
-
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if not re.fullmatch(r"[0-9]+\.[0-9]+", name):
-            raise ConfigError(f"--heads {name!r}: a head is LAYER.HEAD, such as 2.3")
-    pairs = [tuple(map(int, name.split("."))) for name in names]
-    return tuple((layer, head) for layer, head in pairs)
-
-
-def write_viewer(
-    folder: Path,
-    out: Path | None,
-    traces: Path | None,
-    ids: tuple[str, ...],
-    limit: int | None,
-    heads: tuple[Head, ...],
-    tokens: bool,
-    device: str,
-) -> None:
-    """Write the page, and say what is in it."""
-    from transformers.utils import logging
-
-    from probing.viewer.page import LIMIT, ViewerConfig, write_page
-
-    logging.disable_progress_bar()  # ours is enough
-    most = LIMIT if limit is None else limit
-    config = ViewerConfig(
-        folder, out, traces, ids or None, 0 if ids and limit is None else most, heads or None,
-        tokens, device,
-    )  # fmt: skip
-    page = write_page(config, progress_bar)
-    held = f"tokens of the set's mean and {page.token_heads} heads"
-    console.print(
-        f"{page.traces} of {page.scored} scored traces; step scores of {page.heads} of "
-        f"{page.all_heads} heads; {held if page.token_heads else 'no tokens'}"
-    )
-    console.print(f"→ {page.path} ({page.size / 1e6:.1f} MB)", highlight=False)
-
-
-def draw_strip(
-    folder: Path,
-    traces: Path | None,
-    ids: tuple[str, ...],
-    heads: tuple[Head, ...],
-    formats: str,
-    out: Path | None,
-) -> None:
-    """Draw one trace's steps by the mean of the heads; without an id the one of most steps."""
-    from probing.errors import ConfigError
-    from probing.figures.style import save_figure
-    from probing.figures.trace import strip_of
-    from probing.folder import FinishedProbe
-
-    kinds = checked_formats(formats)
-    if len(ids) > 1:
-        raise ConfigError("a figure shows one trace: give one --ids, or --html for a page of many")
-    paths = [out] if out else [folder / f"trace.{kind}" for kind in kinds]
-    if out:
-        checked_formats(out.suffix[1:])
-    probe = FinishedProbe.load(folder, traces)
-    figure = strip_of(probe, ids[0] if ids else None, heads or None)
-    for path in paths:
-        save_figure(figure, path)
-        console.print(f"→ {path}")
-
-
-def run_paper(
-    folder: Path,
-    ablation: Path | None,
-    train: Sequence[Path],
-    checkpoints: Sequence[Path],
-    formats: str,
-    out: Path | None,
-) -> None:
-    """`kfh plot paper`: draw the page and say what it lacks.
-
-    Raises:
-        KfhError: no finished probe, or a folder that was named and holds no such results.
-    """
-    kinds = checked_formats(formats)
-    figure, missing = paper_figure(folder, ablation, train, checkpoints)
-    for text in missing:
-        talk.print(f"[yellow]left out:[/yellow] {text}")
-    save_all({"paper": figure}, out or folder, kinds)
 
 
 class FolderGroup(TyperGroup):
@@ -329,6 +59,10 @@ def plot_runs(
         ),
     ],
     metric: Annotated[Metric, typer.Option(help="Of a probe.")] = "sra",
+    scale: Annotated[
+        Scale,
+        typer.Option(help="Of a probe's heatmap: continuous, centred at chance, or the paper's."),
+    ] = "continuous",
     smooth: Annotated[int, typer.Option(help="Of runs: steps of the moving mean.")] = 1,
     traces: Traces = None,
     trace: Annotated[
@@ -339,8 +73,149 @@ def plot_runs(
         Path | None, typer.Option(help="Folder for the figures; default: the one DIR, or figures.")
     ] = None,
 ) -> None:
-    """Draw a probe, an ablation, or training runs together."""
-    run_plot(folders, metric, smooth, formats, out, traces, trace)
+    """Draw a probe, an ablation, or training runs together.
+
+    The figures of one folder go into it, those of several into `figures` beside the first.
+    """
+    from probing.errors import ConfigError
+    from probing.files.headers import kind_of
+
+    kinds = checked_formats(formats)
+    if smooth < 1:
+        raise ConfigError(f"--smooth is a number of steps, at least 1, not {smooth}")
+    probes = [folder for folder in folders if "probe" in kind_of(folder)]
+    alone = probes or [folder for folder in folders if finished_kinds(folder)]
+    if alone and len(folders) > 1:
+        raise ConfigError(
+            f"{alone[0]} holds {'a probe' if probes else finished_kinds(alone[0])[0].name}: it is "
+            "drawn alone; give it by itself, and training runs by themselves"
+        )
+    if (traces or trace) and not probes:
+        raise ConfigError("--traces and --trace are of a probe; there is none in these folders")
+    if probes:
+        drawn = probe_figures(folders[0], metric, traces, trace, scale)
+    elif alone:
+        drawn = finished_figures(folders[0])
+    else:
+        drawn = training_figures(folders, smooth)
+    save_all(
+        drawn, out or (folders[0] if len(folders) == 1 else folders[0].parent / "figures"), kinds
+    )
+
+
+def checked_formats(formats: str) -> list[str]:
+    """The formats of an option such as `png,svg`.
+
+    Raises:
+        ConfigError: none, or an unknown one.
+    """
+    from probing.errors import ConfigError
+    from probing.figures.style import FORMATS
+
+    kinds = [kind.strip() for kind in formats.split(",") if kind.strip()]
+    if not kinds or set(kinds) - set(FORMATS):
+        raise ConfigError(f"unknown formats {formats!r}; choose of {', '.join(FORMATS)}")
+    return kinds
+
+
+def save_all(drawn: dict[str, Figure], place: Path, kinds: Sequence[str]) -> None:
+    """Write figures by their names in each format, and say where."""
+    from probing.figures.style import save_figure
+
+    for name, figure in drawn.items():
+        for kind in kinds:
+            path = place / f"{name}.{kind}"
+            save_figure(figure, path)
+            console.print(f"→ {path}", soft_wrap=True)
+
+
+def probe_figures(
+    folder: Path,
+    metric: str,
+    traces: Path | None = None,
+    trace: str | None = None,
+    scale: str = "continuous",
+) -> dict[str, Figure]:
+    """Every figure of a finished probe by its file name.
+
+    The strip of one trace needs the trace file and the step scores; where they have gone the
+    strip is left out, and that is said, unless a trace was asked for.
+
+    Raises:
+        DataError: no finished probe, or a trace that was asked for and cannot be drawn.
+    """
+    from probing.errors import DataError
+    from probing.figures import probe, robustness
+    from probing.figures.trace import strip_of
+    from probing.files.headers import read_object
+    from probing.folder import ProbeResult
+
+    result = ProbeResult.load(folder, traces)
+    figures = probe.figures_of(result, metric, scale)
+    for text in result.caveats:
+        warn(f"Caveat: {text}")
+    try:
+        figures["strip"] = strip_of(result, trace)
+    except DataError as error:
+        if traces or trace:
+            raise
+        warn(f"no strip of a trace: {error}")
+    if (folder / "sample_size.json").is_file():
+        figures["sample_size"] = robustness.sample_size_figure(
+            read_object(folder / "sample_size.json")
+        )
+    return figures
+
+
+# Training runs and what measures them are drawn together, a probe by its metric and trace.
+OTHERWISE = ("probe", "training", "comparison", "evaluation")
+
+
+def finished_kinds(folder: Path) -> list[Kind]:
+    """The kinds of results of a folder that are drawn as a report draws them."""
+    from kfh.findings.kinds import KINDS
+
+    return [kind for kind in KINDS if kind.name not in OTHERWISE and kind.lies_in(folder)]
+
+
+def finished_figures(folder: Path) -> dict[str, Figure]:
+    """The pictures of the report's sections of a folder, by their file names."""
+    from kfh.findings.base import Place
+
+    sections = [kind.read(Place(folder, (folder,))) for kind in finished_kinds(folder)]
+    return {picture.name: picture.figure for section in sections for picture in section.pictures}
+
+
+def training_figures(folders: Sequence[Path], smooth: int) -> dict[str, Figure]:
+    """Every figure of these training runs and evaluations by its file name.
+
+    Raises:
+        DataError: nothing to draw: no run, or none that has finished a step.
+    """
+    from probing.errors import DataError
+    from rl.runs.figures import all_figures
+    from rl.runs.folders import find_runs, read_evaluations, read_points, read_run
+
+    run_folders, others = find_runs(folders)
+    runs = [read_run(folder) for folder in run_folders]
+    evaluations = [e for folder in [*others, *run_folders] for e in read_evaluations(folder)]
+    points = [p for folder in [*others, *run_folders] for p in read_points(folder)]
+    figures = all_figures(runs, evaluations, smooth, points)
+    if not figures:
+        raise DataError(f"{folders[0]}: no step is finished yet, so there is nothing to draw")
+    _report(runs)
+    return figures
+
+
+def _report(runs: Sequence[Run]) -> None:
+    """Say what was left out, and which runs are not finished."""
+    for run in runs:
+        if run.torn:
+            warn(f"{run.folder}: left out {run.torn} cut last line(s)")
+        if run.repeated:
+            say(f"{run.folder}: {run.repeated} step lines replaced by later ones (resumed)")
+        if run.status != "done":
+            say(f"{run.folder}: {run.status}, {len(run.metrics)} steps so far")
 
 
 @plot.command(name="trace")
@@ -375,14 +250,103 @@ def plot_trace(
     out: Annotated[
         Path | None, typer.Option(help="File to write; default: trace.html or trace.* in DIR.")
     ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Page: folder of another probe of the same traces, repeatable: its heads can be "
+            "seen beside those of DIR, step by step."
+        ),
+    ] = None,
 ) -> None:
     """Show traces: steps by score, labels, phrase kinds, heads, tokens.
 
     A page holds at most 12 MB of step scores (so many heads as fit, best first) and 16 MB of
     tokens, before base64; what is left out it says.
     """
-    settings = dict(locals())
-    run_trace(**settings)
+    from probing.errors import ConfigError
+
+    names = tuple(name.strip() for name in ids.split(",") if name.strip())
+    chosen = parse_heads(heads)
+    if html:
+        from probing.viewer.page import LIMIT, ViewerConfig
+
+        most = (0 if names else LIMIT) if limit is None else limit
+        write_viewer(
+            ViewerConfig(
+                folder, out, traces, names or None, most, chosen or None, tokens, device,
+                tuple(beside or ()),
+            )
+        )  # fmt: skip
+        return
+    if limit is not None or not tokens or beside:
+        raise ConfigError("--limit, --no-tokens and --beside are of the page; give --html too")
+    draw_strip(folder, traces, names, chosen, formats, out)
+
+
+def write_viewer(config: ViewerConfig) -> None:
+    """Write the page, and say what is in it."""
+    from transformers.utils import logging
+
+    from probing.viewer.page import write_page
+
+    logging.disable_progress_bar()  # ours is enough
+    page = write_page(config, progress_bar)
+    for model in page.models:
+        name = f"{model.name}: " if len(page.models) > 1 else ""
+        with_tokens = f"tokens of the set's mean and {model.token_heads} heads"
+        console.print(
+            f"{name}{page.traces} of {model.scored} scored traces; step scores of {model.heads} of "
+            f"{model.all_heads} heads; {with_tokens if model.token_heads else 'no tokens'}"
+        )
+    if page.alone:
+        console.print(f"left out: {page.alone} traces that not every probe scored")
+    console.print(f"→ {page.path} ({page.size / 1e6:.1f} MB)", highlight=False)
+
+
+def draw_strip(
+    folder: Path,
+    traces: Path | None,
+    ids: tuple[str, ...],
+    heads: tuple[Head, ...],
+    formats: str,
+    out: Path | None,
+) -> None:
+    """Draw one trace's steps by the mean of the heads; without an id the one of most steps."""
+    from probing.errors import ConfigError
+    from probing.figures.style import save_figure
+    from probing.figures.trace import strip_of
+    from probing.folder import ProbeResult
+
+    kinds = checked_formats(formats)
+    if len(ids) > 1:
+        raise ConfigError("a figure shows one trace: give one --ids, or --html for a page of many")
+    paths = [out] if out else [folder / f"trace.{kind}" for kind in kinds]
+    if out:
+        checked_formats(out.suffix[1:])
+    figure = strip_of(ProbeResult.load(folder, traces), ids[0] if ids else None, heads or None)
+    for path in paths:
+        save_figure(figure, path)
+        console.print(f"→ {path}", soft_wrap=True)
+
+
+def parse_heads(text: str) -> tuple[Head, ...]:
+    """Heads written as LAYER.HEAD, comma between.
+
+    Raises:
+        ConfigError: something else.
+
+    Example:
+        >>> parse_heads("2.3, 10.0")
+        ((2, 3), (10, 0))
+    """
+    from probing.errors import ConfigError
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if not re.fullmatch(r"[0-9]+\.[0-9]+", name):
+            raise ConfigError(f"--heads {name!r}: a head is LAYER.HEAD, such as 2.3")
+    pairs = [tuple(map(int, name.split("."))) for name in names]
+    return tuple((layer, head) for layer, head in pairs)
 
 
 @plot.command(name="paper")
@@ -403,7 +367,11 @@ def plot_paper(
     out: Annotated[Path | None, typer.Option(help="Folder for the figure; default: DIR.")] = None,
 ) -> None:
     """Lay out the paper's Figure 2 for a probed model: heads, ensembles, cause, stability."""
-    run_paper(folder, ablation, train or [], stability or [], formats, out)
+    kinds = checked_formats(formats)
+    figure, missing = paper_figure(folder, ablation, train or [], stability or [])
+    for text in missing:
+        warn(f"left out: {text}")
+    save_all({"paper": figure}, out or folder, kinds)
 
 
 def report(

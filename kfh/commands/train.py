@@ -25,23 +25,29 @@ from probing.errors import ConfigError
 def run_train(
     out: Path, recipe: str | None, sets: list[str], resume: bool, **options: Any
 ) -> dict[str, Any]:
-    """Train; see `rl.training.job`. Layers of settings: the recipe, then options, then `--set`."""
+    """Train; see `rl.training.job`. Layers of settings: the recipe, then options, then `--set`.
+
+    A run that goes on keeps its settings: they stand above a recipe's, and below what is given.
+    """
     from transformers.utils import logging
 
-    from rl.training.job import train
-    from rl.training.recipe import find_recipe, parse_settings, read_recipe, train_config
+    from rl.training.job import former_run, train
+    from rl.training.recipe import parse_settings, recipe_settings, train_config
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    if recipe is None:
+    former = former_run(out, resume)
+    if former is None and recipe is None:
         if options["model"] not in (None, "pocket"):
             raise ConfigError(
                 "--model needs --recipe: without one the recipe of the method is taken, whose "
                 "batch and learning rate are those of the pocket model"
             )
         recipe = options["method"] or "attnpo"
-    config = train_config(out, read_recipe(find_recipe(recipe)), options, parse_settings(sets))
+    named = recipe_settings(recipe) if recipe else {}
+    kept = {**former["settings"], "recipe": named.get("recipe")} if former else {}
+    config = train_config(out, named, kept, options, parse_settings(sets))
     result = train(config, resume=resume, watch=[LiveLine()])
     if int(os.environ.get("RANK", 0)):
         return result

@@ -4,8 +4,15 @@ from .interventions import intervention_figures as intervention_figures
 from .interventions import removed_steps as removed_steps
 from .interventions import silenced_heads as silenced_heads
 from .interventions import steered_heads as steered_heads
-from .probe import RunFigures as RunFigures
+from .probe import draw_ensembles as draw_ensembles
+from .probe import draw_heatmap as draw_heatmap
+from .probe import ensembles as ensembles
+from .probe import figures_of as figures_of
+from .probe import heads as heads
+from .probe import heatmap as heatmap
+from .probe import layers as layers
 from .robustness import sample_size_figure as sample_size_figure
 from .robustness import stability_figure as stability_figure
 from .style import save_figure as save_figure
 from .trace import step_strip as step_strip
+from .trace import strip_of as strip_of

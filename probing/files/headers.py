@@ -8,22 +8,37 @@ files without a header, since users bring their own.
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import json
 import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, cast
 
 from probing.errors import ConfigError, DataError
 
 HEADER = "kfh"
 SCHEMA = 1
+# Kind of result → the file that holds it, and the kind that the file's header names.
+RESULTS = {
+    "probe": ("run.json", "probe run"),
+    "training": ("run.json", "training run"),
+    "ablation": ("ablation.json", "ablation"),
+    "stability": ("stability.json", "stability of heads"),
+    "sample size": ("sample_size.json", "sample size"),
+    "comparison": ("comparison.json", "comparison"),
+    "comparison result": ("result.json", "comparison result"),
+    "evaluation": ("eval.json", "evaluation"),
+}
+# What lies beside a `run.json`, where that is damaged, gone, or has no header.
+BESIDE = {"probe": "sra.parquet", "training": "metrics.jsonl"}
 
 
 def data_path(*parts: str) -> Path:
@@ -133,3 +148,62 @@ def json_number(value: SupportsFloat | None, digits: int | None = None) -> float
     if value is None or not math.isfinite(number := float(value)):
         return None
     return number if digits is None else round(number, digits)
+
+
+def kind_of(folder: Path) -> tuple[str, ...]:
+    """The kinds of results (`RESULTS`) that a folder holds, by the headers of its files.
+
+    A file without a header (an older one) is taken by its name; of a `run.json` without one what
+    lies beside it decides. Empty where the folder holds no result.
+    """
+    contents = {}
+    for file in {file for file, _ in RESULTS.values()}:
+        try:
+            contents[file] = read_object(folder / file) if (folder / file).is_file() else None
+        except DataError:
+            contents[file] = {}
+    return tuple(
+        kind for kind, (file, _) in RESULTS.items() if _holds(folder, kind, contents[file])
+    )
+
+
+def _holds(folder: Path, kind: str, content: dict[str, Any] | None) -> bool:
+    """Whether a file of this content makes its folder one of this kind; None: no such file."""
+    header = (content or {}).get(HEADER)
+    named = header.get("kind") if isinstance(header, dict) else None
+    if named in {name for _, name in RESULTS.values()}:
+        return bool(named == RESULTS[kind][1])
+    if kind == "training" and "method" in (content or {}):
+        return True
+    return (folder / BESIDE[kind]).is_file() if kind in BESIDE else content is not None
+
+
+def load_part(name: str) -> Callable[..., Any]:
+    """A function of the user's by `module:name`, as an option takes it.
+
+    Raises:
+        ConfigError: no such module, or nothing in it of that name that can be called.
+    """
+    module, _, path = name.partition(":")
+    try:
+        part: Any = importlib.import_module(module)
+        for attribute in path.split("."):
+            part = getattr(part, attribute)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise ConfigError(f"{name}: cannot be imported as module:name ({error})") from error
+    if not callable(part):
+        raise ConfigError(f"{name} is no function, but {type(part).__name__}")
+    return cast("Callable[..., Any]", part)
+
+
+def part_json(part: Callable[..., Any]) -> dict[str, Any]:
+    """`name` (module:name) and `hash` of the source of a function of the user's, for headers.
+
+    The hash is None where there is no source, as of a function that is typed into a console.
+    """
+    name = f"{part.__module__}:{getattr(part, '__qualname__', type(part).__qualname__)}"
+    try:
+        source = inspect.getsource(part if hasattr(part, "__qualname__") else type(part))
+    except (OSError, TypeError):
+        return {"name": name, "hash": None}
+    return {"name": name, "hash": text_hash(source)}

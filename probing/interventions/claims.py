@@ -10,6 +10,7 @@ import pandas as pd
 
 from probing.interventions.effects import MATCHED, OTHER_STEP
 from probing.interventions.outcomes import NONE, RANDOM
+from probing.numbers import Number
 
 LOWER, HIGHER = "lower", "higher"
 FOLLOW, KEPT = "follow", "source_kept"  # measures of heads and steering
@@ -151,7 +152,7 @@ def claim_caveats(claims: Iterable[Claim], table: pd.DataFrame) -> list[str]:
     for claim in claims:
         for dose in claim.doses:
             if caveat := _caveat(claim.question, dose):
-                difference = signed(dose, DIGITS.get(claim.measure, 3))
+                difference = Number.of(dose, DIGITS.get(claim.measure, 3), signed=True)
                 where = f"{difference} at {dose['dose']:g}, {dose['traces']} traces"
                 sentences.append(f"{claim.name}: {where}: {caveat}")
     groups = int(table["groups"].min()) if len(table) else 0
@@ -169,15 +170,3 @@ def _caveat(question: Question, dose: dict[str, Any]) -> str:
     if dose["holds"]:
         return ""
     return "an effect is not shown." if question.against == NONE else "the control is not beaten."
-
-
-def signed(dose: dict[str, Any], digits: int) -> str:
-    """A difference with its interval.
-
-    Example:
-        >>> signed({"value": -0.1, "low": -0.2, "high": -0.0001}, 3)
-        '-0.100 (-0.200 to 0.000)'
-    """
-    texts = [f"{dose[name]:+.{digits}f}" for name in ("value", "low", "high")]
-    value, low, high = (text if float(text) else text[1:] for text in texts)
-    return f"{value} ({low} to {high})"

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from probing.errors import DataError
 from probing.files.headers import HEADER, file_header, read_object, write_json
 from probing.files.jsonl import read_lines
-from probing.intervals import group_interval
 from probing.interventions.claims import Claim, claim_caveats, claims_of
-from probing.interventions.effects import differences, summarise
+from probing.interventions.effects import differences, dose_response, summarise
 from probing.interventions.outcomes import Outcome
-from probing.interventions.steering import dose_correlations
 
 RESULT = "ablation.json"
 OUTCOMES = "outcomes.jsonl"
@@ -29,7 +26,7 @@ class InterventionResult:
     """What interventions gave.
 
     Args:
-        settings: all that decided the outcomes.
+        header: who made it, when; and `settings`, all that decided the outcomes.
         head_set: its `heads`, and the card of the `model` that it is of.
         counts: what was used and what was left out, by reason.
         table: mean of each measure by part, arm, mode and dose, with 95 % intervals over problems
@@ -41,7 +38,7 @@ class InterventionResult:
         outcomes: one a trace, arm, mode, dose and draw.
     """
 
-    settings: dict[str, Any]
+    header: dict[str, Any]
     head_set: dict[str, Any]
     counts: dict[str, Any]
     table: pd.DataFrame
@@ -62,7 +59,7 @@ class InterventionResult:
         seed = settings["seed"]
         paired = differences(outcomes, seed)
         return cls(
-            settings,
+            file_header("ablation", settings=settings),
             head_set,
             counts,
             summarise(outcomes, seed),
@@ -95,7 +92,7 @@ class InterventionResult:
     ) -> InterventionResult:
         """From the content of `ablation.json`, with its header."""
         return cls(
-            content[HEADER]["settings"],
+            content[HEADER],
             content["head_set"],
             content["counts"],
             pd.DataFrame(content["summary"]),
@@ -128,8 +125,7 @@ class InterventionResult:
 
     def write(self, folder: Path) -> None:
         """Write `ablation.json`, whole or not at all."""
-        header = file_header("ablation", settings=self.settings)
-        write_json(folder / RESULT, {HEADER: header, **self.to_json()})
+        write_json(folder / RESULT, {HEADER: self.header, **self.to_json()})
 
     def _repr_html_(self) -> str:
         """For notebooks: the means of every arm, the claims, and the caveats."""
@@ -148,15 +144,3 @@ class InterventionResult:
         parts = [of.to_html(index=False, float_format="{:.3f}".format) for of in tables]
         caveats = [f"<p>Caveat: {html.escape(text)}</p>" for text in self.caveats]
         return "\n".join([*parts, *caveats])
-
-
-def dose_response(outcomes: Sequence[Outcome], seed: int) -> dict[str, dict[str, Any]]:
-    """Steering: the mean rank correlation of factor and `follow`, by arm, with intervals."""
-    groups = {outcome.trace: outcome.group for outcome in outcomes}
-    by_arm = {}
-    for arm, by_trace in dose_correlations(outcomes).items():
-        numbers = np.unique([groups[trace] for trace in by_trace], return_inverse=True)[1]
-        values = np.array(list(by_trace.values()))
-        value, low, high = group_interval(values, numbers, seed=seed)
-        by_arm[arm] = {"value": value, "low": low, "high": high, "traces": len(values)}
-    return by_arm

@@ -15,7 +15,7 @@ from probing.files.headers import data_path, file_hash, text_hash
 from probing.settings import check, choice
 from probing.traces.file import ReadReport, Trace, read_traces
 from probing.traces.labels import LabelFile, read_labels
-from probing.traces.segmenters import Segmenter, segment_trace
+from probing.traces.segmenters import Segmenter, SegmentFunction, segment_trace
 
 STEPS = "Steps and labels"  # panel of the command line
 
@@ -27,15 +27,18 @@ class StepSource:
     Args:
         path: the trace file.
         segmenter: `given`: the steps of the file, as they are; or the name of a segmenter or a
-            phrase file: cut anew, with the file's labels carried over by their characters.
+            phrase file, or a function `text → list[Step]`: cut anew, with the file's labels carried
+            over by their characters.
         min_chars: the segmenter's minimum length.
         skip_bad: leave out bad lines, counted, instead of stopping at the first.
         think_end: the text that ends the reasoning.
     """
 
     path: Path = choice(help="Trace file (JSONL, .gz too).", option="--traces", panel=STEPS)
-    segmenter: str = choice(
-        GIVEN, "given: the file's steps; or attnpo, line, sentence, paragraph, *.json.", panel=STEPS
+    segmenter: str | SegmentFunction = choice(
+        GIVEN,
+        "given: the file's steps; or attnpo, line, sentence, paragraph, *.json, module:name.",
+        panel=STEPS,
     )
     min_chars: int = choice(
         MIN_CHARS, "Steps shorter than this are merged (attnpo).", least=0, panel=STEPS
@@ -126,7 +129,7 @@ class TraceSource(StepSource):
         found = read_labels(Path(self.labels))
         theirs, ours = found.segmenter or {}, self.segmenter_json()
         # The path of a phrase file may differ; its hash may not.
-        for key in ("name", "min_chars", "phrases_hash"):
+        for key in ("name", "min_chars", "phrases_hash", "hash"):
             if theirs.get(key) is not None and theirs[key] != ours.get(key):
                 raise ConfigError(
                     f"{self.labels} labels the steps of the segmenter {theirs.get('name')!r} with "

@@ -24,7 +24,7 @@ from probing.answers.edits import HeadEdit
 from probing.choices import Head
 from probing.files.headers import data_path
 from probing.headset import HeadSet
-from probing.intervals import group_interval
+from probing.intervals import estimate_mean
 from probing.interventions.heads import Arm, HeadWork, open_answers
 from probing.interventions.job import prepare_answers
 from probing.interventions.setup import InterventionConfig, Setup, TraceChoice
@@ -87,8 +87,9 @@ def main() -> None:
         }
         for name, column in zip(("logprob", "follow"), np.array(values).T, strict=True):
             there = column[~np.isnan(column)]
-            mean, low, high = group_interval(there, np.arange(len(there)))
-            row |= {name: mean, f"{name}_low": low, f"{name}_high": high, "n": len(there)}
+            mean = estimate_mean(there[:, None].tolist())
+            row |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
+            row["n"] = mean.n
         rows.append(row)
     table = pd.DataFrame(rows)
     print(table.round(3).to_string(index=False))

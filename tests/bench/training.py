@@ -29,7 +29,6 @@ from probing.models.load import load_model, load_tokenizer
 from rl.attnpo.rescale import rloo_advantage
 from rl.attnpo.rewards import tlmre
 from rl.attnpo.trainer import AttnPOTrainer
-from rl.pocket.questions import pocket_labels
 from rl.tasks.questions import load_questions
 from rl.training.job import Verifier, prompt_dataset, trainer_settings
 from rl.training.recipe import find_recipe, read_recipe, train_config
@@ -127,7 +126,7 @@ def kfh_steps(method: str, steps: int, out: Path, bare: BareLoop) -> dict[str, l
         reward_funcs=Verifier(questions, "</think>"),
         args=trainer_settings(config),
         heads="pocket",
-        label_func=pocket_labels(questions),
+        label_func=questions.label_func,
         train_dataset=prompt_dataset(questions, tokenizer, config),
         processing_class=tokenizer,
         callbacks=[Turns()],

@@ -15,7 +15,6 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 METRIC_NAMES = {"sra": "SRA", "balanced": "balanced SRA", "gating": "gating accuracy"}
 Scale = Literal["continuous", "classes"]  # of a heatmap's colours
 SCALES: tuple[Scale, ...] = get_args(Scale)
-CONTROLS = ("recency", "earliness", "length", "uniform", "all heads")
 
 Backend = Literal["transformers", "transformer-lens"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)

@@ -21,8 +21,10 @@ from probing.choices import (
     Selection,
 )
 from probing.errors import ConfigError
+from probing.files.headers import part_json
 from probing.models.load import pocket_model
 from probing.settings import check, choice, to_json
+from probing.traces.segmenters import SegmentFunction
 from probing.traces.source import STEPS, TraceSource, pocket_traces
 
 RANKING, MODEL = "Ranking", "Model"  # panels of the command line
@@ -43,8 +45,10 @@ class ProbeConfig:
         Path("pocket"), "Labelled trace file (JSONL, .gz too); pocket: the embedded model's."
     )
     out: Path = choice(Path("runs/probe"), "Folder for the results.")
-    segmenter: str = choice(
-        GIVEN, "given: the file's steps; or attnpo, line, sentence, paragraph, *.json.", panel=STEPS
+    segmenter: str | SegmentFunction = choice(
+        GIVEN,
+        "given: the file's steps; or attnpo, line, sentence, paragraph, *.json, module:name.",
+        panel=STEPS,
     )
     min_chars: int = choice(
         MIN_CHARS, "Steps shorter than this are merged (attnpo).", least=1, panel=STEPS
@@ -68,18 +72,22 @@ class ProbeConfig:
     trust_remote_code: bool = choice(False, "Run code of the model's.", panel=MODEL)
 
     def __post_init__(self) -> None:
-        """Check what can be known before anything is read."""
+        """Check what can be known before anything is read; `pocket` becomes its paths."""
         check(self)
+        for name in ("traces", "out"):
+            object.__setattr__(self, name, Path(getattr(self, name)))
         if str(self.traces) == "pocket":
             if self.model not in ("pocket", str(pocket_model())):
                 raise ConfigError("--model needs --traces: labelled traces, best of that model")
             object.__setattr__(self, "traces", pocket_traces())
+        if self.model == "pocket":
+            object.__setattr__(self, "model", str(pocket_model()))
 
     @property
     def source(self) -> TraceSource:
         """The trace part of the settings."""
         return TraceSource(
-            Path(self.traces),
+            self.traces,
             self.segmenter,
             self.min_chars,
             self.skip_bad,
@@ -90,4 +98,7 @@ class ProbeConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in the run file."""
-        return to_json(self)
+        settings = to_json(self)
+        if not isinstance(self.segmenter, str):
+            settings["segmenter"] = part_json(self.segmenter)["name"]
+        return settings

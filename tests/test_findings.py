@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from test_runs import add_result, run_folder
 
 from kfh import console
-from kfh.commands.show import run_plot
+from kfh.commands.show import plot_runs
 from kfh.findings.base import Kind, Picture, Place, Section
 from kfh.findings.kinds import KINDS
 from kfh.findings.page import run_report
-from kfh.tables import Number, Table
+from kfh.tables import Table
 from probing.errors import DataError
 from probing.files.headers import RESULTS, file_header, kind_of, read_object
+from probing.numbers import Number
 
 
 def write(path: Path, content: object) -> Path:
@@ -74,7 +75,7 @@ def test_a_kind_from_outside_is_reported_and_drawn(
         good = write(tmp_path / "good" / "mine.json", {"value": 42.0})
         write(tmp_path / "bad" / "mine.json", {})
         run_report(tmp_path, None, None)
-        run_plot([good], "sra", 1, "svg", None)
+        plot_runs([good], formats="svg")
     finally:
         KINDS.pop()
     text = (tmp_path / "report.md").read_text()

@@ -16,19 +16,21 @@ from typer.testing import CliRunner
 
 from kfh.cli import app
 from kfh.findings.evaluation import benchmark_caveats, evaluation_caveats, evaluation_table
-from kfh.findings.interventions import ablation_caveats
 from kfh.findings.page import read_sections
-from kfh.findings.probe import probe_caveats, unbeaten
 from kfh.findings.robustness import sample_size_caveats
 from kfh.findings.runs import comparison_caveats
-from kfh.tables import Number, markdown_text
+from kfh.tables import markdown_text
 from probing.config import ProbeConfig
 from probing.errors import DataError
-from probing.interventions.claims import verdicts
+from probing.folder import ProbeResult
+from probing.interventions.claims import claims_of
 from probing.interventions.effects import differences, summarise
 from probing.interventions.outcomes import Outcome
+from probing.interventions.result import InterventionResult
+from probing.numbers import Number
+from probing.ranking.rank import best_control
 from probing.robustness.sample_size import measure_folder, write_sample_size
-from probing.robustness.stability import stability, write_stability
+from probing.robustness.stability import compare_probes, write_stability
 from probing.run import probe
 
 EVIL = "<script>alert('1')</script> | *a*"
@@ -202,24 +204,22 @@ def test_a_control_that_is_not_beaten_is_said_and_one_that_is_beaten_is_not(fold
     assert any("recency alone reaches SRA" in text for text in every)
 
 
-def test_the_mean_of_all_heads_is_no_trivial_control():
-    rows = [{"control": "all heads", "sra": 1.0}, {"control": "length", "sra": None}]
-    assert unbeaten({"sra_low": 0.2}, rows, "sra") is None
+def test_the_mean_of_all_heads_is_no_control_to_beat():
+    rows = pd.DataFrame({"control": ["all heads", "length"], "sra": [1.0, None]})
+    assert best_control(rows, "sra") is None
 
 
 def test_null_few_traces_labels_and_halves(folder):
-    table = pd.read_parquet(folder / "sra.parquet")
-    run = json.loads((folder / "run.json").read_text())
-    few = [t for t in probe_caveats(table, run) if "few" in t]
-    assert few == ["12 traces are few: the intervals are rough."]
-    run["counts"]["ranked"] = 20
-    assert not [t for t in probe_caveats(table, run) if "few" in t]
-    table["balanced_p"] = 0.06
-    assert any("reaches by chance (p = 0.06)" in t for t in probe_caveats(table, run))
-    table["balanced_p"] = 0.05
-    assert not any("by chance" in t for t in probe_caveats(table, run))
-    table["balanced"] = np.nan
-    assert any("has no balanced SRA" in t for t in probe_caveats(table, run))
+    result = ProbeResult.load(folder)
+    assert "12 traces are few: the intervals are rough." in result.caveats
+    result.counts["ranked"] = 20
+    assert not [t for t in result.caveats if "traces are few" in t]
+    result.table["balanced_p"] = 0.06
+    assert any("reaches by chance (p = 0.06)" in t for t in result.caveats)
+    result.table["balanced_p"] = 0.05
+    assert not any("by chance" in t for t in result.caveats)
+    result.table["balanced"] = np.nan
+    assert any("has no balanced SRA" in t for t in result.caveats)
 
     labels = folder / "rules.jsonl"
     labels.write_text(json.dumps({"kfh": {"settings": {"by": "rules"}}}) + "\n")
@@ -229,11 +229,11 @@ def test_null_few_traces_labels_and_halves(folder):
         change(folder / "run.json", "curves", "top", 2, key, to=value)
     said = " ".join(read_sections(folder)[0].caveats)
     assert "by rules" in said and "7 of " in said
-    assert "held-out half is 0.600 (0.500–0.650)" in said and "below, beyond the interval" in said
-    change(folder / "run.json", "curves", "top", 2, "sra_select", to=0.6)
+    assert "on the other half, 0.600 (0.500–0.650)" in said
+    change(folder / "run.json", "curves", "top", 2, "sra_select", to=0.65)
     labels.unlink()
     said = " ".join(read_sections(folder)[0].caveats)
-    assert "held-out half" not in said and "is not there any more" in said
+    assert "beyond the interval" not in said and "is not there any more" in said
 
 
 def figure(value: float, low: float, high: float) -> dict:
@@ -407,8 +407,12 @@ def ablation_content(effect: float, control: float, traces: int = 24) -> dict:
         "counts": {"left_out": {"wrong answer": 3}, "parts": {"steps": {"traces": traces}}},
         "summary": summarise(outcomes).to_dict("records"),
         "differences": against.to_dict("records"),
-        "verdicts": [verdict.to_json() for verdict in verdicts(against)],
+        "verdicts": [claim.to_json() for claim in claims_of(against)],
     }
+
+
+def caveats_of(content: dict) -> list[str]:
+    return InterventionResult.from_json(content).caveats
 
 
 def test_interventions_are_reported_with_the_controls_that_they_do_not_beat(tmp_path):
@@ -426,18 +430,18 @@ def test_interventions_are_reported_with_the_controls_that_they_do_not_beat(tmp_
             if row["measure"] == measure:
                 shown_as = cells[row["arm"], f"{row['dose']:g}"][columns[row["against"]]]
                 assert shown_as == str(Number.of(row, digits, signed=True))
-    logprob = [t for t in ablation_caveats(content) if "logprob" in t]
+    logprob = [t for t in caveats_of(content) if "logprob" in t]
     assert not any("high" in text for text in logprob)  # it beats its control
-    weak = ablation_caveats(ablation_content(effect=1.0, control=1.0))
+    weak = caveats_of(ablation_content(effect=1.0, control=1.0))
     assert any("high against random, logprob" in t and "not beaten" in t for t in weak)
-    none = ablation_caveats(ablation_content(effect=0.0, control=0.0))
+    none = caveats_of(ablation_content(effect=0.0, control=0.0))
     assert any("high against none, logprob" in t and "not shown" in t for t in none)
-    few = ablation_caveats(ablation_content(effect=3.0, control=1.0, traces=9))
+    few = caveats_of(ablation_content(effect=3.0, control=1.0, traces=9))
     assert "9 problems are few: the intervals are rough." in few
 
 
 def test_stability_and_sample_size_are_reported(probed, tmp_path):
-    found = stability([probed, probed], ["a", "b"])
+    found = compare_probes([probed, probed], ["a", "b"])
     write_stability(found, tmp_path)
     sizes = measure_folder(probed, draws=4, ladder=(5,))
     write_sample_size(sizes, tmp_path)

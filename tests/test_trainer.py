@@ -32,7 +32,6 @@ def test_scale_one_is_plain_grpo(tmp_path):
         rows_per_forward=0,
         scale_floor=1.0,
         negative_attenuation=False,
-        max_completion_length=110,
     )
     assert ours.args.rescales
     plain_args = GRPOConfig(
@@ -281,7 +280,7 @@ def test_head_sets_and_data_are_checked(tmp_path):
         make_trainer(tmp_path, heads="deepseek-r1-distill-qwen-1.5b")
     stored = json.loads(data_path("heads", "pocket.json").read_text())
     stored["heads"][0]["head"] = 9
-    (str(tmp_path / "heads.json")).write_text(json.dumps(stored))
+    (tmp_path / "heads.json").write_text(json.dumps(stored))
     with pytest.raises(DataError, match=r"no head 2\.9"):
         make_trainer(tmp_path, heads=str(tmp_path / "heads.json"))
     with pytest.raises(ConfigError, match="needs a head set"):

@@ -22,7 +22,7 @@ from viewer_pages import blocks, codes, hostile_line, unpack
 from kfh.cli import app
 from probing.attention.scores import ScoredTrace
 from probing.errors import ConfigError, DataError, KfhError, ModelError
-from probing.folder import FinishedProbe
+from probing.folder import ProbeResult
 from probing.headset import HeadSet
 from probing.ranking.metrics import step_ranking_accuracy
 from probing.traces.file import Step, Trace
@@ -113,7 +113,7 @@ def check_scores(folder: Path, found: dict[str, Any], m: int) -> None:
         decoded = (codes(counts["sra"], "u2", 1)[0].astype(float) - 1) / 65534
         np.testing.assert_allclose(decoded, sra, atol=1e-5)
         set_sra.append(sra[0])
-    assert len(index["traces"]) == len(FinishedProbe.load(folder).scored) == 7
+    assert len(index["traces"]) == len(ProbeResult.load(folder).scored) == 7
     assert model["setSra"] == pytest.approx(np.mean(set_sra))
 
 
@@ -194,7 +194,7 @@ def test_a_segmenter_keeps_its_kind() -> None:
 def test_size_decides_how_many_heads(
     viewer_probe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probed = FinishedProbe.load(viewer_probe)
+    probed = ProbeResult.load(viewer_probe)
     steps = 2 * sum(len(own.tokens) for own in probed.scored.values())
     tokens = sum(own.total_tokens for own in probed.scored.values())
     config = ViewerConfig(viewer_probe, tmp_path / "x.html")
@@ -241,15 +241,15 @@ def test_refusals(viewer_probe: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"NAME\.html"):
         ViewerConfig(viewer_probe, tmp_path / "x.png")
     with pytest.raises(DataError, match=r"trace file of .* is not there.*--traces"):
-        FinishedProbe.load(viewer_probe, tmp_path / "gone.jsonl")
+        _ = ProbeResult.load(viewer_probe, tmp_path / "gone.jsonl").source
     changed = tmp_path / "changed.jsonl"
     changed.write_text(Path(config["traces"]).read_text() + "\n")
     with pytest.raises(DataError, match="not the trace file"):
-        FinishedProbe.load(viewer_probe, changed)
+        _ = ProbeResult.load(viewer_probe, changed).source
     lost = copy_of(viewer_probe, tmp_path / "lost")
     (lost / "scores.parquet").unlink()
     with pytest.raises(DataError, match=r"scores\.parquet is missing"):
-        FinishedProbe.load(lost)
+        _ = ProbeResult.load(lost).scored
     assert not list(tmp_path.glob("*.html"))
 
 
@@ -268,7 +268,7 @@ def test_another_model_is_refused(viewer_probe: Path, tmp_path: Path) -> None:
         write_page(ViewerConfig(other))
     # The same weights, but scores of something else: the tokens do not add up.
     wrong = copy_of(viewer_probe, tmp_path / "wrong")
-    probed = FinishedProbe.load(wrong)
+    probed = ProbeResult.load(wrong)
     tampered = {k: ScoredTrace(k, v.scores * 1.1, v.tokens, v.answer_tokens, v.total_tokens)
                 for k, v in probed.scored.items()}  # fmt: skip
     object.__setattr__(probed, "scored", tampered)
@@ -328,19 +328,19 @@ def test_probes_of_other_traces_or_steps_are_refused(
             check_same(trace, changed, *places)
     with pytest.raises(ConfigError, match="given twice"):
         write_page(ViewerConfig(viewer_probe, tmp_path / "x.html", beside=(viewer_probe,)))
-    first, second = (FinishedProbe.load(folder) for folder in (viewer_probe, other_probe))
-    none = replace(second, scored={"s/0": second.scored["t/0"]})
+    first, second = (ProbeResult.load(folder) for folder in (viewer_probe, other_probe))
+    vars(second)["scored"] = {"s/0": second.scored["t/0"]}
     with pytest.raises(DataError, match="no trace was scored by all"):
-        shared_traces([first, none], None, 0)
+        shared_traces([first, second], None, 0)
     assert not list(tmp_path.iterdir())
 
 
 def test_traces_of_one_probe_alone_are_left_out_and_counted(
     viewer_probe: Path, other_probe: Path
 ) -> None:
-    first, second = (FinishedProbe.load(folder) for folder in (viewer_probe, other_probe))
-    fewer = {name: scored for name, scored in second.scored.items() if name not in ("t/0", "t/4")}
-    second = replace(second, scored=fewer)
+    first, second = (ProbeResult.load(folder) for folder in (viewer_probe, other_probe))
+    scored = second.scored.items()
+    vars(second)["scored"] = {name: s for name, s in scored if name not in ("t/0", "t/4")}
     traces, alone = shared_traces([first, second], None, 3)
     assert ([trace.id for trace in traces], alone) == (["t/1", "t/2", "t/3"], 2)
     with pytest.raises(DataError, match="no scores of trace t/4"):

@@ -27,11 +27,10 @@ from transformers import PreTrainedTokenizerFast
 
 from probing.attention.scores import ScoredTrace
 from probing.config import ProbeConfig
-from probing.folder import FinishedProbe
+from probing.folder import ProbeResult
 from probing.headset import HeadFigures, HeadSet
 from probing.models.identity import ModelCard
 from probing.run import probe
-from probing.traces.source import TraceSource
 from probing.viewer.pack import STEP_SCALE
 from probing.viewer.page import Page, ViewerConfig, pack_page, write_page
 from probing.viewer.views import ShownProbe, choose_views
@@ -147,7 +146,7 @@ def unpack(text: str) -> list[tuple[int, int, int]]:
     return cells
 
 
-def large_probe(place: Path) -> FinishedProbe:
+def large_probe(place: Path) -> ProbeResult:
     """A probe of 200 long traces with random scores, as it would be read from a folder."""
     rng = np.random.default_rng(0)
     lines, scored = [], {}
@@ -169,13 +168,23 @@ def large_probe(place: Path) -> FinishedProbe:
     best = table.sort_values("sra", ascending=False).head(3)
     chosen = tuple(HeadFigures(int(r.layer), int(r.head)) for r in best.itertuples())
     card = ModelCard("large", "qwen2", 28, 12, None)
-    run = {
-        "config": {"answer": "all", "traces": "large.jsonl"},
-        "model": {"id": "large"},
-        "counts": {"ranked": 200},
-    }
-    source = TraceSource(write_lines(place / "large.jsonl", lines))
-    return FinishedProbe(place, table, run, HeadSet(chosen, card), {}, scored, source)
+    config = ProbeConfig("large", write_lines(place / "large.jsonl", lines), place)
+    result = ProbeResult(
+        folder=place,
+        config=config,
+        card=card,
+        table=table,
+        controls=pd.DataFrame(),
+        curves={},
+        chosen=[(head.layer, head.head) for head in chosen],
+        set_caveats=[],
+        scorers={},
+        null={},
+        counts={"ranked": 200},
+    )
+    # What would be read from the folder.
+    vars(result).update(head_set=HeadSet(chosen, card), scored=scored, source=config.source)
+    return result
 
 
 def large_page(place: Path) -> Page:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kfh.console import console, print_tables
-from kfh.tables import Number, Table
+from kfh.tables import Table
 from probing.models.load import pocket_model
+from probing.numbers import Number
 
 if TYPE_CHECKING:
     from rl.evaluation.summary import SetFigures
@@ -35,12 +36,12 @@ def draw_trace(out: Path) -> None:
     """
     from probing.figures.style import save_figure
     from probing.figures.trace import strip_of
-    from probing.folder import FinishedProbe
+    from probing.folder import ProbeResult
 
-    probe = FinishedProbe.load(out)
-    trace = probe.longest()
-    save_figure(strip_of(probe, trace.id), out / "trace.png")
-    ratios = probe.ratios(trace, probe.head_set.pairs)
+    result = ProbeResult.load(out)
+    trace = result.longest()
+    save_figure(strip_of(result, trace.id), out / "trace.png")
+    ratios = result.ratios(trace, result.chosen)
     console.print(f"\n[bold]{trace.problem}[/bold]   score of each step over S_base:")
     for step, ratio in zip(trace.steps, ratios, strict=True):
         text = trace.response[step.start : step.end].strip()

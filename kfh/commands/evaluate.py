@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from kfh.console import console, progress_bar
-
-if TYPE_CHECKING:
-    pass
-
-from kfh.console import print_tables
+from kfh.console import console, print_tables, progress_bar
 
 
 def run_eval(*, budgets: str, data: list[str], **settings: Any) -> None:

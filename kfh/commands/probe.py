@@ -8,13 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kfh.console import (
-    console,
-    print_tables,
-    progress_bar,
-    report_bad_lines,
-    warn,
-)
+from kfh.console import console, print_tables, progress_bar, report_bad_lines, warn
 from kfh.options import options
 from probing.config import ProbeConfig
 from probing.traces.file import ReadReport
@@ -76,19 +70,19 @@ def run_probe(config: ProbeConfig) -> None:
     if result is None:  # another process prints
         return
     from kfh.findings.base import heads_text
-    from kfh.findings.probe import caveats, probe_tables
+    from kfh.findings.probe import probe_tables
     from probing.choices import METRIC_NAMES
-    from probing.figures.probe import RunFigures
+    from probing.figures.probe import heatmap
     from probing.figures.style import save_figure
-    from probing.folder import run_json
 
-    out = config.out
     _report_left_out(result.counts)
-    run, chosen = run_json(result), result.head_set.pairs
-    print_tables(probe_tables(result.table, run, chosen), caveats(result.table, run, chosen))
+    print_tables(probe_tables(result))
     way = f"{result.config.select} {METRIC_NAMES[result.config.by]}"
-    console.print(f"[bold]Head set[/bold] (*): {heads_text(chosen)}, by {way}", soft_wrap=True)
-    save_figure(RunFigures.of(result).heatmap(result.config.by), out / "heatmap.png")
+    console.print(
+        f"[bold]Head set[/bold] (*): {heads_text(result.chosen)}, by {way}", soft_wrap=True
+    )
+    print_tables([], result.caveats)
+    save_figure(heatmap(result, result.config.by), result.folder / "heatmap.png")
     if result.speed["traces"]:
         rate = result.speed["tokens"] / result.speed["seconds"]
         console.print(
@@ -96,7 +90,9 @@ def run_probe(config: ProbeConfig) -> None:
             f"{result.speed['seconds']:.1f} s ({rate:,.0f} tokens/s); "
             f"{result.speed['resumed']:.0f} were there already"
         )
-    console.print(f"→ {out}: heads.json, sra.parquet, scores.parquet, run.json, heatmap.png")
+    console.print(
+        f"→ {result.folder}: heads.json, sra.parquet, scores.parquet, run.json, heatmap.png"
+    )
 
 
 def _report_left_out(counts: dict[str, Any]) -> None:

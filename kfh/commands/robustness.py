@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from kfh.commands.show import Formats, Traces, checked_formats, save_all
-from kfh.console import console, progress_bar
+from kfh.console import console, print_tables, progress_bar
 from probing.choices import Metric
-
-if TYPE_CHECKING:
-    pass
-
-
-from kfh.console import print_tables
 
 
 def run_stability(
@@ -29,12 +23,12 @@ def run_stability(
     """
     from kfh.findings.robustness import stability_caveats, stability_tables
     from probing.figures.robustness import stability_figure
-    from probing.robustness.stability import stability, write_stability
+    from probing.robustness.stability import compare_probes, write_stability
 
     kinds = checked_formats(formats)
     listed = [name.strip() for name in names.split(",")] if names else None
     with progress_bar("comparing", len(folders) * (len(folders) - 1) // 2) as advance:
-        content = stability(folders, listed, metric, seed, lambda: advance(1, 0))
+        content = compare_probes(folders, listed, metric, seed, lambda: advance(1, 0))
     print_tables(stability_tables(content), stability_caveats(content))
     console.print(f"→ {write_stability(content, out)}", soft_wrap=True)
     save_all({"stability": stability_figure(content)}, out, kinds)

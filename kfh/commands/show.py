@@ -22,32 +22,64 @@ if TYPE_CHECKING:
 
     from kfh.findings.base import Kind
     from probing.choices import Head
+    from probing.viewer.page import ViewerConfig
     from rl.runs.folders import Run
 
 
-def run_plot(
-    folders: Sequence[Path],
-    metric: str,
-    smooth: int,
-    formats: str,
-    out: Path | None,
-    traces: Path | None = None,
-    trace: str | None = None,
-    scale: str = "continuous",
+class FolderGroup(TyperGroup):
+    """`kfh plot DIR` is `kfh plot runs DIR`: what is no command is a folder, or an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command in where the first word is none."""
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["runs", *args]
+        return super().parse_args(ctx, args)
+
+
+plot = typer.Typer(
+    cls=FolderGroup,
+    no_args_is_help=True,
+    help="Draw figures. `kfh plot DIR...` draws what the folders hold; a folder by the name of a "
+    "command is written ./NAME.",
+)
+
+Formats = Annotated[str, typer.Option(help="Of png, svg, pdf; comma between.")]
+Traces = Annotated[
+    Path | None, typer.Option(help="Of a probe: its trace file, where it has moved.")
+]
+
+
+@plot.command(name="runs")
+def plot_runs(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="Folder of kfh probe or kfh ablate; or folders of kfh train, or that hold such.",
+        ),
+    ],
+    metric: Annotated[Metric, typer.Option(help="Of a probe.")] = "sra",
+    scale: Annotated[
+        Scale,
+        typer.Option(help="Of a probe's heatmap: continuous, centred at chance, or the paper's."),
+    ] = "continuous",
+    smooth: Annotated[int, typer.Option(help="Of runs: steps of the moving mean.")] = 1,
+    traces: Traces = None,
+    trace: Annotated[
+        str | None, typer.Option(help="Of a probe: id of the trace to draw; default: the longest.")
+    ] = None,
+    formats: Formats = "png,svg,pdf",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures; default: the one DIR, or figures.")
+    ] = None,
 ) -> None:
-    """Draw what the folders hold: see `probing.figures.probe` and `rl.runs.figures`.
+    """Draw a probe, an ablation, or training runs together.
 
     The figures of one folder go into it, those of several into `figures` beside the first.
-
-    Raises:
-        ConfigError: unknown formats, metric or scale, or probes together with other folders.
-        DataError: a folder that holds nothing to draw, or damaged files.
     """
     from probing.errors import ConfigError
     from probing.files.headers import kind_of
-    from probing.settings import check_metric
 
-    check_metric(metric)
     kinds = checked_formats(formats)
     if smooth < 1:
         raise ConfigError(f"--smooth is a number of steps, at least 1, not {smooth}")
@@ -113,21 +145,25 @@ def probe_figures(
         DataError: no finished probe, or a trace that was asked for and cannot be drawn.
     """
     from probing.errors import DataError
-    from probing.figures.probe import RunFigures
-    from probing.figures.robustness import sample_size_figure
+    from probing.figures import probe, robustness
     from probing.figures.trace import strip_of
     from probing.files.headers import read_object
-    from probing.folder import FinishedProbe
+    from probing.folder import ProbeResult
 
-    figures = RunFigures.load(folder).all(metric, scale)
+    result = ProbeResult.load(folder, traces)
+    figures = probe.figures_of(result, metric, scale)
+    for text in result.caveats:
+        warn(f"Caveat: {text}")
     try:
-        figures["strip"] = strip_of(FinishedProbe.load(folder, traces), trace)
+        figures["strip"] = strip_of(result, trace)
     except DataError as error:
         if traces or trace:
             raise
         warn(f"no strip of a trace: {error}")
     if (folder / "sample_size.json").is_file():
-        figures["sample_size"] = sample_size_figure(read_object(folder / "sample_size.json"))
+        figures["sample_size"] = robustness.sample_size_figure(
+            read_object(folder / "sample_size.json")
+        )
     return figures
 
 
@@ -182,190 +218,6 @@ def _report(runs: Sequence[Run]) -> None:
             say(f"{run.folder}: {run.status}, {len(run.metrics)} steps so far")
 
 
-def run_trace(
-    folder: Path,
-    html: bool,
-    traces: Path | None,
-    ids: str,
-    limit: int | None,
-    heads: str,
-    tokens: bool,
-    formats: str,
-    device: str,
-    out: Path | None,
-    beside: tuple[Path, ...] = (),
-) -> None:
-    """Draw one trace, or write the page of many: see `probing.viewer.page`.
-
-    Raises:
-        ConfigError: options that do not go together, unknown heads or formats.
-        DataError: no finished probe, or files that are not those of the probe.
-    """
-    from probing.errors import ConfigError
-
-    wanted = tuple(name.strip() for name in ids.split(",") if name.strip())
-    chosen = parse_heads(heads)
-    if html:
-        write_viewer(folder, out, traces, wanted, limit, chosen, tokens, device, beside)
-        return
-    if limit is not None or not tokens or beside:
-        raise ConfigError("--limit, --no-tokens and --beside are of the page; give --html too")
-    draw_strip(folder, traces, wanted, chosen, formats, out)
-
-
-def parse_heads(text: str) -> tuple[Head, ...]:
-    """Heads written as LAYER.HEAD, comma between.
-
-    Raises:
-        ConfigError: something else.
-
-    Example:
-        >>> parse_heads("2.3, 10.0")
-        ((2, 3), (10, 0))
-    """
-    from probing.errors import ConfigError
-
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if not re.fullmatch(r"[0-9]+\.[0-9]+", name):
-            raise ConfigError(f"--heads {name!r}: a head is LAYER.HEAD, such as 2.3")
-    pairs = [tuple(map(int, name.split("."))) for name in names]
-    return tuple((layer, head) for layer, head in pairs)
-
-
-def write_viewer(
-    folder: Path,
-    out: Path | None,
-    traces: Path | None,
-    ids: tuple[str, ...],
-    limit: int | None,
-    heads: tuple[Head, ...],
-    tokens: bool,
-    device: str,
-    beside: tuple[Path, ...],
-) -> None:
-    """Write the page, and say what is in it."""
-    from transformers.utils import logging
-
-    from probing.viewer.page import LIMIT, ViewerConfig, write_page
-
-    logging.disable_progress_bar()  # ours is enough
-    most = LIMIT if limit is None else limit
-    config = ViewerConfig(
-        folder, out, traces, ids or None, 0 if ids and limit is None else most, heads or None,
-        tokens, device, beside,
-    )  # fmt: skip
-    page = write_page(config, progress_bar)
-    for model in page.models:
-        name = f"{model.name}: " if len(page.models) > 1 else ""
-        with_tokens = f"tokens of the set's mean and {model.token_heads} heads"
-        console.print(
-            f"{name}{page.traces} of {model.scored} scored traces; step scores of {model.heads} of "
-            f"{model.all_heads} heads; {with_tokens if model.token_heads else 'no tokens'}"
-        )
-    if page.alone:
-        console.print(f"left out: {page.alone} traces that not every probe scored")
-    console.print(f"→ {page.path} ({page.size / 1e6:.1f} MB)", highlight=False)
-
-
-def draw_strip(
-    folder: Path,
-    traces: Path | None,
-    ids: tuple[str, ...],
-    heads: tuple[Head, ...],
-    formats: str,
-    out: Path | None,
-) -> None:
-    """Draw one trace's steps by the mean of the heads; without an id the one of most steps."""
-    from probing.errors import ConfigError
-    from probing.figures.style import save_figure
-    from probing.figures.trace import strip_of
-    from probing.folder import FinishedProbe
-
-    kinds = checked_formats(formats)
-    if len(ids) > 1:
-        raise ConfigError("a figure shows one trace: give one --ids, or --html for a page of many")
-    paths = [out] if out else [folder / f"trace.{kind}" for kind in kinds]
-    if out:
-        checked_formats(out.suffix[1:])
-    probe = FinishedProbe.load(folder, traces)
-    figure = strip_of(probe, ids[0] if ids else None, heads or None)
-    for path in paths:
-        save_figure(figure, path)
-        console.print(f"→ {path}", soft_wrap=True)
-
-
-def run_paper(
-    folder: Path,
-    ablation: Path | None,
-    train: Sequence[Path],
-    checkpoints: Sequence[Path],
-    formats: str,
-    out: Path | None,
-) -> None:
-    """`kfh plot paper`: draw the page and say what it lacks.
-
-    Raises:
-        KfhError: no finished probe, or a folder that was named and holds no such results.
-    """
-    kinds = checked_formats(formats)
-    figure, missing = paper_figure(folder, ablation, train, checkpoints)
-    for text in missing:
-        warn(f"left out: {text}")
-    save_all({"paper": figure}, out or folder, kinds)
-
-
-class FolderGroup(TyperGroup):
-    """`kfh plot DIR` is `kfh plot runs DIR`: what is no command is a folder, or an option."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the command in where the first word is none."""
-        if args and args[0] not in (*self.commands, *ctx.help_option_names):
-            args = ["runs", *args]
-        return super().parse_args(ctx, args)
-
-
-plot = typer.Typer(
-    cls=FolderGroup,
-    no_args_is_help=True,
-    help="Draw figures. `kfh plot DIR...` draws what the folders hold; a folder by the name of a "
-    "command is written ./NAME.",
-)
-
-Formats = Annotated[str, typer.Option(help="Of png, svg, pdf; comma between.")]
-Traces = Annotated[
-    Path | None, typer.Option(help="Of a probe: its trace file, where it has moved.")
-]
-
-
-@plot.command(name="runs")
-def plot_runs(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="DIR...",
-            help="Folder of kfh probe or kfh ablate; or folders of kfh train, or that hold such.",
-        ),
-    ],
-    metric: Annotated[Metric, typer.Option(help="Of a probe.")] = "sra",
-    scale: Annotated[
-        Scale,
-        typer.Option(help="Of a probe's heatmap: continuous, centred at chance, or the paper's."),
-    ] = "continuous",
-    smooth: Annotated[int, typer.Option(help="Of runs: steps of the moving mean.")] = 1,
-    traces: Traces = None,
-    trace: Annotated[
-        str | None, typer.Option(help="Of a probe: id of the trace to draw; default: the longest.")
-    ] = None,
-    formats: Formats = "png,svg,pdf",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the figures; default: the one DIR, or figures.")
-    ] = None,
-) -> None:
-    """Draw a probe, an ablation, or training runs together."""
-    run_plot(folders, metric, smooth, formats, out, traces, trace, scale)
-
-
 @plot.command(name="trace")
 def plot_trace(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished kfh probe.")],
@@ -411,8 +263,90 @@ def plot_trace(
     A page holds at most 12 MB of step scores (so many heads as fit, best first) and 16 MB of
     tokens, before base64; what is left out it says.
     """
-    settings = {**locals(), "beside": tuple(beside or ())}
-    run_trace(**settings)
+    from probing.errors import ConfigError
+
+    names = tuple(name.strip() for name in ids.split(",") if name.strip())
+    chosen = parse_heads(heads)
+    if html:
+        from probing.viewer.page import LIMIT, ViewerConfig
+
+        most = (0 if names else LIMIT) if limit is None else limit
+        write_viewer(
+            ViewerConfig(
+                folder, out, traces, names or None, most, chosen or None, tokens, device,
+                tuple(beside or ()),
+            )
+        )  # fmt: skip
+        return
+    if limit is not None or not tokens or beside:
+        raise ConfigError("--limit, --no-tokens and --beside are of the page; give --html too")
+    draw_strip(folder, traces, names, chosen, formats, out)
+
+
+def write_viewer(config: ViewerConfig) -> None:
+    """Write the page, and say what is in it."""
+    from transformers.utils import logging
+
+    from probing.viewer.page import write_page
+
+    logging.disable_progress_bar()  # ours is enough
+    page = write_page(config, progress_bar)
+    for model in page.models:
+        name = f"{model.name}: " if len(page.models) > 1 else ""
+        with_tokens = f"tokens of the set's mean and {model.token_heads} heads"
+        console.print(
+            f"{name}{page.traces} of {model.scored} scored traces; step scores of {model.heads} of "
+            f"{model.all_heads} heads; {with_tokens if model.token_heads else 'no tokens'}"
+        )
+    if page.alone:
+        console.print(f"left out: {page.alone} traces that not every probe scored")
+    console.print(f"→ {page.path} ({page.size / 1e6:.1f} MB)", highlight=False)
+
+
+def draw_strip(
+    folder: Path,
+    traces: Path | None,
+    ids: tuple[str, ...],
+    heads: tuple[Head, ...],
+    formats: str,
+    out: Path | None,
+) -> None:
+    """Draw one trace's steps by the mean of the heads; without an id the one of most steps."""
+    from probing.errors import ConfigError
+    from probing.figures.style import save_figure
+    from probing.figures.trace import strip_of
+    from probing.folder import ProbeResult
+
+    kinds = checked_formats(formats)
+    if len(ids) > 1:
+        raise ConfigError("a figure shows one trace: give one --ids, or --html for a page of many")
+    paths = [out] if out else [folder / f"trace.{kind}" for kind in kinds]
+    if out:
+        checked_formats(out.suffix[1:])
+    figure = strip_of(ProbeResult.load(folder, traces), ids[0] if ids else None, heads or None)
+    for path in paths:
+        save_figure(figure, path)
+        console.print(f"→ {path}", soft_wrap=True)
+
+
+def parse_heads(text: str) -> tuple[Head, ...]:
+    """Heads written as LAYER.HEAD, comma between.
+
+    Raises:
+        ConfigError: something else.
+
+    Example:
+        >>> parse_heads("2.3, 10.0")
+        ((2, 3), (10, 0))
+    """
+    from probing.errors import ConfigError
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if not re.fullmatch(r"[0-9]+\.[0-9]+", name):
+            raise ConfigError(f"--heads {name!r}: a head is LAYER.HEAD, such as 2.3")
+    pairs = [tuple(map(int, name.split("."))) for name in names]
+    return tuple((layer, head) for layer, head in pairs)
 
 
 @plot.command(name="paper")
@@ -433,7 +367,11 @@ def plot_paper(
     out: Annotated[Path | None, typer.Option(help="Folder for the figure; default: DIR.")] = None,
 ) -> None:
     """Lay out the paper's Figure 2 for a probed model: heads, ensembles, cause, stability."""
-    run_paper(folder, ablation, train or [], stability or [], formats, out)
+    kinds = checked_formats(formats)
+    figure, missing = paper_figure(folder, ablation, train or [], stability or [])
+    for text in missing:
+        warn(f"left out: {text}")
+    save_all({"paper": figure}, out or folder, kinds)
 
 
 def report(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kfh.tables import NONE, Table, exists
+from kfh.tables import Table
 from probing.files.headers import RESULTS, kind_of
+from probing.numbers import NONE, exists
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,15 +124,6 @@ def counted(counts: Mapping[str, Any]) -> str:
 def heads_text(pairs: Sequence[Sequence[int]]) -> str:
     """Heads as they are written everywhere: `2.3, 2.1`; a dash for none."""
     return ", ".join(f"{layer}.{head}" for layer, head in pairs) or NONE
-
-
-def best_trivial(controls: Iterable[Row], metric: str) -> Row | None:
-    """The control that goes by position or length alone and has the highest figure, if any has.
-
-    The mean of all heads is no trivial scorer: it is made of what is probed.
-    """
-    rows = [row for row in controls if row["control"] != "all heads" and exists(row[metric])]
-    return max(rows, key=lambda row: row[metric]) if rows else None
 
 
 def ends(run: Run, column: str) -> tuple[float, float]:

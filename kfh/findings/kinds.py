@@ -10,7 +10,7 @@
     KINDS.append(Kind("mine", "mine.json", read))
 
 Then `kfh.findings.page.run_report` has a section of each folder that holds `mine.json`, and
-`kfh.commands.show.run_plot` writes its pictures. A kind's `read` may raise DataError; the report
+`kfh plot` writes its pictures. A kind's `read` may raise DataError; the report
 then names the folder as damaged.
 """
 

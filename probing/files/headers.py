@@ -8,19 +8,21 @@ files without a header, since users bring their own.
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import json
 import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, cast
 
-from probing.errors import DataError
+from probing.errors import ConfigError, DataError
 
 HEADER = "kfh"
 SCHEMA = 1
@@ -87,6 +89,17 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_overwriting(out: Path | str, *inputs: Path | str | None) -> None:
+    """Refuse to write a file over one that it is made from, under whatever name or link.
+
+    Raises:
+        ConfigError: `out` is one of the inputs; those that are None or no file are none.
+    """
+    for path in (Path(path) for path in inputs if path is not None):
+        if path.exists() and Path(out).exists() and path.samefile(out):
+            raise ConfigError(f"{out} is the input {path} and would be overwritten: choose another")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -163,3 +176,34 @@ def _holds(folder: Path, kind: str, content: dict[str, Any] | None) -> bool:
     if kind == "training" and "method" in (content or {}):
         return True
     return (folder / BESIDE[kind]).is_file() if kind in BESIDE else content is not None
+
+
+def load_part(name: str) -> Callable[..., Any]:
+    """A function of the user's by `module:name`, as an option takes it.
+
+    Raises:
+        ConfigError: no such module, or nothing in it of that name that can be called.
+    """
+    module, _, path = name.partition(":")
+    try:
+        part: Any = importlib.import_module(module)
+        for attribute in path.split("."):
+            part = getattr(part, attribute)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise ConfigError(f"{name}: cannot be imported as module:name ({error})") from error
+    if not callable(part):
+        raise ConfigError(f"{name} is no function, but {type(part).__name__}")
+    return cast("Callable[..., Any]", part)
+
+
+def part_json(part: Callable[..., Any]) -> dict[str, Any]:
+    """`name` (module:name) and `hash` of the source of a function of the user's, for headers.
+
+    The hash is None where there is no source, as of a function that is typed into a console.
+    """
+    name = f"{part.__module__}:{getattr(part, '__qualname__', type(part).__qualname__)}"
+    try:
+        source = inspect.getsource(part if hasattr(part, "__qualname__") else type(part))
+    except (OSError, TypeError):
+        return {"name": name, "hash": None}
+    return {"name": name, "hash": text_hash(source)}

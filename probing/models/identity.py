@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +56,26 @@ class ModelCard:
     def describe(self) -> str:
         """Id and shape in words, for messages."""
         return f"{self.id} ({self.type}, {self.layers} layers of {self.heads} heads)"
+
+
+def model_settings(model: PreTrainedModel) -> dict[str, Any]:
+    """What of a model decides a result, for going on with it: shape, weights and precision.
+
+    Its id is left out: a folder may be moved, the fingerprints decide.
+    """
+    card = asdict(ModelCard.of("", model.config))
+    del card["id"]
+    return {
+        "model": card,
+        "weights": weights_fingerprint(model),
+        "dtype": str(next(model.parameters()).dtype),
+    }
+
+
+def context_limit(config: Any) -> int | None:
+    """Tokens that a model was made for, by its config; None where that does not say."""
+    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit
 
 
 def config_fingerprint(config: Any) -> str:

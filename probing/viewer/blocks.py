@@ -11,12 +11,11 @@ from jaxtyping import Float, UInt
 
 from probing.attention.scores import ScoredTrace
 from probing.files.headers import HEADER, file_header
-from probing.folder import FinishedProbe
+from probing.folder import ProbeResult
 from probing.ranking.metrics import ranked_trace, step_ranking_accuracy
 from probing.traces.file import Trace
 from probing.traces.phrases import Phrases, opening
 from probing.traces.segmenters import Segmenter
-from probing.traces.source import SourceReport
 from probing.viewer.pack import STEP_SCALE, TOKEN_SCALE, pack_codes, utf16_offsets
 from probing.viewer.views import ShownProbe, Views
 
@@ -46,7 +45,7 @@ def index_of(
 
 def title_of(shown: Sequence[ShownProbe]) -> str:
     """Models and traces, in a line."""
-    traces = shown[0].probe.run["config"]["traces"]
+    traces = shown[0].probe.config.traces
     return f"{' and '.join(item.name for item in shown)} on {Path(traces).name}"
 
 
@@ -56,8 +55,8 @@ def _model(item: ShownProbe) -> dict[str, Any]:
     names = ("sra", "sra_low", "sra_high", "balanced", "gating")
     return {
         "name": item.name,
-        "answer": probe.run["config"]["answer"],
-        "ranked": probe.run["counts"]["ranked"],
+        "answer": probe.config.answer,
+        "ranked": probe.counts["ranked"],
         "scored": len(probe.scored),
         "set": views.set_size,
         "setSra": _set_sra(probe),
@@ -90,7 +89,7 @@ def _line(trace: Trace, shown: Sequence[ShownProbe]) -> dict[str, Any]:
     }
 
 
-def _scored_line(trace: Trace, probe: FinishedProbe, views: Views) -> dict[str, Any]:
+def _scored_line(trace: Trace, probe: ProbeResult, views: Views) -> dict[str, Any]:
     scored = probe.scored[trace.id]
     line = {"tokens": scored.total_tokens, "answerTokens": scored.answer_tokens, "pairs": 0}
     sra = trace_sra(trace, scored, probe, views)
@@ -103,10 +102,10 @@ def _scored_line(trace: Trace, probe: FinishedProbe, views: Views) -> dict[str, 
 
 
 def trace_sra(
-    trace: Trace, scored: ScoredTrace, probe: FinishedProbe, views: Views
+    trace: Trace, scored: ScoredTrace, probe: ProbeResult, views: Views
 ) -> tuple[Float[np.ndarray, "view"], int] | None:
     """SRA of one trace by each view (eq. 2), and its number of pairs; None without a pair."""
-    ranked = ranked_trace(trace, scored, SourceReport())
+    ranked = ranked_trace(trace, scored)
     if ranked is None:
         return None
     scores = views.means(ranked.scores[probe.places(views.heads)])
@@ -120,7 +119,7 @@ def trace_sra(
     return np.concatenate(parts), pairs
 
 
-def _set_sra(probe: FinishedProbe) -> float:
+def _set_sra(probe: ProbeResult) -> float:
     """SRA of the set's mean over all ranked traces, as the table has it for single heads."""
     only_set = Views(tuple(probe.head_set.pairs), len(probe.head_set.pairs), ())
     values = [trace_sra(t, probe.scored[t.id], probe, only_set) for t in probe.traces()]
@@ -152,7 +151,7 @@ def trace_block(trace: Trace, shown: Sequence[ShownProbe], phrases: Phrases) -> 
     }
 
 
-def step_codes(trace: Trace, probe: FinishedProbe, views: Views) -> UInt[np.ndarray, "view step"]:
+def step_codes(trace: Trace, probe: ProbeResult, views: Views) -> UInt[np.ndarray, "view step"]:
     """Codes of S_k / S_base by each view."""
     scored = probe.scored[trace.id]
     scores = views.means(scored.scores[probe.places(views.heads)].astype(np.float64))
@@ -160,11 +159,11 @@ def step_codes(trace: Trace, probe: FinishedProbe, views: Views) -> UInt[np.ndar
         return STEP_SCALE.encode(scores / scored.base)
 
 
-def phrase_path(probe: FinishedProbe) -> Path:
+def phrase_path(probe: ProbeResult) -> Path:
     """The file of the phrases by which a probe's steps were cut, or the shipped one."""
-    source = probe.source
-    cut = Segmenter.parse(source.segmenter) if source.segmenter.endswith(".json") else Segmenter()
-    return cut.phrase_path
+    name = probe.source.segmenter
+    own_file = isinstance(name, str) and name.endswith(".json")
+    return (Segmenter.parse(name) if own_file else Segmenter()).phrase_path
 
 
 def _number(value: Any) -> float | None:

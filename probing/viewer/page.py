@@ -24,7 +24,7 @@ from pathlib import Path
 from probing.choices import Head
 from probing.errors import ConfigError
 from probing.files.headers import whole_file
-from probing.folder import FinishedProbe
+from probing.folder import ProbeResult
 from probing.settings import Progress, no_progress
 from probing.traces.file import Trace
 from probing.traces.phrases import Phrases
@@ -135,7 +135,7 @@ def write_page(config: ViewerConfig, progress: Progress = no_progress) -> Page:
     return pack_page(shown, traces, masses, config.path, alone)  # 4
 
 
-def _same_shape(probe: FinishedProbe, other: FinishedProbe) -> bool:
+def _same_shape(probe: ProbeResult, other: ProbeResult) -> bool:
     return probe.pairs == other.pairs
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from probing.choices import Head
 from probing.errors import ConfigError, DataError
-from probing.folder import FinishedProbe, ProbeFolder
+from probing.folder import ProbeResult
 from probing.traces.file import Trace
 
 # What a page may hold, before base64 adds a third: 28 × 12 heads of 200 traces of 90 steps fit.
@@ -44,11 +44,11 @@ class ShownProbe:
     """A probe in a page: its name there, and what is shown of it."""
 
     name: str
-    probe: FinishedProbe
+    probe: ProbeResult
     views: Views
 
 
-def load_probes(folders: Sequence[Path], traces: Path | None) -> tuple[FinishedProbe, ...]:
+def load_probes(folders: Sequence[Path], traces: Path | None) -> tuple[ProbeResult, ...]:
     """The probes to be shown beside each other.
 
     Args:
@@ -63,21 +63,21 @@ def load_probes(folders: Sequence[Path], traces: Path | None) -> tuple[FinishedP
     for place, folder in zip(places, folders, strict=True):
         if places.count(place) > 1:
             raise ConfigError(f"{folder} is given twice: another probe can stand beside it")
-    first = FinishedProbe.load(folders[0], traces)
+    first = ProbeResult.load(folders[0], traces)
     others = [
-        FinishedProbe.load(folder, None if _in_place(folder) else traces) for folder in folders[1:]
+        ProbeResult.load(folder, None if _in_place(folder) else traces) for folder in folders[1:]
     ]
     return (first, *others)
 
 
 def _in_place(folder: Path) -> bool:
     """Whether the trace file of a probe lies where it was; without a probe that is for `load`."""
-    return Path(ProbeFolder.load(folder).run["config"]["traces"]).is_file()
+    return Path(ProbeResult.load(folder).config.traces).is_file()
 
 
-def probe_names(probes: Sequence[FinishedProbe]) -> list[str]:
+def probe_names(probes: Sequence[ProbeResult]) -> list[str]:
     """The probes' models, told apart by their folders where two bear one name."""
-    names = [Path(probe.run["model"]["id"]).name for probe in probes]
+    names = [Path(probe.card.id).name for probe in probes]
     return [
         f"{name} ({probe.folder.name})" if names.count(name) > 1 else name
         for name, probe in zip(names, probes, strict=True)
@@ -85,7 +85,7 @@ def probe_names(probes: Sequence[FinishedProbe]) -> list[str]:
 
 
 def shared_traces(
-    probes: Sequence[FinishedProbe], ids: Sequence[str] | None, limit: int
+    probes: Sequence[ProbeResult], ids: Sequence[str] | None, limit: int
 ) -> tuple[list[Trace], int]:
     """The traces to show, and how many are not shown since not every probe scored them.
 
@@ -148,7 +148,7 @@ def check_same(trace: Trace, other: Trace, folder: Path, beside: Path) -> None:
 
 
 def choose_views(
-    probe: FinishedProbe,
+    probe: ProbeResult,
     shown: Sequence[Trace],
     heads: tuple[Head, ...] | None = None,
     tokens: bool = True,

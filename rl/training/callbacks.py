@@ -20,7 +20,7 @@ from probing.files.headers import json_number
 from probing.files.jsonl import LineStore
 from probing.headset import HeadSet
 from probing.ranking.metrics import ranked_trace, step_ranking_accuracy
-from probing.traces.source import SourceReport, TraceSource, prepare_traces
+from probing.traces.source import TraceSource, prepare_traces
 from probing.traces.tokens import encode_trace
 from rl.attnpo.completions import Cutter
 
@@ -201,9 +201,8 @@ class Reprobe(TrainerCallback):
         self, capture: AttentionCapture, device: torch.device
     ) -> tuple[Float[np.ndarray, "head"], int]:
         """SRA of every head, and over how many traces: those with a pair of steps with tokens."""
-        report = SourceReport()
         scored = {item.id: item for item in score_traces(capture, self.encoded, device=device)}
-        ranked = [ranked_trace(self.traces[name], scored[name], report) for name in self.traces]
+        ranked = [ranked_trace(self.traces[name], scored[name]) for name in self.traces]
         rows = [step_ranking_accuracy(each.scores, each.essential) for each in ranked if each]
         if not rows:
             raise DataError(

@@ -305,14 +305,13 @@ def trace_block(
     text = trace.response
     places = np.array([[step.start, step.end] for step in trace.steps])
     units = utf16_offsets(text, places).tolist()
-    pattern = phrases.pattern()
     think, answer = utf16_offsets(text, np.array([trace.reasoning_end, trace.answer_start]))
     return {
         "text": text,
         "think": int(think),
         "answer": int(answer),
         "steps": [
-            [*span, step.label, *opening(text, step, phrases, pattern), int(tokens)]
+            [*span, step.label, *opening(text, step, phrases), int(tokens)]
             for span, step, tokens in zip(units, trace.steps, own.tokens, strict=True)
         ],
         "scores": pack_codes(step_codes(own, probe, views)),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from probing.errors import DataError
 from probing.traces.file import Trace
-from probing.traces.text import answer_part, boxed_spans, last_box
+from probing.traces.text import answer_part, boxes, last_box
 from rl.pocket.parse import parse_problem
 from rl.tasks.prompts import choose_template
 from rl.tasks.questions import Question, QuestionSet
@@ -77,7 +77,7 @@ class AnswerVerifier:
         if not question.answer:
             return False
         if self.boxed:
-            spans = boxed_spans(text)
+            spans = boxes(text)
             text = text[: spans[0][1] + 1] if spans else ""
         text = text.split(self.tokenizer.eos_token or "\0")[0]
         return self.questions.correct(question, text, think_end="")

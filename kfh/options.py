@@ -182,9 +182,6 @@ def ablate(
     factors: Annotated[
         str, typer.Option(help="Steering: factors on the attention to a step.")
     ] = "0,0.001,0.01,0.1,0.5,1,2,8",
-    backend: Annotated[
-        str, typer.Option(help="What edits heads: transformers or transformer-lens (slow).")
-    ] = "transformers",
     draws: Annotated[int, typer.Option(help="Random draws of each control.")] = 5,
     answer: Annotated[
         str,
@@ -243,7 +240,6 @@ def ablate(
             "max_answer_tokens": max_answer_tokens,
             "batch_tokens": batch_tokens,
             "seed": seed,
-            "backend": backend,
         },
         source={"labels": labels, "keep": keep, "skip_bad": skip_bad, "think_end": think_end},
     )

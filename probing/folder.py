@@ -6,6 +6,7 @@ Read the folder of a finished probe again: head table, run file, head set, ranke
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +17,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from probing.attention.capture import check_heads
 from probing.attention.scores import ScoredTrace
 from probing.attention.store import ScoreStore
 from probing.choices import Head
-from probing.errors import ConfigError, DataError
+from probing.errors import DataError
 from probing.files.headers import (
     HEADER,
     file_hash,
@@ -219,12 +221,11 @@ class FinishedProbe(ProbeFolder):
         """Rows of these heads in the scores.
 
         Raises:
-            ConfigError: a head that the model does not have.
+            ModelError: a head that the model does not have.
         """
         rows = {pair: row for row, pair in enumerate(self.pairs)}
-        for layer, head in heads:
-            if (layer, head) not in rows:
-                raise ConfigError(f"{self.folder}: the probed model has no head {layer}.{head}")
+        layers = Counter(layer for layer, _ in rows)
+        check_heads(f"{self.folder}: the probed model", layers, heads)
         return [rows[pair] for pair in heads]
 
     def ratios(self, trace: Trace, heads: Sequence[Head]) -> Float[np.ndarray, "step"]:

@@ -22,7 +22,12 @@ from probing.choices import Head
 from probing.config import ProbeConfig
 from probing.files.headers import file_hash
 from probing.folder import ProbeResult, write_result
-from probing.models.identity import ModelCard, tokenizer_fingerprint, weights_fingerprint
+from probing.models.identity import (
+    ModelCard,
+    context_limit,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
 from probing.models.load import load_model, load_tokenizer
 from probing.models.processes import Processes
 from probing.ranking.metrics import RankedTrace, ranked_trace
@@ -79,7 +84,7 @@ def probe(
         return None
     loaded = store.load()
     scored = {trace_id: loaded[trace_id] for trace_id in ids}
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_limit(model.config)
     ranked: list[RankedTrace] = []
     fingerprint = tokenizer_fingerprint(tokenizer)
 

@@ -18,7 +18,7 @@ import numpy as np
 from probing.answers.context import CauseTrace, PreparedTrace, encode_causes
 from probing.attention.capture import AttentionCapture
 from probing.attention.scores import score_traces
-from probing.choices import ANSWERS, BACKENDS, MIN_CHARS
+from probing.choices import ANSWERS, MIN_CHARS
 from probing.errors import ConfigError, DataError
 from probing.files.headers import file_hash
 from probing.headset import HeadSet
@@ -196,7 +196,6 @@ class InterventionConfig:
         max_answer_tokens: longest greedy answer; 0: none is decoded, log-probabilities alone.
         batch_tokens: tokens in a forward pass, padding included.
         seed: of the random draws.
-        backend: what edits heads: `transformers` or `transformer-lens` (slow, a witness).
     """
 
     remove: tuple[int, ...] = (1, 2, 3)
@@ -208,14 +207,11 @@ class InterventionConfig:
     max_answer_tokens: int = 64
     batch_tokens: int = 8192
     seed: int = 0
-    backend: str = "transformers"
 
     def __post_init__(self) -> None:
         """Check the settings."""
         if self.answer not in ANSWERS:
             raise ConfigError(f"unknown answer {self.answer!r}; choose {', '.join(ANSWERS)}")
-        if self.backend not in BACKENDS:
-            raise ConfigError(f"unknown backend {self.backend!r}; choose {' or '.join(BACKENDS)}")
         if not self.remove or min(self.remove) < 1 or len(set(self.remove)) < len(self.remove):
             raise ConfigError(f"--remove takes numbers of steps, at least 1, not {self.remove}")
         for name, least in (

@@ -1,27 +1,42 @@
-"""What can be chosen, by name: metrics, backends, answers, segmenters. Light: imports nothing."""
+"""What can be chosen, by name, as Literal types; and the few values that many share.
+
+Of each type `X` the names stand in a tuple beside it, for loops and messages. Nothing of ours is
+imported here.
+"""
 
 from __future__ import annotations
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from typing import Literal, get_args
 
 Head = tuple[int, int]  # (layer, head), both from 0
 
-GIVEN = "given"  # the steps that the trace file holds
-KEEP = ("correct", "all")
+Metric = Literal["sra", "balanced", "gating"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+METRIC_NAMES = {"sra": "SRA", "balanced": "balanced SRA", "gating": "gating accuracy"}
+Scale = Literal["continuous", "classes"]  # of a heatmap's colours
+SCALES: tuple[Scale, ...] = get_args(Scale)
 
-METRICS = ("sra", "balanced", "gating")
-CONTROLS = ("recency", "earliness", "length", "uniform", "all heads")
-
-BACKENDS = ("transformers", "transformer-lens")
+Backend = Literal["transformers", "transformer-lens"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 BATCH_TOKENS = 8192
-MIN_CHARS = 80  # the release's minimum length of a step
 
-SELECTIONS = ("top", "greedy")
-
-NULLS = ("shuffle", "rotate")
-RULES = ("overlap", "start")
-ANSWERS = ("all", "values", "boxed")
-
-THINK_END = "</think>"
-LABELS = ("essential", "redundant", None)
+Selection = Literal["top", "greedy"]
+SELECTIONS: tuple[Selection, ...] = get_args(Selection)
+Null = Literal["shuffle", "rotate"]
+NULLS: tuple[Null, ...] = get_args(Null)
 PERMUTATIONS = 1000  # of labels, for the null of the best head
+
+Keep = Literal["correct", "all"]
+KEEP: tuple[Keep, ...] = get_args(Keep)
+Answer = Literal["all", "values", "boxed"]
+ANSWERS: tuple[Answer, ...] = get_args(Answer)
+Rule = Literal["overlap", "start"]  # how steps take tokens
+RULES: tuple[Rule, ...] = get_args(Rule)
+Label = Literal["essential", "redundant"]
+LABELS: tuple[Label | None, ...] = (*get_args(Label), None)
+
+GIVEN = "given"  # the steps that the trace file holds
+MIN_CHARS = 80  # the release's minimum length of a step
+THINK_END = "</think>"

@@ -2,96 +2,92 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from probing.choices import (
-    ANSWERS,
-    BACKENDS,
     BATCH_TOKENS,
-    DTYPES,
     GIVEN,
     MIN_CHARS,
-    NULLS,
     PERMUTATIONS,
-    SELECTIONS,
     THINK_END,
+    Answer,
+    Backend,
+    Dtype,
+    Keep,
+    Metric,
+    Null,
+    Selection,
 )
 from probing.errors import ConfigError
-from probing.settings import check_metric
-from probing.traces.source import TraceSource
+from probing.files.headers import part_json
+from probing.models.load import pocket_model
+from probing.settings import check, choice, to_json
+from probing.traces.segmenters import SegmentFunction
+from probing.traces.source import STEPS, TraceSource, pocket_traces
+
+RANKING, MODEL = "Ranking", "Model"  # panels of the command line
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
     """All settings of a probe, checked on creation. Field by field as the command line has them.
 
-    Args:
-        model: hub id, folder or `.gguf` file.
-        traces: trace file.
-        out: folder for the results.
-        segmenter, min_chars, labels, keep, skip_bad, think_end: see `TraceSource`.
-        answer: which answer tokens are F: `all` (the paper), `values` or `boxed`.
-        select: `top` or `greedy`.
-        top: number of heads in the set; the paper finds about 3 enough.
-        by: metric to select by: `sra`, `balanced` or `gating`.
-        null: how labels are permuted for p-values: `shuffle` or `rotate`.
-        permutations: their number.
-        backend: `transformers` or `transformer-lens`.
-        device, dtype: `auto`, or as torch names them.
-        batch_tokens: tokens in a forward pass, padding included.
-        resume: go on from the traces already scored in `out`.
-        trust_remote_code: run code that comes with the model.
-        seed: of the bootstrap and the permutations.
+    Each field's help says what it is; `segmenter` to `think_end` are those of `TraceSource`.
+
+    Raises:
+        ConfigError: a value that is no choice or out of bounds, or another model without traces.
     """
 
-    model: str
-    traces: Path
-    out: Path
-    segmenter: str = GIVEN
-    min_chars: int = MIN_CHARS
-    labels: str = "steps"
-    keep: str = "correct"
-    skip_bad: bool = False
-    think_end: str = THINK_END
-    answer: str = "all"
-    select: str = "top"
-    top: int = 3
-    by: str = "sra"
-    null: str = "shuffle"
-    permutations: int = PERMUTATIONS
-    backend: str = "transformers"
-    device: str = "auto"
-    dtype: str = "auto"
-    batch_tokens: int = BATCH_TOKENS
-    resume: bool = True
-    trust_remote_code: bool = False
-    seed: int = 0
+    model: str = choice("pocket", "Hub id, folder or .gguf file; pocket: the embedded model.")
+    traces: Path = choice(
+        Path("pocket"), "Labelled trace file (JSONL, .gz too); pocket: the embedded model's."
+    )
+    out: Path = choice(Path("runs/probe"), "Folder for the results.")
+    segmenter: str | SegmentFunction = choice(
+        GIVEN,
+        "given: the file's steps; or attnpo, line, sentence, paragraph, *.json, module:name.",
+        panel=STEPS,
+    )
+    min_chars: int = choice(
+        MIN_CHARS, "Steps shorter than this are merged (attnpo).", least=1, panel=STEPS
+    )
+    labels: str = choice("steps", "steps: the file's own; or a label file.", panel=STEPS)
+    keep: Keep = choice("correct", "Which traces: correct answers only, or all.", panel=STEPS)
+    skip_bad: bool = choice(False, "Leave bad lines out, counted.", panel=STEPS)
+    think_end: str = choice(THINK_END, "The text that ends the reasoning.", panel=STEPS)
+    answer: Answer = choice("all", "Answer tokens that look back.", panel=RANKING)
+    by: Metric = choice("sra", "Metric to pick heads by.", panel=RANKING)
+    select: Selection = choice("top", "How heads are picked.", panel=RANKING)
+    top: int = choice(3, "Number of heads in the set.", least=1, panel=RANKING)
+    null: Null = choice("shuffle", "How labels are permuted.", panel=RANKING)
+    permutations: int = choice(PERMUTATIONS, "Labellings of the null.", least=1, panel=RANKING)
+    seed: int = choice(0, "Of bootstrap and permutations.", panel=RANKING)
+    backend: Backend = choice("transformers", "What captures attention.", panel=MODEL)
+    device: str = choice("auto", "auto, cpu, cuda, …", panel=MODEL)
+    dtype: Dtype = choice("auto", "Of the weights.", panel=MODEL)
+    batch_tokens: int = choice(BATCH_TOKENS, "Tokens in a forward pass.", least=1, panel=MODEL)
+    resume: bool = choice(True, "Go on from the traces scored in --out.", panel=MODEL)
+    trust_remote_code: bool = choice(False, "Run code of the model's.", panel=MODEL)
 
     def __post_init__(self) -> None:
-        """Check what can be known before anything is read."""
-        check_metric(self.by)
-        for name, known in (
-            ("select", SELECTIONS),
-            ("answer", ANSWERS),
-            ("null", NULLS),
-            ("backend", BACKENDS),
-            ("dtype", DTYPES),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"unknown {name} {getattr(self, name)!r}; choose {', '.join(known)}"
-                )
-        for name in ("top", "batch_tokens", "permutations"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, is {getattr(self, name)}")
+        """Check what can be known before anything is read; `pocket` becomes its paths."""
+        check(self)
+        for name in ("traces", "out"):
+            object.__setattr__(self, name, Path(getattr(self, name)))
+        if str(self.traces) == "pocket":
+            if self.model not in ("pocket", str(pocket_model())):
+                raise ConfigError("--model needs --traces: labelled traces, best of that model")
+            object.__setattr__(self, "traces", pocket_traces())
+        if self.model == "pocket":
+            object.__setattr__(self, "model", str(pocket_model()))
 
     @property
     def source(self) -> TraceSource:
         """The trace part of the settings."""
         return TraceSource(
-            Path(self.traces),
+            self.traces,
             self.segmenter,
             self.min_chars,
             self.skip_bad,
@@ -102,4 +98,7 @@ class ProbeConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in the run file."""
-        return {**asdict(self), "traces": str(self.traces), "out": str(self.out)}
+        settings = to_json(self)
+        if not isinstance(self.segmenter, str):
+            settings["segmenter"] = part_json(self.segmenter)["name"]
+        return settings

@@ -1,14 +1,18 @@
-"""A finished probe, read again: its traces as they were scored, or an error that says why not.
+"""A finished probe: one type, whether it comes from memory (`probe()`) or from its folder.
 
-Read the folder of a finished probe again: head table, run file, head set, ranked traces.
+The folder holds `run.json` (settings, counts, controls, ensembles), `sra.parquet` (a row a head),
+`heads.json` (the head set) and `scores.parquet` (the scores of all steps). The first two are read
+at once. The others, and the traces and labels that the probe was made from, are read and checked
+when they are asked for; an error then says which of them is missing or is not that of the probe.
 """
 
 from __future__ import annotations
 
+import html
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,10 @@ from jaxtyping import Float
 
 from probing.attention.capture import check_heads
 from probing.attention.scores import ScoredTrace
-from probing.attention.store import ScoreStore
-from probing.choices import Head
-from probing.errors import DataError
+from probing.attention.store import ScoreStore, stored_labels, stored_settings
+from probing.choices import METRIC_NAMES, METRICS, Head
+from probing.config import ProbeConfig
+from probing.errors import ConfigError, DataError
 from probing.files.headers import (
     HEADER,
     file_hash,
@@ -32,54 +37,139 @@ from probing.files.headers import (
 )
 from probing.headset import HeadSet
 from probing.models.identity import ModelCard
+from probing.ranking.caveats import label_caveats, ranking_caveats
 from probing.ranking.metrics import RankedTrace
-from probing.ranking.rank import ProbeResult as ProbeResult
+from probing.ranking.rank import Ranking, set_caveats
 from probing.traces.file import Trace, read_traces
 from probing.traces.source import TraceSource, prepare_traces
 
+BEST = 10  # heads that are shown, beside those of the set
 
-@dataclass(frozen=True, eq=False)
-class ProbeFolder:
-    """A finished probe as it lies on disk.
 
-    `table` has a row a head, in the order of layers and heads.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ProbeResult(Ranking):
+    """A finished probe: its ranking, its settings, and what lies in its folder.
+
+    Args:
+        folder: where its files are.
+        card: the model that was probed.
+        speed: traces, tokens and seconds of the scoring; traces scored before, as `resumed`.
+        header: of run.json: versions, command, date.
+        moved: its trace file, where that is no longer at the place that the settings name.
+
+    Example:
+        >>> result = ProbeResult.load("runs/x")  # doctest: +SKIP
+        >>> result.table, result.controls, result.caveats  # doctest: +SKIP
+        >>> probing.figures.heatmap(result, "sra")  # doctest: +SKIP
     """
 
     folder: Path
-    table: pd.DataFrame
-    run: dict[str, Any]
-    head_set: HeadSet
+    card: ModelCard
+    speed: dict[str, float] = field(default_factory=dict)
+    header: dict[str, Any] = field(default_factory=dict)
+    moved: Path | None = None
 
     @classmethod
-    def load(cls, folder: Path) -> ProbeFolder:
-        """Read and check.
+    def load(cls, folder: str | Path, traces: Path | None = None) -> ProbeResult:
+        """Read the folder of a finished probe.
+
+        Args:
+            folder: what `kfh probe --out` named.
+            traces: its trace file, where that has moved.
 
         Raises:
             DataError: no finished probe, or a damaged one.
         """
-        table, run = read_tables(folder)
-        missing = [key for key in ("config", "model", "counts", "curves") if key not in run]
-        if missing or not {"layer", "head", "sra"} <= set(table):
-            raise DataError(f"{folder}: damaged; probe again (missing: {', '.join(missing)})")
-        return cls(folder, table, run, HeadSet.load(folder / "heads.json"))
+        folder = Path(folder)
+        try:
+            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            table = pd.read_parquet(folder / "sra.parquet")
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{folder}: no finished probe ({error}); run `kfh probe --out {folder}` first"
+            ) from error
+        try:
+            known = {item.name for item in fields(ProbeConfig)}
+            settings = {name: value for name, value in run["config"].items() if name in known}
+            config, _ = ProbeConfig(**settings), table[["layer", "head", "sra"]]
+            controls = pd.DataFrame(run["controls"]).set_index("control").astype(float)
+            controls, points = controls.reset_index(), run["curves"][config.select][: config.top]
+            result = cls(
+                config=config,
+                table=table,
+                controls=controls,
+                curves=run["curves"],
+                chosen=[(int(layer), int(head)) for layer, head in (p["added"] for p in points)],
+                set_caveats=(
+                    run["set_caveats"]
+                    if "set_caveats" in run  # older probes leave it to us
+                    else set_caveats(controls, points[-1])
+                ),
+                scorers=run.get("scorers", {}),
+                null=run["null"],
+                counts=run["counts"],
+                folder=folder,
+                card=ModelCard(**run["model"]),
+                speed=run.get("speed", {}),
+                header=run.get(HEADER, {}),
+                moved=traces,
+            )
+        except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{folder}: damaged; probe again ({error!r})") from error
+        return result
+
+    def write(self, head_set: HeadSet) -> None:
+        """Write `sra.parquet`, `heads.json` and `run.json` into the folder, each whole."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_pandas(self.table, preserve_index=False)
+        header = json.dumps(file_header("head table", model=self.card.id))
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), HEADER: header})
+        with whole_file(self.folder / "sra.parquet") as temporary:
+            pq.write_table(table, temporary)
+        head_set.save(self.folder / "heads.json")
+        write_json(self.folder / "run.json", self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of run.json: settings, counts, controls, null, ensembles, speed."""
+        controls = [
+            {name: v if isinstance(v, str) else json_number(v) for name, v in row.items()}
+            for row in self.controls.to_dict("records")
+        ]
+        return {
+            HEADER: self.header,
+            "config": self.config.to_json(),
+            "model": vars(self.card),
+            "counts": self.counts,
+            "controls": controls,
+            "null": self.null,
+            "curves": self.curves,
+            "set_caveats": self.set_caveats,
+            "scorers": self.scorers,
+            "speed": self.speed,
+        }
+
+    # Heads
 
     @property
-    def card(self) -> ModelCard:
-        """The model that was probed."""
-        return ModelCard(**self.run["model"])
-
-    @property
-    def pairs(self) -> list[tuple[int, int]]:
+    def pairs(self) -> list[Head]:
         """Every head as `(layer, head)`, in the order of the table and of the scores."""
-        return [(int(layer), int(head)) for layer, head in self.table[["layer", "head"]].to_numpy()]
+        return heads_of(self.table)
 
-    @property
-    def ranked(self) -> list[str]:
-        """Ids of the traces that were ranked, sorted."""
-        counts = self.run["counts"]
-        return sorted([*counts["select_traces"], *counts["held_out_traces"]])
+    @cached_property
+    def head_set(self) -> HeadSet:
+        """The head set, as `heads.json` has it."""
+        return HeadSet.load(self.folder / "heads.json", warn=False)
 
-    def figures(self, metric: str) -> Float[np.ndarray, "head"]:
+    def best(self, count: int = BEST, by: str | None = None) -> pd.DataFrame:
+        """The rows of the `count` best heads by a metric, best first, and of those of the set."""
+        ordered = self.table.sort_values(by or self.config.by, ascending=False, kind="stable")
+        ordered = ordered.reset_index(drop=True)
+        in_set = [pair in self.chosen for pair in heads_of(ordered)]
+        return ordered[(ordered.index < count) | in_set]
+
+    def values(self, metric: str) -> Float[np.ndarray, "head"]:
         """A metric of each head over all ranked traces.
 
         Raises:
@@ -93,31 +183,92 @@ class ProbeFolder:
             )
         return values
 
-    def problems(self, traces: Path | None = None) -> dict[str, str]:
-        """The problem of each trace by id: traces of one problem are no independent draws.
+    # What to hold against it
 
-        Args:
-            traces: the trace file, where it is no longer at the place that the run file names.
+    @property
+    def caveats(self) -> list[str]:
+        """What is to be held against the figures, in sentences; empty where no rule is broken.
+
+        On the best head, the head set, the traces and the labels: see `probing.ranking.caveats`.
+        """
+        return [*ranking_caveats(self), *label_caveats(self, self.label_way)]
+
+    @cached_property
+    def label_way(self) -> str | None:
+        """How the label file was made: ablation, rules, judges; None where it is gone.
+
+        Empty where it does not say, or where the labels are those of the trace file.
+        """
+        if self.config.labels == "steps":
+            return ""
+        try:
+            with Path(self.config.labels).open(encoding="utf-8") as file:
+                header = json.loads(file.readline())[HEADER]
+            return str((header.get("settings") or {}).get("by") or header.get("source") or "")
+        except OSError:
+            return None
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return ""
+
+    # Traces and their step scores
+
+    @property
+    def ranked(self) -> list[str]:
+        """Ids of the traces that were ranked, sorted."""
+        return sorted([*self.counts["select_traces"], *self.counts["held_out_traces"]])
+
+    @property
+    def trace_file(self) -> Path:
+        """The trace file that was probed.
 
         Raises:
-            DataError: the file is not there, or is another one.
+            DataError: it is not there, or is another one.
         """
-        path, config = self.trace_file(traces), self.run["config"]
-        found = read_traces(path, skip_bad=config["skip_bad"], think_end=config["think_end"])
-        return {trace.id: trace.problem or trace.prompt for trace in found}
-
-    def trace_file(self, traces: Path | None = None) -> Path:
-        """The trace file that was probed, checked; errors as in `problems`."""
-        path = traces or Path(self.run["config"]["traces"])
+        path = self.moved or Path(self.config.traces)
         if not path.is_file():
             raise DataError(
                 f"{path}: the trace file of the probe in {self.folder} is not there; say with "
                 "--traces where it is"
             )
-        held = (self.head_set.traces or {}).get("hash")
-        if held and file_hash(path) != held:
+        probed = (self.head_set.traces or {}).get("hash")
+        if probed and file_hash(path) != probed:
             raise DataError(f"{path}: not the trace file that {self.folder} was probed on")
         return path
+
+    def problems(self) -> dict[str, str]:
+        """The problem of each trace by id: traces of one problem are no independent draws.
+
+        Raises:
+            DataError: as for `trace_file`.
+        """
+        traces = read_traces(
+            self.trace_file, skip_bad=self.config.skip_bad, think_end=self.config.think_end
+        )
+        return {trace.id: trace.problem or trace.prompt for trace in traces}
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether the step scores are there: without them nothing can be resampled."""
+        return (self.folder / "scores.parquet").is_file()
+
+    @cached_property
+    def scored(self) -> dict[str, ScoredTrace]:
+        """Step scores of each trace by id, of all heads.
+
+        Raises:
+            DataError: `scores.parquet` is missing or damaged.
+        """
+        if not self.has_scores:
+            raise DataError(
+                f"{self.folder / 'scores.parquet'} is missing: no step scores; run `kfh probe "
+                f"--out {self.folder}` again, or copy the file"
+            )
+        return dict(ScoreStore(self.folder, {}).load())
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that decided the step scores, as `scores.parquet` has it; errors as for `scored`."""
+        return stored_settings(self.folder / "scores.parquet")
 
     def ranked_traces(self, problems: dict[str, str] | None = None) -> list[RankedTrace]:
         """The labelled steps of each ranked trace with their scores, as the probe ranked them.
@@ -126,96 +277,68 @@ class ProbeFolder:
             problems: of each trace by id; without it each trace stands for a problem of its own.
 
         Raises:
-            DataError: `scores.parquet` is missing, or does not hold what the run file says.
+            DataError: as for `scored`, or the scores are not those that the run file names.
         """
-        if not self.stored_scores:
-            raise DataError(
-                f"{self.folder / 'scores.parquet'}: no step scores; probe again, or copy the file"
-            )
-        found = []
+        labels = stored_labels(self.folder / "scores.parquet") if self.scored else {}
+        traces = []
         for name in self.ranked:
-            if name not in self.stored_scores:
-                raise DataError(f"{self.folder}: scores.parquet has no trace {name}; probe again")
-            scored, labels = self.stored_scores[name], self._labels[name]
-            chosen = (labels != "") & (scored.tokens > 0)
-            found.append(
-                RankedTrace(
-                    name,
-                    problems[name] if problems else name,
-                    scored.scores[:, chosen],
-                    labels[chosen] == "essential",
-                    scored.tokens[chosen],
-                    scored.base,
-                )
+            problem = problems[name] if problems else name
+            ranked = name in self.scored and RankedTrace.of(
+                self.scored[name], labels[name], problem
             )
-        return found
-
-    @property
-    def has_scores(self) -> bool:
-        """Whether the step scores are there: without them nothing can be resampled."""
-        return (self.folder / "scores.parquet").is_file()
+            if not ranked:
+                raise DataError(f"{self.folder}: scores.parquet has no trace {name}; probe again")
+            traces.append(ranked)
+        return traces
 
     @cached_property
-    def stored_scores(self) -> dict[str, ScoredTrace]:
-        """Step scores of each trace by id, of all heads."""
-        return dict(ScoreStore(self.folder, {}).load())
-
-    @cached_property
-    def _labels(self) -> dict[str, np.ndarray]:
-        """Labels of the steps of each trace in scores.parquet; empty text where there is none."""
-        import pyarrow.parquet as pq
-
-        file = pq.ParquetFile(self.folder / "scores.parquet")
-        found = {}
-        for number in range(file.num_row_groups):
-            group = file.read_row_group(number, columns=["trace", "step", "label"])
-            steps = int(group["step"][-1].as_py()) + 1
-            rows = group["label"].to_pandas().astype(object).fillna("").to_numpy(str)
-            found[str(group["trace"][0].as_py())] = rows.reshape(steps, -1)[:, 0]
-        return found
-
-
-@dataclass(frozen=True, eq=False)
-class FinishedProbe(ProbeFolder):
-    """What `kfh probe` left in a folder, with the traces and labels that it was made from.
-
-    `settings` is all that decided the scores.
-    """
-
-    settings: dict[str, Any]
-    scored: dict[str, ScoredTrace]
-    source: TraceSource
-
-    @classmethod
-    def load(cls, folder: Path, traces: Path | None = None) -> FinishedProbe:
-        """Read a folder, and check it against its traces, labels and phrases.
-
-        Args:
-            folder: of a finished probe.
-            traces: its trace file, where that has moved.
+    def source(self) -> TraceSource:
+        """The traces with steps and labels, checked to be those of the probe.
 
         Raises:
-            DataError: no finished probe, or traces, labels or phrases that are missing or not
-                those of the probe.
+            DataError: traces, labels or phrases are missing or are others.
         """
-        plain = ProbeFolder.load(folder)
-        if not plain.has_scores:
+        source = replace(self.config, traces=self.trace_file).source
+        if source.labels != "steps":
+            if not Path(source.labels).is_file():
+                raise DataError(f"{source.labels}: the probe's label file is not there")
+            if file_hash(Path(source.labels)) != (self.head_set.labels or {}).get("hash"):
+                raise DataError(
+                    f"{source.labels} is not the label file of the probe (its hash differs); "
+                    "probe again: it takes no scoring anew"
+                )
+        then, now = self.settings["segmenter"], source.segmenter_json()
+        if {**then, "phrases": None} != {**now, "phrases": None}:  # the path alone may differ
+            raise DataError(f"{source.path}: steps were cut by {then}, now by {now}; probe again")
+        return source
+
+    def traces(self, ids: Sequence[str] | None = None) -> Iterator[Trace]:
+        """The scored traces with steps and labels, in the order of the file; or those of `ids`.
+
+        Raises:
+            DataError: as for `source`; an id that was not scored, or a trace whose steps are not
+                those scored.
+        """
+        unknown = sorted(set(ids or ()) - set(self.scored))
+        if unknown:
             raise DataError(
-                f"{folder / 'scores.parquet'} is missing: run `kfh probe --out {folder}` again"
+                f"{self.folder}: no scores of trace {', '.join(unknown)}; scored are "
+                f"{len(self.scored)}, such as {', '.join(list(self.scored)[:3])}"
             )
-        config = plain.run["config"]
-        own = ("segmenter", "min_chars", "labels", "keep", "skip_bad", "think_end")
-        found = cls(
-            folder,
-            plain.table,
-            plain.run,
-            plain.head_set,
-            _settings(folder / "scores.parquet"),
-            plain.stored_scores,
-            TraceSource(plain.trace_file(traces), **{name: config[name] for name in own}),
-        )
-        found._check_sources()
-        return found
+        for trace in prepare_traces(self.source):
+            if ids is not None and trace.id not in ids:
+                continue
+            scored = self.scored.get(trace.id)
+            if scored is None or scored.scores.shape != (len(self.table), len(trace.steps)):
+                raise DataError(
+                    f"{self.folder}: the scores of trace {trace.id} are missing, or of other "
+                    "steps or heads; probe again"
+                )
+            yield trace
+
+    def longest(self, ids: Sequence[str] | None = None) -> Trace:
+        """The trace with most steps; of several the last by id. Errors as for `traces`."""
+        return max(self.traces(ids), key=lambda trace: (len(trace.steps), trace.id))
 
     def places(self, heads: Sequence[Head]) -> list[int]:
         """Rows of these heads in the scores.
@@ -230,122 +353,27 @@ class FinishedProbe(ProbeFolder):
 
     def ratios(self, trace: Trace, heads: Sequence[Head]) -> Float[np.ndarray, "step"]:
         """S_k / S_base of a trace's steps by the mean of these heads (no unit)."""
-        own = self.scored[trace.id]
-        ratios: np.ndarray = own.scores[self.places(heads)].mean(axis=0) / own.base
+        scored = self.scored[trace.id]
+        ratios: np.ndarray = scored.scores[self.places(heads)].mean(axis=0) / scored.base
         return ratios
 
-    def traces(self, ids: Sequence[str] | None = None) -> Iterator[Trace]:
-        """The scored traces with steps and labels, in the order of the file; or those of `ids`.
-
-        Raises:
-            DataError: an id that was not scored, or a trace whose steps are not those scored.
-        """
-        unknown = sorted(set(ids or ()) - set(self.scored))
-        if unknown:
-            raise DataError(
-                f"{self.folder}: no scores of trace {', '.join(unknown)}; scored are "
-                f"{len(self.scored)}, such as {', '.join(list(self.scored)[:3])}"
-            )
-        for trace in prepare_traces(self.source):
-            if ids is not None and trace.id not in ids:
-                continue
-            own = self.scored.get(trace.id)
-            if own is None or own.scores.shape != (len(self.table), len(trace.steps)):
-                raise DataError(
-                    f"{self.folder}: the scores of trace {trace.id} are missing, or of other "
-                    "steps or heads; probe again"
-                )
-            yield trace
-
-    def longest(self, ids: Sequence[str] | None = None) -> Trace:
-        """The trace with most steps; of several the last by id."""
-        return max(self.traces(ids), key=lambda trace: (len(trace.steps), trace.id))
-
-    def _check_sources(self) -> None:
-        """Raise DataError where labels or phrases are not those of the probe."""
-        labels = self.head_set.labels or {}
-        if self.source.labels != "steps":
-            if not Path(self.source.labels).is_file():
-                raise DataError(f"{self.source.labels}: the probe's label file is not there")
-            if file_hash(Path(self.source.labels)) != labels.get("hash"):
-                raise DataError(
-                    f"{self.source.labels} is not the label file of the probe (its hash differs); "
-                    "probe again: it takes no scoring anew"
-                )
-        then, now = self.settings["segmenter"], self.source.segmenter_json()
-        if {**then, "phrases": None} != {**now, "phrases": None}:  # the path alone may differ
-            raise DataError(
-                f"{self.source.path}: steps were cut by {then}, now by {now}; probe again"
-            )
+    def _repr_html_(self) -> str:
+        """For notebooks: the best heads, the controls, and the caveats."""
+        metrics = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
+        heads = self.best()[["layer", "head", *metrics, "sra_p", f"{self.config.by}_held_out"]]
+        heads.insert(0, "set", ["*" * (pair in self.chosen) for pair in heads_of(heads)])
+        parts = [
+            f"<p>{html.escape(self.card.describe())}: the best heads by "
+            f"{METRIC_NAMES[self.config.by]} on {self.counts['ranked']} traces; * in the set</p>",
+            heads.to_html(index=False, float_format="{:.3f}".format),
+            self.controls[["control", *metrics]].to_html(
+                index=False, float_format="{:.3f}".format, na_rep="–"
+            ),
+            *(f"<p>Caveat: {html.escape(text)}</p>" for text in self.caveats),
+        ]
+        return "\n".join(parts)
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        header = json.loads(pq.read_schema(path).metadata[HEADER.encode()])
-        settings: dict[str, Any] = header["settings"]
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not the scores of a probe, or damaged ({error!r})") from error
-    return settings
-
-
-def read_tables(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The head table and the run file of a finished probe.
-
-    Raises:
-        DataError: a file is missing or damaged.
-    """
-    try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        return pd.read_parquet(folder / "sra.parquet"), run
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{folder}: no finished probe ({error}); run `kfh probe --out {folder}` first"
-        ) from error
-
-
-def write_result(result: ProbeResult) -> None:
-    """Write `sra.parquet`, `heads.json` and `run.json` into the run's folder."""
-    import json
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    out = Path(result.config.out)
-    table = pa.Table.from_pandas(result.table, preserve_index=False)
-    header = json.dumps(file_header("head table", model=result.card.id))
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), HEADER: header})
-    with whole_file(out / "sra.parquet") as temporary:
-        pq.write_table(table, temporary)
-    result.head_set.save(out / "heads.json")
-    write_json(out / "run.json", run_json(result))
-
-
-def run_json(result: ProbeResult) -> dict[str, Any]:
-    """The run file: settings, counts, controls, null, ensembles, speed."""
-    import torch
-    import transformers
-
-    names = [(int(r.layer), int(r.head)) for r in result.table.itertuples()]
-    curves = {
-        how: [{**point, "added": list(names[point["added"]])} for point in points]
-        for how, points in result.curves.items()
-    }
-    controls = [
-        {k: v if isinstance(v, str) else json_number(v) for k, v in row.items()}
-        for row in result.controls.to_dict("records")
-    ]
-    return {
-        HEADER: file_header(
-            "probe run", torch=torch.__version__, transformers=transformers.__version__
-        ),
-        "config": result.config.to_json(),
-        "model": vars(result.card),
-        "counts": result.counts,
-        "controls": controls,
-        "null": result.null,
-        "curves": curves,
-        "speed": result.speed,
-    }
+def heads_of(table: pd.DataFrame) -> list[Head]:
+    """The heads of a table's rows, as `(layer, head)`."""
+    return [(int(layer), int(head)) for layer, head in table[["layer", "head"]].to_numpy()]

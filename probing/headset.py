@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from probing.errors import DataError, ModelError
 from probing.files.headers import HEADER, SCHEMA, data_path, file_header, write_json
 from probing.models.identity import ModelCard
+
+
+class HeadSetWarning(UserWarning):
+    """A head set is loaded that does not beat the best control."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,11 @@ class HeadFigures:
 
 @dataclass(frozen=True)
 class HeadSet:
-    """Heads to train with, and everything needed to score steps with them in the same way."""
+    """Heads to train with, and everything needed to score steps with them in the same way.
+
+    `caveats` says, in sentences, where the set does not beat the best control on the traces that
+    it was not chosen on.
+    """
 
     heads: tuple[HeadFigures, ...]
     model: ModelCard
@@ -40,6 +50,7 @@ class HeadSet:
     labels: dict[str, Any] | None = None
     selection: dict[str, Any] | None = None  # by, how, split, controls, ensemble
     source: str | None = None
+    caveats: tuple[str, ...] = ()
     header: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -58,12 +69,13 @@ class HeadSet:
         write_json(Path(path), content)
 
     @classmethod
-    def load(cls, path: str | Path, config: Any = None) -> HeadSet:
-        """Read and check a head set.
+    def load(cls, path: str | Path, config: Any = None, *, warn: bool = True) -> HeadSet:
+        """Read and check a head set; one with caveats gives a `HeadSetWarning`, once a set.
 
         Args:
             path: a head file, or the name of a shipped one (see `shipped_head_sets`).
             config: the config of the model to use it with; its shape is then checked.
+            warn: whether to warn of caveats: a command that prints them does not.
 
         Raises:
             DataError: not a head set, or one of a newer schema.
@@ -76,10 +88,12 @@ class HeadSet:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read as a head set ({error})") from error
-        found = cls._from_json(path, content)
+        head_set = cls._from_json(path, content)
         if config is not None:
-            found.check(config)
-        return found
+            head_set.check(config)
+        for text in head_set.caveats if warn else ():
+            _warn_once(f"{path}: {text}")
+        return head_set
 
     @classmethod
     def _from_json(cls, path: Path, content: Any) -> HeadSet:
@@ -93,15 +107,16 @@ class HeadSet:
             known = {item.name for item in fields(cls)} - {"header", "heads", "model"}
             rest = {name: content[name] for name in known if name in content}
             heads = tuple(HeadFigures(**head) for head in content["heads"])
-            found = cls(heads, ModelCard(**content["model"]), header=header, **rest)
+            rest["caveats"] = tuple(rest.get("caveats", ()))
+            head_set = cls(heads, ModelCard(**content["model"]), header=header, **rest)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: not a head set, or a damaged one ({error!r})") from error
-        if not heads or len(set(found.pairs)) != len(heads):
+        if not heads or len(set(head_set.pairs)) != len(heads):
             raise DataError(f"{path}: a head set needs heads, and none of them twice")
-        for layer, head in found.pairs:
-            if not (0 <= layer < found.model.layers and 0 <= head < found.model.heads):
-                raise DataError(f"{path}: {found.model.describe()} has no head {layer}.{head}")
-        return found
+        for layer, head in head_set.pairs:
+            if not (0 <= layer < head_set.model.layers and 0 <= head < head_set.model.heads):
+                raise DataError(f"{path}: {head_set.model.describe()} has no head {layer}.{head}")
+        return head_set
 
     def check(self, config: Any) -> None:
         """Raise ModelError unless the model of this config has the set's shape."""
@@ -111,6 +126,11 @@ class HeadSet:
                 f"this head set is of {self.model.describe()}; it does not fit "
                 f"{other.describe()}. Probe that model to get its own heads."
             )
+
+
+@cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, HeadSetWarning, stacklevel=3)
 
 
 def shipped_head_sets() -> list[str]:

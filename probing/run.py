@@ -12,26 +12,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.attention.scores import open_capture, score_traces
+import pandas as pd
+
+from probing.attention.scores import ScoredTrace, open_capture, score_traces
 from probing.attention.store import ScoreStore
-from probing.choices import Head
+from probing.choices import METRICS, Head
 from probing.config import ProbeConfig
-from probing.files.headers import file_hash
-from probing.folder import ProbeResult, write_result
+from probing.files.headers import file_hash, file_header, json_number
+from probing.folder import ProbeResult
+from probing.headset import HeadFigures, HeadSet
 from probing.models.identity import (
     ModelCard,
     context_limit,
+    model_settings,
     tokenizer_fingerprint,
-    weights_fingerprint,
 )
 from probing.models.load import load_model, load_tokenizer
 from probing.models.processes import Processes
 from probing.ranking.metrics import RankedTrace, ranked_trace
-from probing.ranking.rank import rank_heads
+from probing.ranking.rank import Ranking, rank_heads
 from probing.settings import Progress, no_progress
 from probing.traces.file import Trace
 from probing.traces.source import SourceReport, prepare_traces
@@ -48,12 +50,12 @@ def probe(
     tokenizer: Any = None,
     progress: Progress = no_progress,
 ) -> ProbeResult | None:
-    """Rank the heads of a model on a trace file and save what was found in `config.out`.
+    """Rank the heads of a model on a trace file and save the result in `config.out`.
 
     Args:
         config: the settings.
         model, tokenizer: loaded ones, instead of loading `config.model` (which still names them).
-        progress: makes progress bars, see `kfh.console`.
+        progress: makes progress bars, see `probing.settings`.
 
     Returns:
         The result; None in processes other than the first.
@@ -61,69 +63,50 @@ def probe(
     Raises:
         KfhError: a bad setting, trace, label or model; the message says where and what to do.
     """
-    processes = Processes(config.device)
-    report = SourceReport()
+    processes, report = Processes(config.device), SourceReport()
     ids = [trace.id for trace in prepare_traces(config.source, report)]  # 1
-    tokenizer = tokenizer or load_tokenizer(
-        config.model, trust_remote_code=config.trust_remote_code
+    trusted = config.trust_remote_code
+    tokenizer = tokenizer or load_tokenizer(config.model, trust_remote_code=trusted)  # 2
+    model = model or load_model(
+        config.model, device=config.device, dtype=config.dtype, trust_remote_code=trusted
     )
-    model = model or load_model(  # 2
-        config.model,
-        device=config.device,
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-    )
-    card = ModelCard.of(config.model, model.config)
-    store = ScoreStore(Path(config.out), _score_settings(config, card, model))
+    store = ScoreStore(Path(config.out), score_settings(config, model))
     if processes.rank == 0:
         store.open(config.resume)
     processes.wait()
-    speed, heads = _score_all(config, model, tokenizer, store, ids, processes, progress)  # 3
+    speed, heads = _score(config, model, tokenizer, store, ids, processes, progress)  # 3
     processes.wait()
     if processes.rank != 0:
         return None
-    loaded = store.load()
-    scored = {trace_id: loaded[trace_id] for trace_id in ids}
-    limit = context_limit(model.config)
-    ranked: list[RankedTrace] = []
-    fingerprint = tokenizer_fingerprint(tokenizer)
-
-    def labelled() -> Iterator[Trace]:
-        """The traces once more, one in memory at a time; what is ranked of them is kept."""
-        for trace in prepare_traces(config.source):
-            if sampled := SampledIds.of(trace):
-                ours = sampled.tokenizer in (None, fingerprint)
-                report.as_sampled += ours
-                report.other_tokenizer += not ours
-            found = ranked_trace(trace, scored[trace.id], report, limit)
-            ranked.extend([found] if found else [])
-            yield trace
-
-    with progress("writing scores", len(ids)) as advance:
-        store.finish(labelled(), scored, heads, lambda: advance(1, 0))
-    result = rank_heads(config, card, heads, ranked, report, progress)  # 4, 5
-    result = replace(result, speed=speed)
-    write_result(result)  # 6
+    stored = store.load()
+    scored = {trace_id: stored[trace_id] for trace_id in ids}
+    counter = _Counter(report, tokenizer, context_limit(model.config))
+    rows: list[RankedTrace] = []
+    with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
+        for trace in prepare_traces(config.source):  # once more: one in memory at a time
+            row = ranked_trace(trace, scored[trace.id])
+            counter.count(trace, scored[trace.id], row)
+            rows += [row] if row else []
+            write(trace)
+            bar(1, 0)
+    ranking = rank_heads(config, heads, rows, progress)  # 4, 5
+    result = _result(ranking, ModelCard.of(config.model, model.config), report, speed)
+    result.write(head_set_of(result, result.card))  # 6
     return result
 
 
-def _score_settings(config: ProbeConfig, card: ModelCard, model: Any) -> dict[str, Any]:
+def score_settings(config: ProbeConfig, model: PreTrainedModel) -> dict[str, Any]:
     """All that decides the scores of a trace, for resuming."""
     return {
-        "model": asdict(card),
-        "weights": weights_fingerprint(model),
-        "dtype": str(next(model.parameters()).dtype),
+        **model_settings(model),
+        **config.source.settings(),
         "backend": config.backend,
-        "traces": file_hash(Path(config.traces)),
         "keep": config.keep,
-        "segmenter": config.source.segmenter_json(),
-        "rule": config.source.rule,
         "answer": config.answer,
-        "think_end": config.think_end,
     }
 
 
-def _score_all(
+def _score(
     config: ProbeConfig,
     model: PreTrainedModel,
     tokenizer: Any,
@@ -144,20 +127,102 @@ def _score_all(
                 yield encode_trace(tokenizer, trace, rule=config.source.rule, answer=config.answer)
 
     with progress("scoring", len(mine)) as advance:
-
-        def count(traces: int, number: int) -> None:
-            nonlocal tokens
-            tokens += number
-            advance(traces, number)
-
         for trace in score_traces(
             capture,
             encoded() if mine else (),
             device=next(model.parameters()).device,
             batch_tokens=config.batch_tokens,
-            advance=count,
+            advance=advance,
         ):
             store.add(trace)
+            tokens += trace.total_tokens
     seconds = time.perf_counter() - started
     speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds, "resumed": len(done)}
     return speed, capture.heads
+
+
+class _Counter:
+    """Counts what became of each trace once it is scored."""
+
+    def __init__(self, report: SourceReport, tokenizer: Any, limit: int | None) -> None:
+        self.report, self.limit = report, limit
+        self.fingerprint = tokenizer_fingerprint(tokenizer)
+
+    def count(self, trace: Trace, scored: ScoredTrace, row: RankedTrace | None) -> None:
+        """Count one trace; `row` is None where no pair of its steps is left."""
+        report = self.report
+        if sampled := SampledIds.of(trace):
+            ours = sampled.tokenizer in (None, self.fingerprint)
+            report.as_sampled += ours
+            report.other_tokenizer += not ours
+        report.beyond_context += self.limit is not None and scored.total_tokens > self.limit
+        labelled = [step.label is not None for step in trace.steps]
+        report.steps["without a token"] += int(((scored.tokens == 0) & labelled).sum())
+        if row is None:
+            report.used -= 1
+            report.left_out["no answer token or no pair of steps with tokens"] += 1
+
+
+def _result(
+    ranking: Ranking, card: ModelCard, report: SourceReport, speed: dict[str, float]
+) -> ProbeResult:
+    import torch
+    import transformers
+
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    values = vars(ranking) | {"counts": {**report.to_json(), **ranking.counts}}
+    header = file_header("probe run", **versions)
+    folder = Path(ranking.config.out)
+    return ProbeResult(**values, folder=folder, card=card, speed=speed, header=header)
+
+
+def head_set_of(ranking: Ranking, card: ModelCard) -> HeadSet:
+    """The chosen heads with everything needed to score steps with them in the same way."""
+    config, counts = ranking.config, ranking.counts
+    rows = ranking.table.set_index(["layer", "head"], drop=False)
+    figures = {k: v for k, v in ranking.set_point.items() if k not in ("heads", "added")}
+    return HeadSet(
+        heads=tuple(_head_figures(config, rows.loc[pair]) for pair in ranking.chosen),
+        model=card,
+        segmenter=config.source.segmenter_json(),
+        rule=config.source.rule,
+        answer=config.answer,
+        traces={
+            "file": str(config.traces),
+            "hash": file_hash(Path(config.traces)),
+            "keep": config.keep,
+            "ranked": counts["ranked"],
+            "pairs": counts["pairs"],
+        },
+        labels=config.source.label_json(),
+        selection={
+            "by": config.by,
+            "how": config.select,
+            "split": "halves by SHA-256 of the trace id, traces of one problem together",
+            "select_traces": len(counts["select_traces"]),
+            "held_out_traces": len(counts["held_out_traces"]),
+            "ensemble_held_out": figures,
+            "controls": {
+                row["control"]: {metric: json_number(row[metric]) for metric in METRICS}
+                for _, row in ranking.controls.iterrows()
+            },
+        },
+        caveats=tuple(ranking.set_caveats),
+        header=file_header("head set"),
+    )
+
+
+def _head_figures(config: ProbeConfig, row: pd.Series) -> HeadFigures:
+    low, high = (json_number(row[f"balanced_{end}"]) for end in ("low", "high"))
+    held_out = {metric: json_number(row[f"{metric}_held_out"]) for metric in METRICS}
+    return HeadFigures(
+        int(row["layer"]),
+        int(row["head"]),
+        sra=float(row["sra"]),
+        sra_interval=(float(row["sra_low"]), float(row["sra_high"])),
+        balanced=json_number(row["balanced"]),
+        balanced_interval=None if low is None or high is None else (low, high),
+        gating=float(row["gating"]),
+        p=None if config.by == "gating" else json_number(row[f"{config.by}_p"]),
+        held_out={metric: v for metric, v in held_out.items() if v is not None},
+    )

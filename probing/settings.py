@@ -11,12 +11,13 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from probing.choices import METRICS
 from probing.errors import ConfigError
+
+MOST_LISTED = 40  # names that a message lists; TRL alone has hundreds of settings
 
 # progress(name, total) is a context that gives advance(traces, tokens)
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
@@ -34,6 +35,7 @@ def choice(
     least: float | None = None,
     most: float | None = None,
     panel: str | None = None,
+    option: str | bool = True,
     factory: Any = MISSING,
 ) -> Any:
     """A field of a settings class.
@@ -43,14 +45,15 @@ def choice(
         help: one line, shown by `kfh COMMAND --help` and in the reference.
         least, most: bounds of a number, both allowed values.
         panel: heading under which the command line lists it.
+        option: its name on the command line, where that is not the field's; False: none.
         factory: makes the default, where it is a list or a mapping.
     """
-    about = {"help": help, "least": least, "most": most, "panel": panel}
+    about = {"help": help, "least": least, "most": most, "panel": panel, "option": option}
     return field(default=default, default_factory=factory, metadata=about)
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> str:
-    """The message for a name that does not exist, with the nearest ones that do.
+    """The message for a name that does not exist: the nearest that do, and all if they are few.
 
     Example:
         >>> unknown("metric", "sar", ["sra", "gating"])
@@ -58,12 +61,13 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> str:
     """
     names = [str(item) for item in known]
     near = difflib.get_close_matches(str(name), names, 3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? Choose" if near else "choose"
-    return f"unknown {kind} {name!r}; {hint} {', '.join(names)}"
+    hints = [f"did you mean {' or '.join(near)}?"] if near else []
+    if len(names) <= MOST_LISTED:
+        hints.append(f"{'Choose' if near else 'choose'} {', '.join(names)}")
+    return f"unknown {kind} {name!r}{'; ' if hints else ''}{' '.join(hints)}"
 
 
-@lru_cache(maxsize=32)
-def literals(cls: Any) -> dict[str, tuple[Any, ...]]:
+def literals(cls: type) -> dict[str, tuple[Any, ...]]:
     """What may be chosen, by field: the values of its Literal, and None where it is optional."""
     found = {}
     for name, kind in get_type_hints(cls).items():

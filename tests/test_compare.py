@@ -14,7 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kfh.commands.compare import CompareConfig, compare, make_table, measure, parse, stop
+from kfh.commands.compare import (
+    CompareConfig,
+    make_table,
+    measure,
+    run_compare,
+    run_comparison,
+    stop,
+)
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, read_object
 from probing.intervals import Estimate
@@ -204,7 +211,7 @@ def test_a_comparison_runs_resumes_and_names_what_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setting = config(tmp_path, "attnpo", "broken", "short", "no-model", jobs=2)
-    failed = compare(setting)
+    failed = run_comparison(setting)
     out = setting.out
     assert {run[0] for run in failed} == {"broken", "short", "no-model"}
     assert str(out / "logs" / "broken-0.log") in failed["broken", 0]
@@ -212,7 +219,10 @@ def test_a_comparison_runs_resumes_and_names_what_failed(
     assert "ended at step 2 of 3" in failed["short", 0]
     assert "no trained model" in failed["no-model", 0]
     text = (out / "table.md").read_text()
-    assert text in capsys.readouterr().out
+    assert run_compare(setting, table=True)  # from what is there
+    printed = capsys.readouterr().out
+    assert "Methods, greedy, on 4 held-out problems" in text
+    assert "Methods, greedy, on 4 held-out problems" in printed and "table.md" in printed
     assert "| initial | – |" in text and "| attnpo | 1 |" in text and "broken-0 (ended" in text
     assert "Of one seed, over problems alone: attnpo" in text
     written = read_object(out / "comparison.json")
@@ -222,11 +232,11 @@ def test_a_comparison_runs_resumes_and_names_what_failed(
     start = read_object(out / "initial" / "result.json")
     assert json.loads(result)["greedy"] == start["greedy"]
     changed = (out / "attnpo-0" / "result.json").stat().st_mtime_ns
-    again = compare(replace(setting, methods=("attnpo", "oracle")))
+    again = run_comparison(replace(setting, methods=("attnpo", "oracle")))
     assert not again and (out / "attnpo-0" / "result.json").stat().st_mtime_ns == changed
     assert "attnpo against oracle" in (out / "table.md").read_text()
     with pytest.raises(ConfigError, match=r"attnpo-0.*was made with"):
-        compare(replace(setting, methods=("attnpo",), steps=4))
+        run_comparison(replace(setting, methods=("attnpo",), steps=4))
 
 
 def test_an_interrupted_comparison_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
@@ -235,22 +245,24 @@ def test_an_interrupted_comparison_goes_on_from_its_checkpoints(tmp_path: Path) 
     driver.write_text(
         "import sys; from pathlib import Path; import kfh.commands.compare as compare\n"
         "compare.evaluate = lambda *a: None\n"
-        f"compare.TRAIN = {setting.command!r}\n"
-        "c = compare.CompareConfig\n"
-        "compare.CompareConfig = lambda *a: c(*a, command=compare.TRAIN)\n"
-        "sys.exit(compare.main(sys.argv[1:]))\n"
+        "config = compare.CompareConfig(\n"
+        f"    Path({str(setting.out)!r}), ('attnpo', 'tlmre'), 1, 4000, 2, 4,\n"
+        f"    command={setting.command!r},\n"
+        ")\n"
+        "try:\n"
+        "    compare.run_compare(config)\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
     )
-    command = [sys.executable, str(driver), "--out", str(setting.out), "--jobs", "2"]
-    command += ["--methods", "attnpo,tlmre", "--seeds", "1", "--steps", "4000", "--problems", "4"]
+    command = [sys.executable, str(driver)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, env=environment)
     files = [setting.out / f"{method}-0" / "metrics.jsonl" for method in setting.methods]
     deadline = time.monotonic() + 60
     while not all(file.exists() for file in files) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and "goes on from here" in errors
+    assert process.wait(timeout=30) == 130
     logs = [setting.log(method, 0) for method in setting.methods]
     assert all(log.read_text().endswith("interrupted\n") for log in logs)
     steps = [len(file.read_text().splitlines()) for file in files]
@@ -276,17 +288,19 @@ def test_a_process_that_will_not_leave_is_ended() -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def test_options() -> None:
-    setting, table_only = parse(["--small", "--set", "group=4", "--table"])
-    assert setting.methods == ("grpo", "tlmre", "attnpo") and setting.seeds == 3 and table_only
-    assert setting.settings == ("group=4",)
-    setting, _ = parse(["--methods", "attnpo, oracle", "--seeds", "2"])
+def test_options(tmp_path: Path) -> None:
+    setting = CompareConfig(tmp_path, small=True, settings=("group=4",))
+    assert setting.methods == ("grpo", "tlmre", "attnpo") and setting.seeds == 3
+    assert CompareConfig(tmp_path).seeds == 5 and len(CompareConfig(tmp_path).methods) == 8
+    setting = CompareConfig(tmp_path, ("attnpo", "oracle"), 2)
     assert setting.runs == [("attnpo", 0), ("oracle", 0), ("attnpo", 1), ("oracle", 1)]
     for wrong in (
-        ["--methods", "pa,pa"],
-        ["--set", "x"],
-        ["--set", "max_steps=3"],
-        ["--jobs", "0"],
+        {"methods": ("pa", "pa")},
+        {"methods": ("initial",)},
+        {"settings": ("x",)},
+        {"settings": ("max_steps=3",)},
+        {"jobs": 0},
+        {"seeds": 0},
     ):
         with pytest.raises(ConfigError):
-            parse(wrong)
+            CompareConfig(tmp_path, **wrong)

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.main import get_command
 
-from kfh.cli import app
+from kfh.cli import whole
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -62,7 +61,7 @@ def commands(page: Path) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_named_commands_and_options_exist(page: Path) -> None:
     for words in commands(page):
-        command: Any = get_command(app)
+        command: Any = whole()
         rest = words[1:]
         while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
             folder = command.name == "plot" and rest[0] not in command.commands

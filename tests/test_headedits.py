@@ -19,8 +19,8 @@ from probing.answers.hiding import StepHiding
 from probing.attention.capture import AttentionCapture
 from probing.errors import ConfigError, ModelError
 from probing.interventions.copies import copy_sources, hiding_drops, source_shares
+from probing.interventions.effects import dose_correlation
 from probing.interventions.heads import random_heads
-from probing.interventions.steering import dose_correlation
 
 HEADS = ((1, 1), (2, 3), (2, 0), (3, 2))
 EDITS = [

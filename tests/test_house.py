@@ -47,12 +47,12 @@ LIMITS: dict[str, tuple[float, float]] = {
     "modules in the largest room": (10, 10),
     "modules without a place in the plan": (0, 0),
     "rooms that do not say what they are for": (0, 0),
-    "rooms that README.md does not name": (19, 0),
+    "rooms that README.md does not name": (0, 0),
     "modules in circles": (0, 0),
     "rooms in circles": (7, 0),
     "imports up a floor": (0, 0),
     "imports against the order of rooms": (13, 0),
-    "imports of rl/pocket by the rest of rl": (8, 0),
+    "imports of rl/pocket by the rest of rl": (0, 0),
     "public names without a docstring": (0, 0),
     "public functions that name no shape of an array": (4, 0),
     "public functions that do not say what they raise": (13, 0),
@@ -69,7 +69,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 # for that of `kfh`, which holds the version alone.
 ORDER = {
     "probing": [
-        "errors choices intervals",
+        "errors choices numbers intervals",
         "files settings",
         "models traces",
         "attention config headset",

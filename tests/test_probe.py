@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,11 @@ import pytest
 import torch
 from families import tiny
 from helpers import check_texts, model_folder, trace_file, trace_line, write_lines
+from typer.testing import CliRunner
 
 import probing
+from kfh.cli import app
+from kfh.findings.probe import probe_tables
 from probing.attention.scores import (
     ScoredTrace,
     batch_masses,
@@ -26,14 +32,25 @@ from probing.attention.scores import (
 from probing.attention.store import ScoreStore
 from probing.config import ProbeConfig
 from probing.errors import ConfigError, DataError, KfhError, ModelError
-from probing.figures.probe import RunFigures
+from probing.figures.probe import (
+    DIVERGING,
+    best_heads,
+    ensembles,
+    figures_of,
+    head_grid,
+    heat_colours,
+    heatmap,
+)
 from probing.figures.style import save_figure
-from probing.headset import HeadSet, shipped_head_sets
+from probing.folder import ProbeResult
+from probing.headset import HeadSet, HeadSetWarning, shipped_head_sets
 from probing.models.identity import config_fingerprint, weights_fingerprint
 from probing.models.load import load_model, load_tokenizer
-from probing.ranking.metrics import step_ranking_accuracy
+from probing.ranking.metrics import CONTROLS, RankedTrace, metric_table, step_ranking_accuracy
 from probing.run import probe
-from probing.traces.file import read_traces
+from probing.traces.file import Step, read_traces
+from probing.traces.segmenters import Segmenter, segment
+from probing.traces.source import prepare_traces
 from probing.traces.tokens import encode_trace
 
 
@@ -322,8 +339,8 @@ def test_shipped_head_set() -> None:
 
 @pytest.mark.parametrize("metric", ["sra", "balanced", "gating"])
 def test_figures(finished: tuple, tmp_path: Path, metric: str) -> None:
-    run = RunFigures.load(finished[0])
-    figures = run.all(metric)
+    result = ProbeResult.load(finished[0])
+    figures = figures_of(result, metric)
     assert set(figures) == {"heatmap", "layers", "heads", "ensembles"}
     for name, figure in figures.items():
         check_texts(figure)
@@ -334,9 +351,187 @@ def test_figures(finished: tuple, tmp_path: Path, metric: str) -> None:
     title = figures["heatmap"].get_suptitle()
     assert "model" in title and "8 traces" in title and "traces.jsonl" in title
     drawn = figures["heatmap"].axes[0].images[0].get_array()
-    np.testing.assert_allclose(drawn, run.grid(metric))
+    np.testing.assert_allclose(drawn, head_grid(result, metric))
+    named = {text.get_text() for text in figures["heatmap"].axes[0].texts}
+    heads = {f"{layer}.{head}" for layer, head in [*best_heads(result, metric), *result.chosen]}
+    assert named == heads and all(head in title for head in heads)
     with pytest.raises(DataError, match="no finished probe"):
-        RunFigures.load(tmp_path)
+        ProbeResult.load(tmp_path)
+
+
+def test_heatmap_is_centred_at_chance(finished: tuple) -> None:
+    result = ProbeResult.load(finished[0])
+    image = heatmap(result, "sra").axes[0].images[0]
+    far = np.nanmax(np.abs(head_grid(result, "sra") - 0.5))
+    assert image.norm(0.5) == 0.5 and image.norm(0.5 + far) <= 1 and image.norm(0.5 - far) >= 0
+    texts = [text.get_text() for text in heatmap(result, "sra").axes[1].get_yticklabels()]
+    assert "0.50 = chance" in texts
+    # Lightness alone tells how far from chance, so that no hue need be told apart.
+    for below, above in pairwise(np.linspace(0.5, 1, 20)):
+        for side in (1, -1):
+            near, farther = (
+                np.dot(DIVERGING(0.5 + side * (at - 0.5))[:3], (0.21, 0.72, 0.07))
+                for at in (below, above)
+            )
+            assert farther < near
+    grey = heat_colours(np.array([0.2, np.nan]), "continuous")[0](np.nan)
+    assert grey[0] == grey[1] == grey[2] < 0.8  # no value has this colour
+    classes = heatmap(result, "sra", "classes").axes[0].images[0]
+    assert {float(classes.norm(value)) for value in (0.1, 0.5, 0.59)} == {0.0}
+    assert classes.norm(0.61) == 1
+    with pytest.raises(ConfigError, match="did you mean classes"):
+        heatmap(result, "sra", "class")
+
+
+def test_one_type_from_memory_and_from_disk(finished: tuple) -> None:
+    out, result = finished
+    again = ProbeResult.load(out)
+    assert again.to_json() == result.to_json() and again.caveats == result.caveats
+    pd.testing.assert_frame_equal(again.table, result.table)
+    pd.testing.assert_frame_equal(again.controls, result.controls)
+    assert result.chosen == again.chosen == again.head_set.pairs
+    page = again._repr_html_()
+    best = result.table["sra"].max()
+    assert f"{best:.3f}" in page and "recency" in page
+    assert page.count("Caveat:") == len(result.caveats) > 0
+    rows = again.ranked_traces(again.problems())
+    np.testing.assert_allclose(metric_table(rows)["sra"].mean(axis=1), result.table["sra"])
+
+
+def test_folders_of_before_are_still_read(finished: tuple, tmp_path: Path) -> None:
+    """Without the caveats of the set, held-out figures of controls, or a setting that is new."""
+    old = shutil.copytree(finished[0], tmp_path / "old")
+    run = json.loads((old / "run.json").read_text())
+    del run["set_caveats"], run["config"]["seed"]
+    run["config"]["gone"] = 1
+    for row in run["controls"]:
+        for name in [name for name in row if name.endswith(("_select", "_held_out"))]:
+            del row[name]
+    (old / "run.json").write_text(json.dumps(run))
+    heads = json.loads((old / "heads.json").read_text())
+    del heads["caveats"]
+    (old / "heads.json").write_text(json.dumps(heads))
+    again = ProbeResult.load(old)
+    assert again.head_set.pairs == again.chosen and again.head_set.caveats == ()
+    assert len(figures_of(again)) == 4
+    control = again.controls[again.controls["control"] != "all heads"]["sra"].max()
+    assert bool(again.set_caveats) == (again.set_point["sra_low"] <= control)
+
+
+def test_a_set_that_beats_no_control_says_so(setting: dict, tmp_path: Path) -> None:
+    """Heads of a random model: chosen by luck, on traces that recency orders as well."""
+    lines = [trace_line(n) for n in range(8)]
+    for line in lines:  # essential steps last: recency is always right
+        for number, step in enumerate(line["steps"]):
+            step["label"] = "essential" if number >= 3 else "redundant"
+    traces = write_lines(tmp_path / "late.jsonl", lines)
+    out = tmp_path / "out"
+    base = ("--traces", traces, "--model", setting["model"], "--permutations", 20, "--out", out)
+    done = kfh("probe", *base)
+    result = ProbeResult.load(out)
+    (caveat,) = result.set_caveats
+    assert "is no better than recency" in caveat and "against 1.000" in caveat
+    assert caveat in result.caveats and caveat in done.stdout
+    heads = out / "heads.json"
+    assert json.loads(heads.read_text())["caveats"] == [caveat]
+    with pytest.warns(HeadSetWarning, match="is no better than recency"):
+        assert HeadSet.load(heads).caveats == (caveat,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        HeadSet.load(heads)  # warned once
+    for figure in (heatmap(result).get_suptitle(), ensembles(result).axes[0].get_title("left")):
+        assert " ".join(caveat.split()[:6]) in " ".join(figure.split())
+    probed = CliRunner().invoke(app, ["report", str(out)])
+    assert probed.exit_code == 0 and "is no better than recency" in (out / "report.md").read_text()
+
+
+def test_pocket_names_the_embedded_model(tmp_path: Path) -> None:
+    config = ProbeConfig(model="pocket", traces="pocket", out=tmp_path)
+    assert Path(config.model).is_dir() and config.source.path.name == "traces.jsonl"
+    assert next(prepare_traces(config.source)).steps
+
+
+def test_a_moved_model_folder_stops_no_resuming(setting: dict, tmp_path: Path) -> None:
+    """The fingerprints of the weights decide, not the path: for scores and labels alike."""
+    moved = shutil.copytree(setting["model"], tmp_path / "moved")
+    assert probe(ProbeConfig(**setting, out=tmp_path / "probe")).speed["traces"] == 8
+    again = probe(ProbeConfig(**{**setting, "model": str(moved)}, out=tmp_path / "probe"))
+    assert again.speed == {**again.speed, "traces": 0, "resumed": 8}
+
+    def label(model: object) -> str:
+        base = ("--traces", setting["traces"], "--out", tmp_path / "labels.jsonl")
+        options = map(str, ("label", "--by", "ablation", *base, "--model", model))
+        done = CliRunner().invoke(app, [*options, "--device", "cpu"])
+        assert done.exit_code == 0, done.output or done.exception
+        return done.output
+
+    label(setting["model"])
+    assert "8 traces were there already" in " ".join(label(moved).split())
+    # What an older kfh wrote holds the path; it is not looked at.
+    scoring = tmp_path / "probe" / "scoring.json"
+    content = json.loads(scoring.read_text())
+    content["settings"]["model"]["id"] = "somewhere/else"
+    scoring.write_text(json.dumps(content))
+    assert probe(ProbeConfig(**setting, out=tmp_path / "probe")).speed["traces"] == 0
+    content["settings"]["weights"] = "sha256:0"
+    scoring.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="weights"):
+        probe(ProbeConfig(**setting, out=tmp_path / "probe"))
+
+
+def test_a_control_from_outside(
+    setting: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digits(trace: RankedTrace) -> np.ndarray:
+        return np.array([sum(map(str.isdigit, text)) for text in trace.texts])
+
+    monkeypatch.setitem(CONTROLS, "digits", digits)
+    probe(ProbeConfig(**setting, out=tmp_path))
+    result = ProbeResult.load(tmp_path)
+    row = result.controls.set_index("control").loc["digits"]
+    values = []
+    for trace in read_traces(setting["traces"]):
+        texts = [trace.response[step.start : step.end] for step in trace.steps]
+        scores = np.array([float(sum(map(str.isdigit, text))) for text in texts])
+        essential = np.array([step.label == "essential" for step in trace.steps])
+        values.append(step_ranking_accuracy(scores, essential))
+    assert row["sra"] == pytest.approx(np.mean(values))
+    assert result.scorers["digits"]["name"].endswith("digits") and result.scorers["digits"]["hash"]
+    assert any("digits" in str(cell) for row in probe_tables(result)[1].rows for cell in row)
+    assert any(
+        "control: digits" in t.get_text() for t in ensembles(result).axes[0].get_legend().texts
+    )
+    monkeypatch.setitem(CONTROLS, "digits", lambda trace: np.zeros(1))
+    with pytest.raises(DataError, match="'digits' must give"):
+        probe(ProbeConfig(**setting, out=tmp_path / "wrong"))
+
+
+def test_a_segmenter_from_outside(
+    setting: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from probing import Step\n\n\ndef halves(text):\n"
+    source += "    middle = text.index('\\n') + 1\n"
+    source += "    return [Step(0, middle), Step(middle, len(text))]\n"
+    (tmp_path / "cutting.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    from cutting import halves
+
+    assert [step.start for step in segment("a.\nb.\nc.", halves)] == [0, 3]
+    stored = Segmenter.parse(halves).to_json()
+    assert stored == Segmenter.parse("cutting:halves").to_json()
+    assert stored["name"] == "cutting:halves" and stored["hash"].startswith("sha256:")
+    lines = [trace_line(n, steps=2) for n in range(6)]
+    settings = {**setting, "traces": write_lines(tmp_path / "two.jsonl", lines)}
+    result = probe(ProbeConfig(**settings, out=tmp_path / "run", segmenter=halves))
+    assert result.head_set.segmenter == stored and result.counts["ranked"] == 6
+    again = ProbeResult.load(tmp_path / "run")
+    assert again.config.segmenter == "cutting:halves" and len(again.longest().steps) == 2
+    same = probe(ProbeConfig(**settings, out=tmp_path / "run", segmenter="cutting:halves"))
+    assert same.speed["traces"] == 0
+    with pytest.raises(DataError, match="gave step 1"):
+        segment("a.\nb.", lambda text: [Step(0, 3), Step(2, 5)])
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        segment("a.", "cutting:thirds")
 
 
 def test_public_names() -> None:
@@ -360,8 +555,10 @@ def test_command_line(setting: dict, tmp_path: Path) -> None:
     for text in ("recency", "uniform", "best head by chance", "Head set", "held out"):
         assert text in done.stdout
     assert (out / "heatmap.png").exists()
-    done = kfh("plot", out, "--formats", "svg", "--metric", "balanced")
+    options = ("--formats", "svg", "--metric", "balanced", "--scale", "classes")
+    done = kfh("plot", out, *options)
     assert done.returncode == 0 and (out / "ensembles.svg").exists()
+    assert "= chance" not in (out / "heatmap.svg").read_text()
     done = kfh("segment", setting["traces"], "--out", tmp_path / "cut.jsonl", "--segmenter", "line")
     assert done.returncode == 0 and "8 traces" in done.stdout
     trace = next(read_traces(tmp_path / "cut.jsonl"))

@@ -20,6 +20,7 @@ from probing.ranking.metrics import (
     RankedTrace,
     balanced_ranking_accuracy,
     contrast,
+    control_scores,
     gating_accuracy,
     metric_table,
     ranking_counts,
@@ -200,7 +201,7 @@ def test_selection() -> None:
 def test_controls_are_what_they_say() -> None:
     trace = planted(1)[0]
     figures = {
-        name: {m: v[0] for m, v in trace.measure(trace.control(name)).items()}
+        name: {m: v[0] for m, v in trace.measure(control_scores(trace, name)).items()}
         for name in ("recency", "earliness", "uniform", "length")
     }
     assert figures["recency"]["sra"] == pytest.approx(1 - figures["earliness"]["sra"])

@@ -15,23 +15,22 @@ from test_runs import add_result, run_folder
 from typer.testing import CliRunner
 
 from kfh.cli import app
-from kfh.findings.base import (
-    ablation_caveats,
-    comparison_caveats,
-    evaluation_caveats,
-    probe_caveats,
-    sample_size_caveats,
-    span,
-    unbeaten,
-)
-from kfh.findings.page import markdown_text, read_sections
+from kfh.findings.evaluation import benchmark_caveats, evaluation_caveats, evaluation_table
+from kfh.findings.page import read_sections
+from kfh.findings.robustness import sample_size_caveats
+from kfh.findings.runs import comparison_caveats
+from kfh.tables import markdown_text
 from probing.config import ProbeConfig
 from probing.errors import DataError
-from probing.interventions.claims import verdicts
+from probing.folder import ProbeResult
+from probing.interventions.claims import claims_of
 from probing.interventions.effects import differences, summarise
 from probing.interventions.outcomes import Outcome
+from probing.interventions.result import InterventionResult
+from probing.numbers import Number
+from probing.ranking.rank import best_control
 from probing.robustness.sample_size import measure_folder, write_sample_size
-from probing.robustness.stability import stability, write_stability
+from probing.robustness.stability import compare_probes, write_stability
 from probing.run import probe
 
 EVIL = "<script>alert('1')</script> | *a*"
@@ -205,24 +204,22 @@ def test_a_control_that_is_not_beaten_is_said_and_one_that_is_beaten_is_not(fold
     assert any("recency alone reaches SRA" in text for text in every)
 
 
-def test_the_mean_of_all_heads_is_no_trivial_control():
-    rows = [{"control": "all heads", "sra": 1.0}, {"control": "length", "sra": None}]
-    assert unbeaten({"sra_low": 0.2}, rows, "sra") is None
+def test_the_mean_of_all_heads_is_no_control_to_beat():
+    rows = pd.DataFrame({"control": ["all heads", "length"], "sra": [1.0, None]})
+    assert best_control(rows, "sra") is None
 
 
 def test_null_few_traces_labels_and_halves(folder):
-    table = pd.read_parquet(folder / "sra.parquet")
-    run = json.loads((folder / "run.json").read_text())
-    few = [t for t in probe_caveats(table, run) if "few" in t]
-    assert few == ["12 traces are few: the intervals are rough."]
-    run["counts"]["ranked"] = 20
-    assert not [t for t in probe_caveats(table, run) if "few" in t]
-    table["balanced_p"] = 0.06
-    assert any("reaches by chance (p = 0.06)" in t for t in probe_caveats(table, run))
-    table["balanced_p"] = 0.05
-    assert not any("by chance" in t for t in probe_caveats(table, run))
-    table["balanced"] = np.nan
-    assert any("has no balanced SRA" in t for t in probe_caveats(table, run))
+    result = ProbeResult.load(folder)
+    assert "12 traces are few: the intervals are rough." in result.caveats
+    result.counts["ranked"] = 20
+    assert not [t for t in result.caveats if "traces are few" in t]
+    result.table["balanced_p"] = 0.06
+    assert any("reaches by chance (p = 0.06)" in t for t in result.caveats)
+    result.table["balanced_p"] = 0.05
+    assert not any("by chance" in t for t in result.caveats)
+    result.table["balanced"] = np.nan
+    assert any("has no balanced SRA" in t for t in result.caveats)
 
     labels = folder / "rules.jsonl"
     labels.write_text(json.dumps({"kfh": {"settings": {"by": "rules"}}}) + "\n")
@@ -232,11 +229,11 @@ def test_null_few_traces_labels_and_halves(folder):
         change(folder / "run.json", "curves", "top", 2, key, to=value)
     said = " ".join(read_sections(folder)[0].caveats)
     assert "by rules" in said and "7 of " in said
-    assert "held-out half is 0.600 (0.500–0.650)" in said and "below, beyond the interval" in said
-    change(folder / "run.json", "curves", "top", 2, "sra_select", to=0.6)
+    assert "on the other half, 0.600 (0.500–0.650)" in said
+    change(folder / "run.json", "curves", "top", 2, "sra_select", to=0.65)
     labels.unlink()
     said = " ".join(read_sections(folder)[0].caveats)
-    assert "held-out half" not in said and "is not there any more" in said
+    assert "beyond the interval" not in said and "is not there any more" in said
 
 
 def figure(value: float, low: float, high: float) -> dict:
@@ -247,34 +244,83 @@ def test_comparisons_say_what_is_not_shown():
     rows = [{"method": m, "seeds": [0, 1, 2], "unreadable": 0} for m in ("attnpo", "recency")]
     pair = {"method": "attnpo", "against": "recency", "decoding": "greedy"}
     good = {**pair, "redundant": figure(-20, -30, -10), "accuracy": figure(0.01, -0.02, 0.04)}
-    assert comparison_caveats(rows, [good]) == []
-    (text,) = comparison_caveats(rows, [{**good, "redundant": figure(-20, -40, 1)}])
+
+    def caveats(**changes: dict) -> list[str]:
+        return comparison_caveats({"rows": rows, "differences": [{**good, **changes}]})
+
+    assert caveats() == []
+    (text,) = caveats(redundant=figure(-20, -40, 1))
     assert "the control is not beaten" in text and "-20.0 (-40.0 to +1.0) %" in text
-    (text,) = comparison_caveats(rows, [{**good, "redundant": figure(20, 10, 30)}])
+    (text,) = caveats(redundant=figure(20, 10, 30))
     assert "the control is not beaten" in text
-    (text,) = comparison_caveats(rows, [{**good, "accuracy": figure(-0.05, -0.09, -0.01)}])
+    (text,) = caveats(accuracy=figure(-0.05, -0.09, -0.01))
     assert "-5.0 (-9.0 to -1.0) points; accuracy is lost" in text
-    (text,) = comparison_caveats(rows, [{**good, "accuracy": figure(-0.05, -0.09, 0.01)}])
+    (text,) = caveats(accuracy=figure(-0.05, -0.09, 0.01))
     assert "neither shown nor ruled out" in text
     rows[0]["seeds"] = [0, 1]
-    assert comparison_caveats(rows, [good]) == ["Few seeds (attnpo 2): a first look."]
+    assert caveats() == ["Few seeds (attnpo 2): a first look."]
+
+
+def benchmark(**changes: object) -> dict:
+    """The figures of a benchmark against which nothing is to say."""
+    figures = {"accuracy": figure(0.8, 0.75, 0.85), "truncated": figure(0.02, 0, 0.04)}
+    figures |= {"samples": 2, "no_answer": 0, "unverified": 0, "faults": {}}
+    return {**figures, **changes}
 
 
 def test_evaluations_say_what_is_lost():
-    found = {"accuracy": figure(0.8, 0.75, 0.85), "truncated": figure(0.02, 0, 0.04)}
-    found |= {"unverified": 0, "faults": {}}
-    settings = {"max_tokens": 99}
-    base = {"accuracy": figure(0.7, 0.6, 0.8)}
-    assert evaluation_caveats("x", found, settings, base) == []
-    base = {"accuracy": figure(0.9, 0.86, 0.95)}
-    assert "the intervals are apart" in evaluation_caveats("x", found, settings, base)[0]
-    base = {"accuracy": figure(0.9, 0.84, 0.95)}
-    assert "the intervals overlap" in evaluation_caveats("x", found, settings, base)[0]
-    found["truncated"] = figure(0.2, 0.1, 0.3)
-    assert (
-        "20% of the responses hit the limit of 99 tokens"
-        in evaluation_caveats("x", found, settings, None)[0]
-    )
+    settings = {"max_tokens": 99, "think_end": "</t>"}
+
+    def caveats(base: dict | None = None, **changes: object) -> list[str]:
+        return benchmark_caveats(benchmark(**changes), settings, base)
+
+    assert caveats({"accuracy": figure(0.7, 0.6, 0.8)}) == []
+    (text,) = caveats({"accuracy": figure(0.9, 0.86, 0.95)})
+    assert "the intervals are apart" in text
+    (text,) = caveats({"accuracy": figure(0.9, 0.84, 0.95)})
+    assert "the intervals overlap" in text
+    (text,) = caveats(truncated=figure(0.2, 0.1, 0.3))
+    assert "20% of the responses hit the limit of 99 tokens" in text
+    assert caveats(no_answer=399) == []
+    (text,) = caveats(no_answer=400)  # 200 questions, 2 samples
+    assert text == "no response holds </t>: all are wrong."
+
+
+def evaluation(folder: Path, **changes: object) -> dict:
+    """What `kfh eval` writes of one made-up benchmark, with changes to its figures."""
+    tokens = {"tokens": figure(50.0, 40.0, 60.0), "pass_at": {}, "budgets": {}, "phrases": {}}
+    content = {
+        "kfh": {"kind": "evaluation"},
+        "settings": {"model": "m", "temperature": 0.0, "max_tokens": 99, "seed": 0}
+        | {"think_end": "</t>", "base": None},
+        "benchmarks": {"maths": benchmark(**{**tokens, **changes})},
+        "overall": None,
+        "base_differs": [],
+    }
+    folder.mkdir()
+    (folder / "eval.json").write_text(json.dumps(content))
+    return content
+
+
+def test_the_report_says_what_the_terminal_says_of_an_evaluation(tmp_path):
+    """`kfh eval` said that no response ends its reasoning; the report did not."""
+    content = evaluation(tmp_path / "all-cut", no_answer=400, unverified=3, faults={"Timeout": 2})
+    said = evaluation_caveats(content)
+    (section,) = read_sections(tmp_path)
+    assert section.damaged == [] and section.caveats == said and len(said) == 3
+    assert said[0] == "maths: no response holds </t>: all are wrong."
+
+
+def test_an_evaluation_has_rows_of_what_was_measured_alone(tmp_path):
+    """No row of a budget that was not asked for."""
+    plain = evaluation(tmp_path / "plain")
+    names = [row[0] for row in evaluation_table(plain, "x").rows]
+    assert names == ["questions × samples", "accuracy", "tokens", "cut off"]
+    within = evaluation(tmp_path / "within", budgets={"128": figure(0.3, 0.2, 0.4)})
+    rows = {row[0]: row[1:] for row in evaluation_table(within, "x").texts}
+    assert rows["accuracy ≤ 128"] == ["0.300 (0.200–0.400)"]
+    page, _ = report(tmp_path)
+    assert ["accuracy ≤ 128", "0.300 (0.200–0.400)"] in page.tables[1]
 
 
 def test_runs_and_evaluations_are_reported(tmp_path):
@@ -296,13 +342,16 @@ def test_shipped_results_are_reported_as_their_table_has_them(tmp_path):
     (tmp_path / "comparison.json").write_text(source.read_text())
     page, _ = report(tmp_path)
     content = json.loads(source.read_text())
-    for row, own in zip(page.tables[0][1:], content["rows"], strict=True):
-        cell = own["figures"]["sampled.redundant_tokens"]
-        assert row[0] == own["method"]
-        assert row[7] == span(cell["value"], cell["low"], cell["high"], 1)
-    for row, own in zip(page.tables[1][1:], content["differences"], strict=True):
-        assert row[3].startswith(f"{own['redundant']['value']:.1f} (")
-        assert row[5].startswith(f"{100 * own['accuracy']['value']:.1f} (")
+    greedy, sampled, differences = page.tables
+    for name, table in (("greedy", greedy), ("sampled", sampled)):
+        for row, method in zip(table[1:], content["rows"], strict=True):
+            figures = method["figures"]
+            assert row[0] == method["method"]
+            assert row[2] == str(Number.of(figures[f"{name}.accuracy"]))
+            assert row[4] == str(Number.of(figures[f"{name}.redundant_tokens"], 1))
+    for row, pair in zip(differences[1:], content["differences"], strict=True):
+        assert row[3].startswith(f"{pair['redundant']['value']:+.1f} (")
+        assert row[5].startswith(f"{100 * pair['accuracy']['value']:+.1f} (")
 
 
 def test_what_is_damaged_is_named_and_the_rest_reported(folder):
@@ -339,11 +388,6 @@ def test_nothing_to_report_is_an_error(tmp_path):
     assert isinstance(result.exception, Exception) and "html" in str(result.exception)
 
 
-def test_numbers_as_text():
-    assert span(0.5, 0.25, np.nan) == "0.500" and span(None, 0.1, 0.2) == "– (0.100–0.200)"
-    assert span(-1.0, -2.0, 1.0, 1) == "-1.0 (-2.0 to 1.0)"
-
-
 def ablation_content(effect: float, control: float, traces: int = 24) -> dict:
     """What `kfh ablate` writes, of made-up outcomes: nats lost by removing steps."""
     rng = np.random.default_rng(0)
@@ -363,8 +407,12 @@ def ablation_content(effect: float, control: float, traces: int = 24) -> dict:
         "counts": {"left_out": {"wrong answer": 3}, "parts": {"steps": {"traces": traces}}},
         "summary": summarise(outcomes).to_dict("records"),
         "differences": against.to_dict("records"),
-        "verdicts": [verdict.to_json() for verdict in verdicts(against)],
+        "verdicts": [claim.to_json() for claim in claims_of(against)],
     }
+
+
+def caveats_of(content: dict) -> list[str]:
+    return InterventionResult.from_json(content).caveats
 
 
 def test_interventions_are_reported_with_the_controls_that_they_do_not_beat(tmp_path):
@@ -372,23 +420,28 @@ def test_interventions_are_reported_with_the_controls_that_they_do_not_beat(tmp_
     (tmp_path / "ablation.json").write_text(json.dumps(content))
     page, markdown = report(tmp_path)
     assert markdown_tables(markdown) == page.tables and "script" not in page.tags
-    cells = {tuple(row[:4]): row[4] for row in page.tables[0][1:]}
-    for row in content["summary"]:
-        name = (row["arm"], "–", f"{row['dose']:g}", row["measure"])
-        digits = 2 if row["measure"] == "logprob" else 3
-        assert cells[name] == span(row["value"], row["low"], row["high"], digits)
-    logprob = [t for t in ablation_caveats(content) if "logprob" in t]
+    for number, (measure, digits) in enumerate((("accuracy", 3), ("logprob", 2))):
+        cells = {tuple(row[:2]): row[2:] for row in page.tables[number][1:]}
+        for row in content["summary"]:
+            if row["measure"] == measure:
+                assert cells[row["arm"], f"{row['dose']:g}"][0] == str(Number.of(row, digits))
+        columns = {"none": 1, "random": 2}
+        for row in content["differences"]:
+            if row["measure"] == measure:
+                shown_as = cells[row["arm"], f"{row['dose']:g}"][columns[row["against"]]]
+                assert shown_as == str(Number.of(row, digits, signed=True))
+    logprob = [t for t in caveats_of(content) if "logprob" in t]
     assert not any("high" in text for text in logprob)  # it beats its control
-    weak = ablation_caveats(ablation_content(effect=1.0, control=1.0))
+    weak = caveats_of(ablation_content(effect=1.0, control=1.0))
     assert any("high against random, logprob" in t and "not beaten" in t for t in weak)
-    none = ablation_caveats(ablation_content(effect=0.0, control=0.0))
+    none = caveats_of(ablation_content(effect=0.0, control=0.0))
     assert any("high against none, logprob" in t and "not shown" in t for t in none)
-    few = ablation_caveats(ablation_content(effect=3.0, control=1.0, traces=9))
+    few = caveats_of(ablation_content(effect=3.0, control=1.0, traces=9))
     assert "9 problems are few: the intervals are rough." in few
 
 
 def test_stability_and_sample_size_are_reported(probed, tmp_path):
-    found = stability([probed, probed], ["a", "b"])
+    found = compare_probes([probed, probed], ["a", "b"])
     write_stability(found, tmp_path)
     sizes = measure_folder(probed, draws=4, ladder=(5,))
     write_sample_size(sizes, tmp_path)

@@ -23,13 +23,13 @@ from probing.errors import ConfigError, DataError, ModelError
 from probing.figures.robustness import sample_size_figure, stability_figure
 from probing.figures.style import RC, styled
 from probing.figures.trace import apart, step_strip
-from probing.folder import FinishedProbe, ProbeFolder
+from probing.folder import ProbeResult
 from probing.ranking.metrics import RankedTrace, metric_table
 from probing.robustness.sample_size import (
     SizePoint,
+    agreement_by_size,
     enough,
     measure_folder,
-    sample_size,
     sentence,
     sizes,
 )
@@ -37,17 +37,18 @@ from probing.robustness.stability import (
     Probed,
     ceiling,
     chance_band,
-    compare,
+    compare_pair,
+    compare_probes,
     compare_with_first,
     corrected_correlation,
     correlation_interval,
+    distinct_names,
     half_correlation,
     overlap,
     pearson,
     read_probes,
     spearman,
     spearman_brown,
-    stability,
 )
 from probing.run import probe
 from probing.traces.file import read_traces
@@ -123,7 +124,7 @@ def test_probes_of_noise_overlap_as_chance_does() -> None:
     for _ in range(400):
         figures = rng.normal(size=(2, 30))
         a, b = (Probed(n, f, ((0, int(f.argmax())),)) for n, f in zip("ab", figures, strict=True))
-        found.append(compare(a, b, pairs)["top"][4])  # k = 5
+        found.append(compare_pair(a, b, pairs)["top"][4])  # k = 5
     shared, p = (np.array([f[key] for f in found]) for key in ("shared", "p"))
     assert abs(shared.mean() - 25 / 30) < 4 * shared.std() / 20
     for level in (0.05, 0.2, 0.6):  # never more often than it says
@@ -169,15 +170,30 @@ def test_reliability_is_the_ceiling_of_the_same_heads() -> None:
 
 def test_a_probe_is_like_itself(probes: tuple[Path, Path], tmp_path: Path) -> None:
     twin = shutil.copytree(probes[0], tmp_path / "twin")
-    found = stability([probes[0], twin])["pairs"][0]
+    found = compare_probes([probes[0], twin])["pairs"][0]
     assert found["pearson"] == pytest.approx(1) and found["spearman"] == pytest.approx(1)
     assert found["corrected"] == pytest.approx(1) and found["corrected_low"] == pytest.approx(1)
     assert found["chosen"]["shared"] == 3 and found["chosen"]["jaccard"] == 1
     assert all(top["shared"] == top["k"] for top in found["top"])
-    other = stability([probes[0], probes[1]])
+    other = compare_probes([probes[0], probes[1]])
     assert other["pairs"][0]["common_problems"] == 0
     assert other["pairs"][0]["pearson"] > 0.9 and other["probes"][0]["reliability"] > 0.9
     assert other["pairs"][0]["pearson_low"] < other["pairs"][0]["pearson"]
+
+
+def test_probes_in_folders_of_one_name_are_told_apart(
+    probes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folders = [tmp_path / "before" / "probe", tmp_path / "after" / "probe", tmp_path / "other"]
+    assert distinct_names(folders) == ["before/probe", "after/probe", "other"]
+    assert distinct_names([Path("x"), tmp_path / "a" / "x"])[1] == "a/x"
+    copies = [shutil.copytree(p, to) for p, to in zip(probes, folders[:2], strict=True)]
+    done = CliRunner().invoke(app, ["stability", *map(str, copies), "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output or done.exception
+    written = json.loads((tmp_path / "stability.json").read_text())
+    assert [probe["name"] for probe in written["probes"]] == ["before/probe", "after/probe"]
+    with pytest.raises(ConfigError, match="give no folder twice"):
+        read_probes([copies[0], copies[0]])
 
 
 def test_stability_without_what_it_can_do_without(
@@ -186,12 +202,12 @@ def test_stability_without_what_it_can_do_without(
     """No scores: no interval. No trace file: traces stand for problems, and that is said."""
     bare = shutil.copytree(probes[0], tmp_path / "bare")
     (bare / "scores.parquet").unlink()
-    found = stability([bare, probes[1]])
+    found = compare_probes([bare, probes[1]])
     assert found["probes"][0]["resampled"].startswith("nothing")
     assert found["pairs"][0]["pearson_low"] is None and found["pairs"][0]["ceiling"] is None
     assert overlapping_texts(stability_figure(found)) == []
     moved = moved_traces(probes[0], tmp_path / "moved")
-    found = stability([moved, probes[1]])
+    found = compare_probes([moved, probes[1]])
     assert "is not there" in found["probes"][0]["resampled"]
     assert found["pairs"][0]["pearson_low"] is not None
 
@@ -233,22 +249,25 @@ def test_what_cannot_be_compared(probes: tuple[Path, Path], tmp_path: Path) -> N
 
 
 def test_a_folder_gives_back_what_was_ranked(probes: tuple[Path, Path], tmp_path: Path) -> None:
-    folder = ProbeFolder.load(probes[0])
-    traces = folder.ranked_traces(folder.problems())
+    result = ProbeResult.load(probes[0])
+    traces = result.ranked_traces(result.problems())
     for metric in METRICS:
         values = metric_table(traces)[metric]
-        np.testing.assert_allclose(np.nanmean(values, axis=1), folder.table[metric], atol=1e-9)
-    moved = ProbeFolder.load(moved_traces(probes[0], tmp_path / "moved"))
+        np.testing.assert_allclose(np.nanmean(values, axis=1), result.table[metric], atol=1e-9)
+    moved = ProbeResult.load(moved_traces(probes[0], tmp_path / "moved"))
     with pytest.raises(DataError, match=r"away\.jsonl.*--traces"):
         moved.problems()
-    assert moved.problems(probes[0].parent / "a.jsonl") == folder.problems()
+    here, wrong = (
+        ProbeResult.load(moved.folder, probes[0].parent / f"{name}.jsonl") for name in "ab"
+    )
+    assert here.problems() == result.problems()
     with pytest.raises(DataError, match="not the trace file"):
-        moved.problems(probes[0].parent / "b.jsonl")
+        wrong.problems()
     (moved.folder / "scores.parquet").unlink()
     with pytest.raises(DataError, match="no step scores"):
         moved.ranked_traces()
     with pytest.raises(DataError, match="no scores of trace x"):
-        FinishedProbe.load(probes[0]).longest(["x"])
+        ProbeResult.load(probes[0]).longest(["x"])
 
 
 def ranked(count: int, good: int, heads: int = 20, seed: int = 0) -> list[RankedTrace]:
@@ -265,17 +284,17 @@ def ranked(count: int, good: int, heads: int = 20, seed: int = 0) -> list[Ranked
 
 
 def test_sample_size_of_planted_heads_and_of_noise() -> None:
-    clear = sample_size(ranked(60, 3), 3, draws=40, ladder=(5, 20))
+    clear = agreement_by_size(ranked(60, 3), 3, draws=40, ladder=(5, 20))
     assert [point.problems for point in clear] == [5, 20, 60]
     assert clear[0].same == clear[1].same == 1 and clear[1].disjoint == 1
     assert clear[1].held_out == pytest.approx(clear[1].best, abs=0.03)
     assert clear[0].width > clear[1].width > clear[2].width
-    noise = sample_size(ranked(60, 0), 3, draws=150, ladder=(5, 20))
+    noise = agreement_by_size(ranked(60, 0), 3, draws=150, ladder=(5, 20))
     assert noise[0].disjoint == pytest.approx(3 / 20, abs=0.05) and noise[0].chance == 3 / 20
     assert noise[0].picked > 0.6  # the best of twenty heads, by luck
     assert noise[0].held_out == pytest.approx(0.5, abs=0.03)
     assert noise[0].same < 0.05 and noise[2].held_out is None and noise[2].disjoint is None
-    again = sample_size(ranked(60, 0), 3, draws=150, ladder=(5, 20))
+    again = agreement_by_size(ranked(60, 0), 3, draws=150, ladder=(5, 20))
     assert again == noise
 
 
@@ -285,13 +304,13 @@ def test_problems_are_drawn_whole() -> None:
         for t in ranked(12, 2)
         for n in range(3)
     ]
-    points = sample_size(traces, 2, draws=5, ladder=(5,))
+    points = agreement_by_size(traces, 2, draws=5, ladder=(5,))
     assert [point.traces for point in points] == [15, 36]
     for bad, message in (({"k": 0}, "cannot be chosen"), ({"draws": 0}, "--draws")):
         with pytest.raises(ConfigError, match=message):
-            sample_size(traces, **{"k": 2, "ladder": (5,), **bad})
+            agreement_by_size(traces, **{"k": 2, "ladder": (5,), **bad})
     with pytest.raises(DataError, match="12 problems are too few"):
-        sample_size(traces, 2, ladder=(20,))
+        agreement_by_size(traces, 2, ladder=(20,))
 
 
 def test_the_sentence_says_what_the_points_do() -> None:
@@ -382,7 +401,7 @@ def probed_run(folder: Path, method: str = "attnpo") -> Path:
 def test_the_page_has_the_panels_that_have_data(probes: tuple[Path, Path], tmp_path: Path) -> None:
     ablation, run = ablation_folder(tmp_path / "ablation"), probed_run(tmp_path / "run")
     figure, missing = paper_figure(probes[0])
-    assert len(missing) == 2 and titles(figure) == ["SRA of heads (red: the set)", "ensembles"]
+    assert len(missing) == 2 and titles(figure) == ["SRA of heads (outlined: the set)", "ensembles"]
     check_texts(figure)
     figure, missing = paper_figure(probes[0], ablation)
     assert len(missing) == 1 and len(titles(figure)) == 3
@@ -443,7 +462,7 @@ def test_figures_of_a_probe(probes: tuple[Path, Path]) -> None:
 
 
 def test_stability_and_sample_size_figures(probes: tuple[Path, Path], tmp_path: Path) -> None:
-    found = stability(list(probes))
+    found = compare_probes(list(probes))
     figure = stability_figure(found)
     left, right = figure.axes
     pair = found["pairs"][0]
@@ -455,7 +474,7 @@ def test_stability_and_sample_size_figures(probes: tuple[Path, Path], tmp_path: 
     assert shared in [list(line.get_ydata()) for line in right.lines]
     check_texts(figure)
     copies = [shutil.copytree(probes[0], tmp_path / f"checkpoint-{n}00") for n in range(5)]
-    check_texts(stability_figure(stability([*probes, *copies])))
+    check_texts(stability_figure(compare_probes([*probes, *copies])))
     measured = measure_folder(probes[0], draws=20, ladder=(5, 10))
     figure = sample_size_figure(measured)
     assert list(figure.axes[0].lines[0].get_ydata()) == [p["best"] for p in measured["points"]]
@@ -494,7 +513,7 @@ def test_commands(probes: tuple[Path, Path], tmp_path: Path) -> None:
     found = json.loads((out / "stability.json").read_text())
     assert found["kfh"]["kind"] == "stability of heads" and "one, two" in said
     assert all((out / f"stability.{kind}").stat().st_size > 2000 for kind in ("png", "svg", "pdf"))
-    again = stability(list(probes), ["one", "two"])
+    again = compare_probes(list(probes), ["one", "two"])
     assert found["pairs"] == json.loads(json.dumps(again["pairs"]))
     folder = shutil.copytree(probes[0], tmp_path / "probe")
     said = kfh("sample-size", folder, "--sizes", "5,10", "--draws", 20, "--formats", "svg")

@@ -2,109 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import trace_line
-from viewer_pages import HOSTILE, blocks, codes, hostile_line, large_page, make_probe, unpack
+from viewer_pages import (
+    HOSTILE,
+    Opened,
+    blocks,
+    codes,
+    exact_ratios,
+    hostile_line,
+    large_page,
+    ratios_of,
+    unpack,
+)
 
-from probing.viewer.pack import STEP_SCALE, TOKEN_SCALE
+from probing.viewer.pack import TOKEN_SCALE
 from probing.viewer.page import ViewerConfig, write_page
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_probe(tmp_path_factory.mktemp("viewer"))
-
-
-@pytest.fixture(scope="module")
-def page_file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_page(ViewerConfig(folder, tmp_path_factory.mktemp("page") / "x.html")).path
-
-
-# ---- the page in a browser
-
-
-def chromium() -> str:
-    """The browser, or a skip; an error where the environment says that there must be one."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("KFH_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if found:
-        return found
-    if os.environ.get("KFH_NEED_BROWSER"):
-        pytest.fail("KFH_NEED_BROWSER is set, but there is no chromium on PATH")
-    pytest.skip("no chromium on PATH (KFH_CHROMIUM names one)")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = chromium()
-    sync_api = pytest.importorskip("playwright.sync_api")
-    flags = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-    flags += " disable-component-update disable-sync"
-    with sync_api.sync_playwright() as p:
-        made = p.chromium.launch(executable_path=path, args=[f"--{f}" for f in flags.split()])
-        yield made
-        made.close()
-
-
-class Opened:
-    """A page with all that it asked for and complained of."""
-
-    def __init__(self, browser: Any, path: Path, scheme: str = "light") -> None:
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.context = browser.new_context(
-            color_scheme=scheme, viewport={"width": 1280, "height": 900}
-        )
-        self.page = self.context.new_page()
-        self.page.on("console", lambda m: self.complaints.append(m.text))
-        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
-        self.page.on("request", lambda r: self.requests.append(r.url))
-        self.metrics = self.context.new_cdp_session(self.page)
-        self.metrics.send("Performance.enable", {"timeDomain": "threadTicks"})
-        started = time.perf_counter()
-        self.page.goto(path.as_uri())
-        self.page.wait_for_selector("body[data-ready]")
-        self.page.evaluate("() => new Promise(requestAnimationFrame)")
-        self.seconds = time.perf_counter() - started
-
-    def close(self) -> None:
-        assert self.complaints == []
-        assert [url.split("#")[0] for url in self.requests] == [self.requests[0]]
-        self.context.close()
-
-    def cpu(self) -> float:
-        """CPU seconds of the page's main thread so far."""
-        metrics = self.metrics.send("Performance.getMetrics")["metrics"]
-        return next(float(m["value"]) for m in metrics if m["name"] == "TaskDuration")
-
-    def texts(self, selector: str) -> list[str]:
-        found: list[str] = self.page.eval_on_selector_all(
-            selector, "nodes => nodes.map(n => n.textContent)"
-        )
-        return found
-
-
-@pytest.fixture
-def opened(browser: Any, page_file: Path) -> Iterator[Opened]:
-    made = Opened(browser, page_file)
-    yield made
-    made.close()
-
-
-def ratios_of(page_file: Path, trace: int, view: int) -> list[str]:
-    block = blocks(page_file)[f"trace-{trace}"]
-    exact = STEP_SCALE.decode(codes(block["scores"], "u2", 17))[view]
-    assert exact.min() > 0.095  # smaller ones are written with two digits
-    return [f"{ratio:.2f}" for ratio in exact]
+pytest_plugins = ["viewer_pages"]
 
 
 def test_page_shows_the_trace(opened: Opened, page_file: Path) -> None:
@@ -131,17 +51,17 @@ def test_picker_changes_numbers_and_colours(opened: Opened, page_file: Path) -> 
         act()
         numbers = ratios_of(page_file, 0, view)
         assert opened.texts(".step .ratio") == numbers
-        exact = STEP_SCALE.decode(codes(blocks(page_file)["trace-0"]["scores"], "u2", 17))[view]
+        exact = exact_ratios(page_file, 0, view)
         ranks = [f"rank {1 + (exact > ratio).sum()}" for ratio in exact]
         assert opened.texts(".step .rank") == ranks
         above = page.eval_on_selector_all(
-            ".step", "nodes => nodes.map(n => [n.classList.contains('above'), "
+            ".step .pane", "nodes => nodes.map(n => [n.classList.contains('above'), "
             "Number(n.style.getPropertyValue('--a'))])"
         )  # fmt: skip
         for (up, alpha), ratio in zip(above, exact, strict=True):
             assert up == (ratio > 1)
             assert alpha == pytest.approx(min(abs(np.log2(ratio)) / 2, 1), abs=1e-3)
-        sra = (codes(index["traces"][0]["sra"], "u2", 1)[0][view] - 1) / 65534
+        sra = (codes(index["traces"][0]["models"][0]["sra"], "u2", 1)[0][view] - 1) / 65534
         assert f"SRA {sra:.3f}" in opened.texts("#says")[0]
         picked = page.get_attribute(f'#grid [data-view="{view}"]', "aria-selected")
         assert picked == "true" and page.input_value("#head") == str(view)
@@ -187,7 +107,7 @@ def test_list_sorts_by_sra_of_the_picked_head(opened: Opened, page_file: Path) -
     opened.page.select_option("#head", "7")
     opened.page.select_option("#sort", "low")
     shown = [float(text) for text in opened.texts("#list .sra")]
-    values = [(codes(t["sra"], "u2", 1)[0][7] - 1) / 65534 for t in index["traces"]]
+    values = [(codes(t["models"][0]["sra"], "u2", 1)[0][7] - 1) / 65534 for t in index["traces"]]
     assert shown == pytest.approx(sorted(values), abs=6e-4)
     assert len(set(values)) > 2
 
@@ -215,10 +135,10 @@ def test_tokens_on_hover(opened: Opened, page_file: Path) -> None:
     text = line["response"][span["start"] : span["end"]]
     assert opened.texts(".step .text")[1] == text
     page.locator(".step.live .cell").nth(2).hover()
-    block = blocks(page_file)["trace-0"]
+    block = blocks(page_file)["trace-0"]["models"][0]
     number = int(page.locator(".step.live .cell").nth(2).get_attribute("data-cell"))
     start, end, _ = unpack(block["cells"])[number]
-    rows = blocks(page_file)["index"]["tokenViews"]
+    rows = blocks(page_file)["index"]["models"][0]["tokenViews"]
     ratio = TOKEN_SCALE.decode(codes(block["mass"], "u1", rows))[0, number]
     assert page.locator("#tip").is_visible()
     assert opened.texts("#tip-text")[0] == line["response"][start:end].replace(" ", "␣")
@@ -226,7 +146,7 @@ def test_tokens_on_hover(opened: Opened, page_file: Path) -> None:
     page.mouse.move(2, 2)
     assert not page.locator("#tip").is_visible()
     page.keyboard.press("t")
-    page.wait_for_function("() => document.querySelectorAll('.step.built').length === 4")
+    page.wait_for_function("() => document.querySelectorAll('.pane.built').length === 4")
     assert "".join(opened.texts(".step .text")) == line["response"].split("</think>")[0]
     page.keyboard.press("n")
     page.keyboard.press(".")
@@ -245,7 +165,7 @@ def test_markup_is_shown_as_text(opened: Opened) -> None:
     for built in (False, True):
         if built:
             page.keyboard.press("t")
-            page.wait_for_function("() => document.querySelectorAll('.step.built').length === 4")
+            page.wait_for_function("() => document.querySelectorAll('.pane.built').length === 4")
         assert opened.texts(".step .text") == HOSTILE
     assert opened.texts("#problem") == [line["problem"]]
     assert opened.texts("#meta .id") == [line["id"]]
@@ -263,8 +183,8 @@ def test_markup_is_shown_as_text(opened: Opened) -> None:
     assert len(opened.texts("script:not([type])")) == 1
 
 
-def test_no_tokens_is_said(browser: Any, folder: Path, tmp_path: Path) -> None:
-    path = write_page(ViewerConfig(folder, tmp_path / "x.html", tokens=False)).path
+def test_no_tokens_is_said(browser: Any, viewer_probe: Path, tmp_path: Path) -> None:
+    path = write_page(ViewerConfig(viewer_probe, tmp_path / "x.html", tokens=False)).path
     made = Opened(browser, path)
     assert "made with --no-tokens" in made.texts("#about")[0]
     assert made.page.locator("#tokens").is_disabled()
@@ -293,7 +213,8 @@ def renderer_memory(browser: Any) -> float:
 
 def test_two_hundred_long_traces(browser: Any, tmp_path: Path) -> None:
     written = large_page(tmp_path)
-    assert (written.traces, written.heads, written.token_heads) == (200, 336, 7)
+    (model,) = written.models
+    assert (written.traces, model.heads, model.token_heads) == (200, 336, 7)
     made = Opened(browser, written.path)
     opening = made.cpu()
     memory = renderer_memory(browser)
@@ -305,7 +226,7 @@ def test_two_hundred_long_traces(browser: Any, tmp_path: Path) -> None:
         made.page.evaluate("() => new Promise(requestAnimationFrame)")
         taken[key] = round(made.cpu() - before, 3)
     assert made.texts("#place") == ["1 of 200"] and len(made.texts(".step")) == 90
-    assert made.page.locator(".step.built").count() < 40  # those in sight, not all
+    assert made.page.locator(".pane.built").count() < 40  # those in sight, not all
     print(
         f"{written.size / 1e6:.1f} MB, renderer {memory / 1e6:.0f} MB; opened in "
         f"{made.seconds:.1f} s, {opening:.2f} CPU s; CPU s by key: {taken}"

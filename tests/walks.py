@@ -110,11 +110,9 @@ def the_whole_probe(folder: Path) -> list[str]:
 
 def a_heatmap(folder: Path) -> list[str]:
     """From the arguments of `kfh plot DIR` to the drawn heatmap, of a finished probe."""
-    from typer.main import get_command
+    from kfh.cli import load
 
-    from kfh.cli import app
-
-    plot: Any = get_command(app).commands["plot"]
+    plot: Any = load("plot")
     arguments = [str(folder / "probe"), "--formats", "svg"]
     if not (folder / "probe" / "heads.json").is_file():
         the_whole_probe(folder)

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from reference import cell, plain
-from typer.main import get_command
 
 
-def commands_page(app: Any) -> str:
-    """Every command of a typer application with its arguments and options."""
+def commands_page(kfh: Any) -> str:
+    """Every command of the loaded `kfh` with its arguments and options."""
     lines = ["# Commands", "As `kfh COMMAND --help` has them."]
-    for name, command in walk("kfh", get_command(app)):
+    for name, command in walk("kfh", kfh):
         context = command.context_class(command, info_name=name)
         usage = " ".join([name, *command.collect_usage_pieces(context)])
         lines += [f"\n## {name}", f"`{usage}`", "", inspect.cleandoc(command.help or "")]

@@ -42,11 +42,11 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are made here."""
-    from kfh.cli import app
+    from kfh.cli import whole
 
     pages: dict[str, str | bytes] = {
         "reference/index.md": reference.index_page(),
-        "reference/commands.md": commands.commands_page(app),
+        "reference/commands.md": commands.commands_page(whole()),
         "reference/settings.md": reference.settings_page(),
     }
     for source, page in OUTSIDE.items():

@@ -1,16 +1,11 @@
-"""Train the pocket reasoner by several methods and seeds, and make the table of the README.
+"""`kfh compare`: train the pocket reasoner by several methods and seeds, and make the table.
 
-python -m kfh.commands.compare --out runs/compare [--small] [--methods grpo,tlmre,attnpo]
-    [--seeds 5] [--steps 60] [--jobs 2] [--problems 500] [--set key=value] [--table]
-
-Each run is a process `python -m kfh train`; what it writes to the screen goes to
-OUT/logs/METHOD-SEED.log. Interrupted, the same command goes on: finished runs are kept, others
-start from their checkpoints.
+Each run is a process `kfh train`; what it writes to the screen goes to OUT/logs/METHOD-SEED.log.
+Interrupted, the same command goes on: finished runs are kept, others start from their checkpoints.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -18,19 +13,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
-from kfh.findings.runs import write_table
+from kfh.console import console, every, print_tables, progress_line, say, talk, warn
+from kfh.findings.runs import COMPARISON, comparison_caveats, comparison_tables, write_comparison
+from kfh.options import options
 from probing.errors import ConfigError, DataError, KfhError
 from probing.files.headers import HEADER, data_path, file_header, read_object, write_json
 from probing.models.load import load_frozen
+from probing.settings import check, choice
 from rl.pocket.decode import Decoding
-from rl.pocket.measure import Answers as Answers
-from rl.pocket.measure import answer as answer
+from rl.pocket.measure import Answers, answer
 from rl.pocket.task import Problem, shortest_trace
 from rl.pocket.traces import MEASURE_SEED, held_out_problems
 from rl.runs.comparison import read_rows
@@ -44,10 +42,9 @@ PATIENCE = 60.0  # seconds for an interrupted run to write its checkpoint
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """What to compare.
+    """What to compare; settings of `kfh compare`.
 
     Args:
-        out: folder of all runs, a folder each.
         settings: `key=value`, handed to `kfh train --set`; the same for every run.
         command: what starts a training run, before its options.
 
@@ -55,23 +52,28 @@ class CompareConfig:
         ConfigError: nothing to compare, or a setting that is not `key=value`.
     """
 
-    out: Path
-    methods: tuple[str, ...] = METHODS
-    seeds: int = 5
-    steps: int = 60
-    jobs: int = 1
-    problems: int = 500
-    settings: tuple[str, ...] = ()
-    command: tuple[str, ...] = field(default=TRAIN, repr=False)
+    out: Path = choice(
+        help="Folder of all runs, a folder each.", factory=lambda: Path("runs/compare")
+    )
+    methods: tuple[str, ...] = choice((), "Methods; default: all of the table.")
+    seeds: int | None = choice(None, "Seeds of each method; default 5, with --small 3.", least=1)
+    steps: int = choice(60, "Training steps of each run.", least=1)
+    jobs: int = choice(1, "Runs at a time.", least=1)
+    problems: int = choice(500, "Held-out problems that all are measured on.", least=1)
+    small: bool = choice(False, f"Only {', '.join(SMALL)}, and 3 seeds.")
+    settings: tuple[str, ...] = field(default=(), metadata={"option": False})
+    command: tuple[str, ...] = field(default=TRAIN, repr=False, metadata={"option": False})
 
     def __post_init__(self) -> None:
-        if not self.methods or len({*self.methods}) < len(self.methods):
-            raise ConfigError(f"--methods names none, or one twice: {','.join(self.methods)}")
+        """Put the defaults in, and check."""
+        object.__setattr__(self, "methods", self.methods or (SMALL if self.small else METHODS))
+        if self.seeds is None:
+            object.__setattr__(self, "seeds", 3 if self.small else 5)
+        check(self)
+        if len({*self.methods}) < len(self.methods):
+            raise ConfigError(f"--methods names one twice: {','.join(self.methods)}")
         if INITIAL in self.methods:
             raise ConfigError(f"{INITIAL!r} is no method: it is always evaluated")
-        for name in ("seeds", "steps", "jobs", "problems"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} must be at least 1, not {getattr(self, name)}")
         for setting in self.settings:
             key, equals, _ = setting.partition("=")
             if not key or not equals:
@@ -82,7 +84,7 @@ class CompareConfig:
     @property
     def runs(self) -> list[tuple[str, int]]:
         """Method and seed of every run: all methods of one seed before the next seed."""
-        return [(method, seed) for seed in range(self.seeds) for method in self.methods]
+        return [(method, seed) for seed in range(self.seeds or 0) for method in self.methods]
 
     def folder(self, method: str, seed: int) -> Path:
         """The folder of one run."""
@@ -282,26 +284,34 @@ def steps_done(folder: Path) -> int:
     return int(metrics.index.max()) if len(metrics) else 0
 
 
-def make_table(config: CompareConfig, failed: dict[tuple[str, int], str]) -> str:
-    """The table of what is finished, as text and as files; what is missing is named."""
-    everything = [(INITIAL, 0), *((m, s) for m in config.methods for s in range(config.seeds))]
-    done = [run for run in everything if (config.folder(*run) / RESULT_FILE).exists()]
-    missing = []
-    for run in everything:
-        if run not in done:
-            at = steps_done(config.folder(*run))
-            why = failed.get(run) or (f"at step {at} of {config.steps}" if at else "not begun")
-            missing.append(f"{config.folder(*run).name} ({why})")
+def make_table(config: CompareConfig, failed: dict[tuple[str, int], str]) -> dict[str, Any]:
+    """The comparison of what is finished, written to files; what is missing is named in notes.
+
+    Raises:
+        DataError: nothing is finished yet.
+    """
+    by_method = sorted(config.runs, key=lambda run: config.methods.index(run[0]))
+    done, missing = [], []
+    for run in [(INITIAL, 0), *by_method]:
+        folder = config.folder(*run)
+        if (folder / RESULT_FILE).exists():
+            done.append(folder)
+            continue
+        at = steps_done(folder)
+        why = failed.get(run) or (f"at step {at} of {config.steps}" if at else "not begun")
+        missing.append(f"{folder.name} ({why})")
     notes = [f"Missing: {'; '.join(missing)}."] if missing else []
     notes.append(f"{config.steps} steps, {config.jobs} run(s) at a time, one thread each.")
     if not done:
         raise DataError(f"{config.out}: no run is finished yet")
-    rows, differences = read_rows([config.folder(*run) for run in done])
-    return write_table(config.out, rows, differences, notes)
+    return write_comparison(config.out, *read_rows(done), notes)
 
 
-def compare(config: CompareConfig) -> dict[tuple[str, int], str]:
-    """Everything: initial policy, runs, table. Returns why runs failed.
+def run_comparison(config: CompareConfig) -> dict[tuple[str, int], str]:
+    """Measure the initial policy, train and measure every run, write the table.
+
+    Returns:
+        Why runs failed, by method and seed.
 
     Raises:
         ConfigError: results of other settings are in the way.
@@ -310,78 +320,74 @@ def compare(config: CompareConfig) -> dict[tuple[str, int], str]:
     problems = held_out_problems(config.problems, MEASURE_SEED)
     if not (config.folder(INITIAL, 0) / RESULT_FILE).exists():
         evaluate(config, INITIAL, 0, problems)
-    with _progress(config) as show:
-        failed = train_all(config, lambda m, s: evaluate(config, m, s, problems), show)
-    print(make_table(config, failed))
+    with _progress(config) as advance:
+        failed = train_all(config, lambda m, s: evaluate(config, m, s, problems), advance)
+    make_table(config, failed)
     return failed
 
 
 @contextmanager
 def _progress(config: CompareConfig) -> Iterator[Callable[[dict[tuple[str, int], int]], None]]:
-    """A bar over the steps of all runs, with the names of those at work."""
-    from rich.console import Console
+    """Progress over the steps of all runs, with the names of those at work."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=len(config.runs) * config.steps)
+    total, started, due = len(config.runs) * config.steps, time.monotonic(), every()
+    with Progress(*columns, TimeElapsedColumn(), console=talk, disable=not talk.is_terminal) as bar:
+        task = bar.add_task("", total=total)
 
-        def show(steps: dict[tuple[str, int], int]) -> None:
+        def advance(steps: dict[tuple[str, int], int]) -> None:
             done = sum((config.folder(*run) / RESULT_FILE).exists() for run in config.runs)
             names = ", ".join(f"{m}-{s} at {at}" for (m, s), at in steps.items())
             text = f"{done} of {len(config.runs)} runs; {names}"
-            bar.update(task, completed=done * config.steps + sum(steps.values()), description=text)
+            completed = done * config.steps + sum(steps.values())
+            bar.update(task, completed=completed, description=text)
+            if not talk.is_terminal and due():
+                seconds = time.monotonic() - started
+                say(f"{text}; {progress_line('steps', completed, total, seconds)}")
 
-        yield show
-
-
-def parse(arguments: list[str] | None = None) -> tuple[CompareConfig, bool]:
-    """The settings, and whether only the table is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"))
-    parser.add_argument("--methods", help="comma between; default: all of the table")
-    parser.add_argument("--seeds", type=int)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--problems", type=int, default=500, help="held-out problems")
-    parser.add_argument("--set", action="append", default=[], help="key=value, for every run")
-    parser.add_argument("--small", action="store_true", help=f"{', '.join(SMALL)}; 3 seeds")
-    parser.add_argument("--table", action="store_true", help="only the table of what is finished")
-    given = parser.parse_args(arguments)
-    methods = SMALL if given.small else METHODS
-    if given.methods:
-        methods = tuple(name.strip() for name in given.methods.split(",") if name.strip())
-    seeds = given.seeds if given.seeds is not None else (3 if given.small else 5)
-    config = CompareConfig(
-        given.out, methods, seeds, given.steps, given.jobs, given.problems, tuple(given.set)
-    )
-    return config, given.table
+        yield advance
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status: 1 where a run failed, 130 where interrupted."""
+def run_compare(config: CompareConfig, *, table: bool = False) -> bool:
+    """`kfh compare`: everything, or only the table of what is finished.
+
+    Returns:
+        Whether every run has ended well; a command ends with status 1 where not.
+
+    Raises:
+        KfhError: results of other settings are in the way, or nothing is finished.
+        KeyboardInterrupt: after the runs at work have been stopped.
+    """
     import torch
 
     torch.set_num_threads(1)
     # A polite end from outside is an interruption too: no run may be left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        config, table_only = parse(arguments)
-        if table_only:
-            check_results(config)
-            print(make_table(config, {}))
-            return 0
-        failed = compare(config)
-    except KfhError as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("compare: interrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
+    if table:
+        check_results(config)
+        make_table(config, {})
+        failed = {}
+    else:
+        failed = run_comparison(config)
+    content = read_object(config.out / COMPARISON)
+    print_tables(comparison_tables(content), comparison_caveats(content))
+    for note in content["notes"]:
+        console.print(note, soft_wrap=True, highlight=False)
+    console.print(f"→ {config.out}: table.md, {COMPARISON}", soft_wrap=True)
     for (method, seed), why in failed.items():
-        print(f"compare: {method}-{seed} {why}", file=sys.stderr)
-    return 1 if failed else 0
+        warn(f"{method}-{seed} {why}")
+    return not failed
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@options
+def compare(
+    config: CompareConfig,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, for every run; repeatable.")
+    ] = None,
+    table: Annotated[bool, typer.Option("--table", help="Only the table of what is done.")] = False,
+) -> None:
+    """Train methods by seeds on the pocket reasoner, and hold them against each other."""
+    if not run_compare(replace(config, settings=tuple(set_ or ())), table=table):
+        raise typer.Exit(1)

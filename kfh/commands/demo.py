@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from kfh.console import console
+import typer
+
+from kfh.console import console, print_tables
+from kfh.tables import Table
 from probing.models.load import pocket_model
+from probing.numbers import Number
 
 if TYPE_CHECKING:
     from rl.evaluation.summary import SetFigures
@@ -32,12 +36,12 @@ def draw_trace(out: Path) -> None:
     """
     from probing.figures.style import save_figure
     from probing.figures.trace import strip_of
-    from probing.folder import FinishedProbe
+    from probing.folder import ProbeResult
 
-    probe = FinishedProbe.load(out)
-    trace = probe.longest()
-    save_figure(strip_of(probe, trace.id), out / "trace.png")
-    ratios = probe.ratios(trace, probe.head_set.pairs)
+    result = ProbeResult.load(out)
+    trace = result.longest()
+    save_figure(strip_of(result, trace.id), out / "trace.png")
+    ratios = result.ratios(trace, result.chosen)
     console.print(f"\n[bold]{trace.problem}[/bold]   score of each step over S_base:")
     for step, ratio in zip(trace.steps, ratios, strict=True):
         text = trace.response[step.start : step.end].strip()
@@ -75,7 +79,7 @@ def train_and_compare(out: Path) -> None:
         data=None,
     )
     after = _measured(folder / "model")
-    console.print(before_and_after(before, after))
+    print_tables([before_and_after(before, after)])
 
 
 def _measured(folder: Path) -> SetFigures:
@@ -90,21 +94,30 @@ def _measured(folder: Path) -> SetFigures:
     return evaluate_model(model, tokenizer, load_questions(DEMO_PROBLEMS), settings, 1, batch=128)
 
 
-def before_and_after(before: SetFigures, after: SetFigures) -> Any:
+def before_and_after(before: SetFigures, after: SetFigures) -> Table:
     """A table of both measurements, with 95 % intervals over problems."""
-    from kfh.console import plain_table
-
-    title = f"{len(before.correct)} held-out problems, temperature 1"
-    shown = plain_table(title, "", "before", "after")
-    rows = [("accuracy", before.accuracy, after.accuracy, ".3f")]
-    rows += [("tokens", before.tokens, after.tokens, ".1f")]
-    if before.pocket and after.pocket:
+    rows = [("accuracy", before.accuracy, after.accuracy, 3)]
+    rows += [("tokens", before.tokens, after.tokens, 1)]
+    if before.redundancy and after.redundancy:
         for name in ("redundant_steps", "redundant_tokens"):
-            pair = getattr(before.pocket, name), getattr(after.pocket, name)
-            rows.append((name.replace("_", " "), *pair, ".1f"))
-    for name, first, second, form in rows:
-        cells = (
-            f"{f.value:{form}} [dim]{f.low:{form}}–{f.high:{form}}[/dim]" for f in (first, second)
-        )
-        shown.add_row(name, *cells)
-    return shown
+            pair = getattr(before.redundancy, name), getattr(after.redundancy, name)
+            rows.append((name.replace("_", " "), *pair, 1))
+    title = f"{len(before.correct)} held-out problems, temperature 1; in brackets 95 %"
+    cells = [
+        (name, Number.of(first, digits), Number.of(second, digits))
+        for name, first, second, digits in rows
+    ]
+    return Table(title, ("", "before", "after"), cells)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/demo"),
+) -> None:
+    """Probe the embedded pocket model, draw a trace, train with its heads, and compare."""
+    from kfh.commands.probe import run_probe
+    from probing.config import ProbeConfig
+
+    # Always anew: it takes seconds, and an older demo may have left another model's scores.
+    run_probe(ProbeConfig(out=out, resume=False))
+    draw_trace(out)
+    train_and_compare(out)

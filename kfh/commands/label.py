@@ -1,44 +1,44 @@
-"""`kfh label --by judges`: the job of `rl.judges.job`, and what it prints.
-
-`kfh label`: labels of steps, by cause or by rule, and how far labellings agree.
-"""
+"""`kfh label`: labels of steps by cause, by rules or by judges, and how far labellings agree."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+import typer
 
-from kfh.console import console, progress_bar, report_bad_lines, talk
-from probing.errors import ConfigError, DataError
-from probing.files.headers import file_hash
-from probing.labelling.agreement import STEPS, read_labelling
+from kfh.console import console, print_tables, progress_bar, report_bad_lines, warn
+from kfh.options import options
+from kfh.tables import Table
+from probing.choices import Dtype
+from probing.errors import ConfigError
+from probing.files.headers import file_hash, refuse_overwriting
+from probing.labelling.cause import BY_CAUSE, CauseConfig
+from probing.numbers import NONE, number
+from probing.settings import choice
 from probing.traces.file import ReadReport
+from probing.traces.source import STEPS as TRACES
 from probing.traces.source import StepSource, step_counts
+from rl.judges.votes import Consensus
 
 if TYPE_CHECKING:
-    from probing.answers.context import CauseTrace
-    from probing.answers.hiding import Drops
     from probing.labelling.agreement import Agreement
-    from probing.labelling.cause import CauseConfig
     from rl.judges.job import JudgingReport
 
 
 CACHE = "judge-cache"
+Way = Literal["cause", "ablation", "rules", "judges"]
+BY_JUDGES, COMPARE = "By judges", "Compare"  # panels of the command line
 
 
 def run_judges(
-    traces: Path,
+    source: StepSource,
     judges: Path,
     out: Path,
-    consensus: str,
-    segmenter: str,
-    min_chars: int,
+    consensus: Consensus,
     concurrency: int,
     rate: float,
     cache: Path | None,
@@ -55,68 +55,61 @@ def run_judges(
     from rl.judges.panel import Panel
 
     config = JudgingConfig(
-        traces,
+        source,
         Panel.load(judges),
         out,
         cache or out.parent / CACHE,
         consensus,
-        segmenter,
-        min_chars,
         concurrency,
         rate,
         limit,
     )
     report = judge_traces(config, progress=progress_bar)
+    report_bad_lines(report.reading)
     print_report(report, consensus)
     console.print(f"→ {out}; the judges' answers: {config.cache}", soft_wrap=True)
 
 
 def print_report(report: JudgingReport, consensus: str) -> None:
     """The judges and their agreement, and what is missing."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("judge", "answers", "on disk", "tried again", "failed", "essential", "agrees"):
-        table.add_column(name, no_wrap=True)
     rates = report.agreement["judges"]
-    for name, counts in report.requests.items():
-        agrees = [_share(share) for share in rates[name]["agrees_with"].values()]
-        table.add_row(
+    rows = [
+        (
             name,
             str(counts["answered"]),
             str(counts["cached"]),
             _listed(counts["tried_again"]),
             _listed(counts["failed"]),
-            _share(rates[name]["essential"]),
-            " ".join(agrees) or "–",
+            number(rates[name]["essential"]),
+            " ".join(map(number, rates[name]["agrees_with"].values())) or NONE,
         )
-    console.print(table, width=console.width if console.is_terminal else max(console.width, 120))
+        for name, counts in report.requests.items()
+    ]
+    columns = ("judge", "answers", "on disk", "tried again", "failed", "essential", "agrees")
+    print_tables([Table("Judges; agrees: with each other judge, share of steps", columns, rows)])
     kappa = report.agreement["fleiss_kappa"]
     console.print(
-        f"Fleiss' κ {'does not exist' if kappa is None else f'{kappa:.3f}'} over "
-        f"{report.agreement['steps']} steps; all agree on {_share(report.agreement['unanimous'])}"
+        f"Fleiss' κ {'does not exist' if kappa is None else number(kappa)} over "
+        f"{report.agreement['steps']} steps; all agree on {number(report.agreement['unanimous'])}"
     )
-    labels = ", ".join(f"{number} {label}" for label, number in sorted(report.labels.items()))
+    labels = ", ".join(f"{count} {label}" for label, count in sorted(report.labels.items()))
     console.print(
         f"{report.labelled} of {report.traces} traces, {sum(report.labels.values())} steps "
         f"({labels}), by {consensus} consensus"
     )
-    for reason, number in report.left_out.items():
-        talk.print(f"[yellow]left out {number} traces:[/yellow] {reason}")
+    for reason, count in report.left_out.items():
+        warn(f"left out {count} traces: {reason}")
     if report.failed:
-        talk.print(
-            f"[yellow]{report.failed} answers are missing[/yellow], in {report.incomplete} traces "
-            "some of the judges; the same command asks for them again"
+        warn(
+            f"{report.failed} answers are missing, in {report.incomplete} traces some of the "
+            "judges; the same command asks for them again"
         )
 
 
-def _share(value: Any) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{number} × {kind}" for kind, number in counts.items()) or "0"
+    return ", ".join(f"{count} × {kind}" for kind, count in counts.items()) or "0"
 
 
-WAYS = ("ablation", "rules", "judges")
 SHOWN = 160  # characters of a step's text
 
 
@@ -131,119 +124,40 @@ def needed(value: Path | None, option: str) -> Path:
     return value
 
 
-def check_label_options(by: str, compare: bool, files: list[str] | None) -> None:
-    """Refuse options of `kfh label` that contradict each other.
-
-    Raises:
-        ConfigError: an unknown way, or label files where none are read.
-    """
-    if compare:
-        return
-    if by not in WAYS:
-        raise ConfigError(f"unknown --by {by!r}; choose {', '.join(WAYS)}")
-    if files:
-        raise ConfigError(f"{files[0]}: label files are for --compare; traces go to --traces")
-
-
-def run_ablation(
+def run_cause(
     source: StepSource,
     out: Path,
     config: CauseConfig,
-    model: str | None,
-    device: str,
-    dtype: str,
-    resume: bool,
+    model: str = "pocket",
+    device: str = "auto",
+    dtype: str = "auto",
+    resume: bool = True,
 ) -> None:
-    """`kfh label --by ablation`: see `probing.answers.hiding`.
+    """`kfh label --by cause`: see `probing.labelling.cause`.
 
     Raises:
         KfhError: a bad trace or setting, or a model in which a step cannot be hidden.
     """
     from transformers.utils import logging
 
-    from probing.answers.context import encode_causes
-    from probing.answers.hiding import StepHiding
-    from probing.files.jsonl import LabelStore
-    from probing.models.identity import ModelCard, weights_fingerprint
-    from probing.models.load import load_model, load_tokenizer, pocket_model
+    from probing.labelling.cause import label_by_cause
+    from probing.models.load import load_model, load_tokenizer
 
     logging.disable_progress_bar()
-    report = ReadReport()
-    sizes = step_counts(source, report)
-    report_bad_lines(report)
-    name = model or str(pocket_model())
-    tokenizer = load_tokenizer(name)
-    loaded = load_model(name, device=device, dtype=dtype)
-    ablation = StepHiding(loaded)
-    settings = {
-        "by": "ablation",
-        **asdict(config),
-        "model": asdict(ModelCard.of(name, loaded.config)),
-        "weights": weights_fingerprint(loaded),
-        "dtype": str(ablation.dtype),
-        "traces": file_hash(source.path),
-        "rule": source.rule,
-        "think_end": source.think_end,
-    }
-    store = LabelStore(out, source.segmenter_json(), settings, sizes)
-    done = store.open(resume)
-    left_out: dict[str, str] = {}
-    proven = False
-    with progress_bar("hiding steps", len(sizes) - len(done)) as advance:
-        for trace in source.traces():
-            if trace.id in done or trace.id not in sizes:
-                continue
-            try:
-                encoded = encode_causes(
-                    tokenizer,
-                    trace,
-                    rule=source.rule,
-                    answer=config.answer,
-                    limit=config.limit or None,
-                )
-            except DataError as error:
-                left_out[trace.id] = str(error)
-                advance(1, 0)
-                continue
-            if not proven:
-                ablation.prove(encoded)
-                proven = True
-            drops = ablation.drops(
-                encoded, deletion=config.deletion, advance=lambda tokens: advance(0, tokens)
-            )
-            store.add(label_lines(encoded, drops, config))
-            advance(1, 0)
-    if left_out:
-        first = next(iter(left_out.values()))
-        talk.print(f"[yellow]left out {len(left_out)} traces[/yellow], first {first}")
-    if len(left_out) == len(sizes):
-        raise DataError(f"{source.path}: no trace could be labelled; first {first}")
-    _report(out, resumed=len(done))
-
-
-def label_lines(trace: CauseTrace, drops: Drops, config: CauseConfig) -> list[dict[str, Any]]:
-    """The lines of a label file for one trace; a step without a token has neither score nor label.
-
-    `score` is the mean drop per counted answer token, `total` their sum, by which a step is
-    labelled, `deletion` the sum with the step deleted instead; all in nats.
-    """
-    from probing.labelling.cause import cause_label
-
-    lines = []
-    for step, total in enumerate(drops.total):
-        known = total == total  # not so for not a number
-        line = {
-            "id": trace.id,
-            "step": step,
-            "label": cause_label(float(total), config.high, config.low) if known else None,
-            "score": float(drops.mean[step]) if known else None,
-            "total": float(total) if known else None,
-            "source": "ablation",
-        }
-        if drops.deletion is not None:
-            line["deletion"] = float(drops.deletion[step]) if known else None
-        lines.append(line)
-    return lines
+    report = label_by_cause(
+        load_model(model, device=device, dtype=dtype),
+        load_tokenizer(model),
+        source,
+        out,
+        config,
+        resume=resume,
+        progress=progress_bar,
+    )
+    report_bad_lines(report.reading)
+    if report.left_out:
+        first = next(iter(report.left_out.values()))
+        warn(f"left out {len(report.left_out)} traces, first {first}")
+    _print_counts(out, report.traces, report.labels, report.resumed)
 
 
 def run_rules(source: StepSource, out: Path) -> None:
@@ -254,29 +168,28 @@ def run_rules(source: StepSource, out: Path) -> None:
     report = ReadReport()
     sizes = step_counts(source, report)
     report_bad_lines(report)
+    labels: Counter[str | None] = Counter()
 
     def lines() -> Iterator[dict[str, Any]]:
         with progress_bar("reading steps", len(sizes)) as advance:
             for trace in source.traces():
                 for step, label in enumerate(rule_labels(trace)):
+                    labels[label] += 1
                     yield {"id": trace.id, "step": step, "label": label, "source": "rules"}
                 advance(1, 0)
 
     settings = {"by": "rules", "traces": file_hash(source.path), "think_end": source.think_end}
+    refuse_overwriting(out, source.path)
     write_labels(out, lines(), source.segmenter_json(), settings=settings)
-    _report(out)
-    talk.print("[yellow]Rules are rough:[/yellow] hold them against others with --compare")
+    _print_counts(out, len(sizes), labels)
+    warn("Rules are rough: hold them against others with --compare")
 
 
-def _report(out: Path, resumed: int = 0) -> None:
-    """Count the labels of a file."""
-    from probing.traces.labels import read_labels
-
-    found = read_labels(out)
-    counts = Counter(label or "unlabelled" for of in found.labels.values() for label in of.values())
-    said = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
+def _print_counts(out: Path, traces: int, labels: Counter[str | None], resumed: int = 0) -> None:
+    """The labels of a file."""
+    said = ", ".join(sorted(f"{count} {label or 'unlabelled'}" for label, count in labels.items()))
     already = f"; {resumed} traces were there already" if resumed else ""
-    console.print(f"{len(found.labels)} traces, {counts.total()} steps ({said}) → {out}{already}")
+    console.print(f"{traces} traces, {labels.total()} steps ({said}) → {out}{already}")
 
 
 def run_compare(names: list[str], source: StepSource | None, show: int) -> None:
@@ -289,14 +202,14 @@ def run_compare(names: list[str], source: StepSource | None, show: int) -> None:
     """
     from itertools import combinations
 
-    from probing.labelling.agreement import cohen_agreement
+    from probing.labelling.agreement import cohen_agreement, read_labelling
 
     if len(names) < 2:
         raise ConfigError("--compare needs two labellings or more: label files, or `steps`")
     _same_segmenter(names)
     found = [read_labelling(name, source) for name in names]
     compared = [cohen_agreement(a, b) for a, b in combinations(found, 2)]
-    _print_table(compared)
+    print_tables([agreement_table(compared)])
     texts = _texts(source, compared, show) if source and show else {}
     for pair in compared:
         if not show or not pair.different:
@@ -312,6 +225,7 @@ def run_compare(names: list[str], source: StepSource | None, show: int) -> None:
 
 def _same_segmenter(names: list[str]) -> None:
     """Refuse label files whose headers name different segmenters."""
+    from probing.labelling.agreement import STEPS
     from probing.traces.labels import read_labels
 
     cut = {name: read_labels(Path(name)).segmenter for name in names if name != STEPS}
@@ -321,22 +235,26 @@ def _same_segmenter(names: list[str]) -> None:
         raise ConfigError(f"these label the steps of different segmenters ({said})")
 
 
-def _print_table(compared: list[Agreement]) -> None:
-    from rich.table import Table
-
-    table = Table("first", "second", "both", "same", "kappa", "AUC 1→2", "AUC 2→1", "only 1", "2")
-    for pair in compared:
-        figures = [
-            "–" if value is None else f"{value:.3f}"
-            for value in (pair.kappa, pair.auc, pair.auc_reverse)
-        ]
-        counts = [str(n) for n in (pair.both, pair.same, pair.only_first, pair.only_second)]
-        table.add_row(pair.first, pair.second, *counts[:2], *figures, *counts[2:])
-    console.print(table)
-    console.print(
+def agreement_table(compared: list[Agreement]) -> Table:
+    """A row a pair of labellings: how many steps both label, and how far they agree."""
+    rows = [
+        (
+            pair.first,
+            pair.second,
+            str(pair.both),
+            str(pair.same),
+            *map(number, (pair.kappa, pair.auc, pair.auc_reverse)),
+            str(pair.only_first),
+            str(pair.only_second),
+        )
+        for pair in compared
+    ]
+    title = (
         "both: steps with a label in both; AUC: scores of one against the labels of the other, "
         "mean over traces; only: labelled by one alone"
     )
+    columns = ("first", "second", "both", "same", "kappa", "AUC 1→2", "AUC 2→1", "only 1", "only 2")
+    return Table(title, columns, rows)
 
 
 def _texts(source: StepSource, compared: list[Agreement], show: int) -> dict[tuple[str, int], str]:
@@ -344,8 +262,92 @@ def _texts(source: StepSource, compared: list[Agreement], show: int) -> dict[tup
     wanted = {key for pair in compared for key, _, _ in pair.different}
     texts = {}
     for trace in source.traces():
-        for number, step in enumerate(trace.steps):
-            if (trace.id, number) in wanted:
+        for place, step in enumerate(trace.steps):
+            if (trace.id, place) in wanted:
                 text = " ".join(trace.response[step.start : step.end].split())
-                texts[trace.id, number] = text[:SHOWN] + ("…" if len(text) > SHOWN else "")
+                texts[trace.id, place] = text[:SHOWN] + ("…" if len(text) > SHOWN else "")
     return texts
+
+
+@dataclass(frozen=True)
+class LabelSource(StepSource):
+    """The trace file, which label files can be compared without."""
+
+    path: Path | None = choice(  # type: ignore[assignment]  # wider than a labelling's
+        None, "Trace file (JSONL, .gz too).", option="--traces", panel=TRACES
+    )
+
+    def __post_init__(self) -> None:
+        """Check what there is."""
+        if self.path is not None:
+            super().__post_init__()
+
+
+@options
+def label(
+    source: LabelSource,
+    config: CauseConfig,
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[A B ...]", help="With --compare: label files, or `steps`."),
+    ] = None,
+    by: Annotated[Way, typer.Option(help="ablation is another word for cause.")] = "cause",
+    out: Annotated[Path | None, typer.Option(help="Label file to write.")] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Hub id, folder or .gguf; pocket: the embedded model.", rich_help_panel=BY_CAUSE
+        ),
+    ] = "pocket",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, …", rich_help_panel=BY_CAUSE)
+    ] = "auto",
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of the weights.", rich_help_panel=BY_CAUSE)
+    ] = "auto",
+    resume: Annotated[
+        bool, typer.Option(help="Go on with the labels in --out.", rich_help_panel=BY_CAUSE)
+    ] = True,
+    judges: Annotated[
+        Path | None, typer.Option(help="YAML file of the judges.", rich_help_panel=BY_JUDGES)
+    ] = None,
+    consensus: Annotated[
+        Consensus, typer.Option(help="Whose word counts.", rich_help_panel=BY_JUDGES)
+    ] = "unanimous",
+    concurrency: Annotated[
+        int, typer.Option(help="Requests at a time.", rich_help_panel=BY_JUDGES)
+    ] = 8,
+    rate: Annotated[
+        float, typer.Option(help="Requests a second; 0: no limit.", rich_help_panel=BY_JUDGES)
+    ] = 0.0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of their answers.", rich_help_panel=BY_JUDGES)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Traces to label; default all.", rich_help_panel=BY_JUDGES)
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="Do not label: say how far labellings agree.", rich_help_panel=COMPARE
+        ),
+    ] = False,
+    show: Annotated[
+        int, typer.Option(help="Steps to print of those that differ.", rich_help_panel=COMPARE)
+    ] = 10,
+) -> None:
+    """Label the steps of traces by cause, by rules or by judges; or compare labellings."""
+    if compare:
+        run_compare(files or [], source if source.path else None, show)
+        return
+    if files:
+        raise ConfigError(f"{files[0]}: label files are for --compare; traces go to --traces")
+    needed(source.path, "--traces")
+    target = needed(out, "--out")
+    if by == "judges":
+        panel = needed(judges, "--judges: the file that names them")
+        run_judges(source, panel, target, consensus, concurrency, rate, cache, limit)
+    elif by == "rules":
+        run_rules(source, target)
+    else:
+        run_cause(source, target, config, model, device, dtype, resume)

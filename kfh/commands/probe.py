@@ -1,29 +1,39 @@
-"""What the commands do, once their arguments are parsed."""
+"""`kfh segment` and `kfh probe`."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from kfh.console import console, print_result, progress_bar, report_bad_lines, talk
+import typer
+
+from kfh.console import console, print_tables, progress_bar, report_bad_lines, warn
+from kfh.options import options
+from probing.config import ProbeConfig
 from probing.traces.file import ReadReport
+from probing.traces.source import StepSource
 
 
-def run_segment(
-    source: Path, out: Path, segmenter: str, min_chars: int, skip_bad: bool, think_end: str
+@options(segmenter="attnpo")
+def segment(
+    path: Annotated[Path, typer.Argument(metavar="IN", help="Trace file (JSONL, .gz too).")],
+    source: StepSource,
+    out: Annotated[Path, typer.Option(help="Trace file to write.")],
 ) -> None:
-    """`kfh segment`: see `probing.traces.segmenters`."""
+    """Cut the reasoning of each trace into steps that tile it."""
     from probing.files.headers import file_hash
     from probing.traces.file import read_traces, write_traces
     from probing.traces.segmenters import Segmenter, segment_trace
 
-    cutter = Segmenter.parse(segmenter, min_chars)
+    cutter = Segmenter.parse(source.segmenter, source.min_chars)
     report = ReadReport()
     steps: Counter[str] = Counter()
 
     def segmented() -> Any:
-        for trace in read_traces(source, skip_bad=skip_bad, think_end=think_end, report=report):
+        for trace in read_traces(
+            path, skip_bad=source.skip_bad, think_end=source.think_end, report=report
+        ):
             ready = segment_trace(trace, cutter)
             steps.update(step.label or "unlabelled" for step in ready.steps)
             yield ready
@@ -36,42 +46,43 @@ def run_segment(
                 yield trace
 
         count = write_traces(
-            out, counted(), segmenter=cutter.to_json(), source=str(source), hash=file_hash(source)
+            out, counted(), segmenter=cutter.to_json(), source=str(path), hash=file_hash(path)
         )
     report_bad_lines(report)
     labels = ", ".join(f"{number} {label}" for label, number in sorted(steps.items()))
     console.print(f"{count} traces, {sum(steps.values())} steps ({labels}) → {out}")
 
 
-def run_probe(**settings: Any) -> None:
-    """`kfh probe`: see `probing.run`; the heatmap is drawn beside the tables.
+@options
+def probe(config: ProbeConfig) -> None:
+    """Rank the attention heads of a model on labelled traces and save the head set."""
+    run_probe(config)
 
-    Without a model the embedded one is probed, on its own traces unless others are given.
-    """
+
+def run_probe(config: ProbeConfig) -> None:
+    """Probe, and say what was left out and found; the heatmap is drawn beside the tables."""
     from transformers.utils import logging
 
-    from probing.config import ProbeConfig
-    from probing.errors import ConfigError
-    from probing.models.load import pocket_model
-    from probing.run import probe
-    from probing.traces.source import pocket_traces
+    from probing.run import probe as probe_model
 
     logging.disable_progress_bar()  # ours are enough
-    if settings["model"] is None:
-        settings["model"] = str(pocket_model())
-        settings["traces"] = settings["traces"] or pocket_traces()
-    if settings["traces"] is None:
-        raise ConfigError("--model needs --traces: labelled traces, best of that same model")
-    result = probe(ProbeConfig(**settings), progress=progress_bar)
+    result = probe_model(config, progress=progress_bar)
     if result is None:  # another process prints
         return
-    from probing.figures.probe import RunFigures
+    from kfh.findings.base import heads_text
+    from kfh.findings.probe import probe_tables
+    from probing.choices import METRIC_NAMES
+    from probing.figures.probe import heatmap
     from probing.figures.style import save_figure
 
-    out = Path(settings["out"])
     _report_left_out(result.counts)
-    print_result(result)
-    save_figure(RunFigures.of(result).heatmap(result.config.by), out / "heatmap.png")
+    print_tables(probe_tables(result))
+    way = f"{result.config.select} {METRIC_NAMES[result.config.by]}"
+    console.print(
+        f"[bold]Head set[/bold] (*): {heads_text(result.chosen)}, by {way}", soft_wrap=True
+    )
+    print_tables([], result.caveats)
+    save_figure(heatmap(result, result.config.by), result.folder / "heatmap.png")
     if result.speed["traces"]:
         rate = result.speed["tokens"] / result.speed["seconds"]
         console.print(
@@ -79,33 +90,20 @@ def run_probe(**settings: Any) -> None:
             f"{result.speed['seconds']:.1f} s ({rate:,.0f} tokens/s); "
             f"{result.speed['resumed']:.0f} were there already"
         )
-    console.print(f"→ {out}: heads.json, sra.parquet, scores.parquet, run.json, heatmap.png")
+    console.print(
+        f"→ {result.folder}: heads.json, sra.parquet, scores.parquet, run.json, heatmap.png"
+    )
 
 
 def _report_left_out(counts: dict[str, Any]) -> None:
     for kind, number in counts["bad_lines"].items():
-        first = counts["first_bad_lines"][kind]
-        talk.print(f"[yellow]left out {number} × {kind}[/yellow], first {first}")
+        warn(f"left out {number} × {kind}, first {counts['first_bad_lines'][kind]}")
     for reason, number in counts["left_out"].items():
-        talk.print(f"[yellow]left out {number} traces:[/yellow] {reason}")
-    if counts["steps"].get("without a token"):
-        number = counts["steps"]["without a token"]
-        talk.print(f"[yellow]left out {number} steps[/yellow] without a token of their own")
-    if counts["other_tokenizer"]:
-        number = counts["other_tokenizer"]
-        talk.print(
-            f"[yellow]{number} traces bring token ids of another tokenizer:[/yellow] "
-            "their text was tokenised with this model's"
+        warn(f"left out {number} traces: {reason}")
+    if number := counts["steps"].get("without a token"):
+        warn(f"left out {number} steps without a token of their own")
+    if number := counts["other_tokenizer"]:
+        warn(
+            f"{number} traces bring token ids of another tokenizer: their text was tokenised with "
+            "this model's"
         )
-
-
-def run_demo(out: Path) -> None:
-    """`kfh demo`: see `kfh.commands.demo`."""
-    from kfh.commands.demo import draw_trace, train_and_compare
-    from probing.models.load import pocket_model
-    from probing.traces.source import pocket_traces
-
-    # Always anew: it takes seconds, and an older demo may have left another model's scores.
-    run_probe(model=str(pocket_model()), traces=pocket_traces(), out=out, resume=False)
-    draw_trace(out)
-    train_and_compare(out)

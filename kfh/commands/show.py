@@ -8,55 +8,94 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from kfh.console import console, progress_bar, talk
+import typer
+from typer.core import TyperGroup
+
+from kfh.console import console, progress_bar, say, warn
+from probing.choices import Metric, Scale
 from rl.runs.paper import paper_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from kfh.findings.base import Kind
     from probing.choices import Head
+    from probing.viewer.page import ViewerConfig
     from rl.runs.folders import Run
 
 
-def run_plot(
-    folders: Sequence[Path],
-    metric: str,
-    smooth: int,
-    formats: str,
-    out: Path | None,
-    traces: Path | None = None,
-    trace: str | None = None,
+class FolderGroup(TyperGroup):
+    """`kfh plot DIR` is `kfh plot runs DIR`: what is no command is a folder, or an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command in where the first word is none."""
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["runs", *args]
+        return super().parse_args(ctx, args)
+
+
+plot = typer.Typer(
+    cls=FolderGroup,
+    no_args_is_help=True,
+    help="Draw figures. `kfh plot DIR...` draws what the folders hold; a folder by the name of a "
+    "command is written ./NAME.",
+)
+
+Formats = Annotated[str, typer.Option(help="Of png, svg, pdf; comma between.")]
+Traces = Annotated[
+    Path | None, typer.Option(help="Of a probe: its trace file, where it has moved.")
+]
+
+
+@plot.command(name="runs")
+def plot_runs(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="Folder of kfh probe or kfh ablate; or folders of kfh train, or that hold such.",
+        ),
+    ],
+    metric: Annotated[Metric, typer.Option(help="Of a probe.")] = "sra",
+    scale: Annotated[
+        Scale,
+        typer.Option(help="Of a probe's heatmap: continuous, centred at chance, or the paper's."),
+    ] = "continuous",
+    smooth: Annotated[int, typer.Option(help="Of runs: steps of the moving mean.")] = 1,
+    traces: Traces = None,
+    trace: Annotated[
+        str | None, typer.Option(help="Of a probe: id of the trace to draw; default: the longest.")
+    ] = None,
+    formats: Formats = "png,svg,pdf",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures; default: the one DIR, or figures.")
+    ] = None,
 ) -> None:
-    """Draw what the folders hold: see `probing.figures.probe` and `rl.runs.figures`.
+    """Draw a probe, an ablation, or training runs together.
 
     The figures of one folder go into it, those of several into `figures` beside the first.
-
-    Raises:
-        ConfigError: unknown formats or metric, or probes together with other folders.
-        DataError: a folder that holds nothing to draw, or damaged files.
     """
     from probing.errors import ConfigError
-    from probing.settings import check_metric
-    from rl.runs.folders import is_probe
+    from probing.files.headers import kind_of
 
-    check_metric(metric)
     kinds = checked_formats(formats)
     if smooth < 1:
         raise ConfigError(f"--smooth is a number of steps, at least 1, not {smooth}")
-    alone = [folder for folder in folders if is_probe(folder) or is_ablation(folder)]
+    probes = [folder for folder in folders if "probe" in kind_of(folder)]
+    alone = probes or [folder for folder in folders if finished_kinds(folder)]
     if alone and len(folders) > 1:
         raise ConfigError(
-            f"{alone[0]} holds a probe or an ablation: it is drawn alone; give it by itself, and "
-            "training runs by themselves"
+            f"{alone[0]} holds {'a probe' if probes else finished_kinds(alone[0])[0].name}: it is "
+            "drawn alone; give it by itself, and training runs by themselves"
         )
-    if (traces or trace) and not (alone and is_probe(alone[0])):
+    if (traces or trace) and not probes:
         raise ConfigError("--traces and --trace are of a probe; there is none in these folders")
-    if alone and is_ablation(alone[0]):
-        drawn = ablation_figures(alone[0])
+    if probes:
+        drawn = probe_figures(folders[0], metric, traces, trace, scale)
     elif alone:
-        drawn = probe_figures(folders[0], metric, traces, trace)
+        drawn = finished_figures(folders[0])
     else:
         drawn = training_figures(folders, smooth)
     save_all(
@@ -87,11 +126,15 @@ def save_all(drawn: dict[str, Figure], place: Path, kinds: Sequence[str]) -> Non
         for kind in kinds:
             path = place / f"{name}.{kind}"
             save_figure(figure, path)
-            console.print(f"→ {path}")
+            console.print(f"→ {path}", soft_wrap=True)
 
 
 def probe_figures(
-    folder: Path, metric: str, traces: Path | None = None, trace: str | None = None
+    folder: Path,
+    metric: str,
+    traces: Path | None = None,
+    trace: str | None = None,
+    scale: str = "continuous",
 ) -> dict[str, Figure]:
     """Every figure of a finished probe by its file name.
 
@@ -102,34 +145,45 @@ def probe_figures(
         DataError: no finished probe, or a trace that was asked for and cannot be drawn.
     """
     from probing.errors import DataError
-    from probing.figures.probe import RunFigures
-    from probing.figures.robustness import sample_size_figure
+    from probing.figures import probe, robustness
     from probing.figures.trace import strip_of
     from probing.files.headers import read_object
-    from probing.folder import FinishedProbe
+    from probing.folder import ProbeResult
 
-    figures = RunFigures.load(folder).all(metric)
+    result = ProbeResult.load(folder, traces)
+    figures = probe.figures_of(result, metric, scale)
+    for text in result.caveats:
+        warn(f"Caveat: {text}")
     try:
-        figures["strip"] = strip_of(FinishedProbe.load(folder, traces), trace)
+        figures["strip"] = strip_of(result, trace)
     except DataError as error:
         if traces or trace:
             raise
-        talk.print(f"[yellow]no strip of a trace:[/yellow] {error}")
+        warn(f"no strip of a trace: {error}")
     if (folder / "sample_size.json").is_file():
-        figures["sample_size"] = sample_size_figure(read_object(folder / "sample_size.json"))
+        figures["sample_size"] = robustness.sample_size_figure(
+            read_object(folder / "sample_size.json")
+        )
     return figures
 
 
-def is_ablation(folder: Path) -> bool:
-    """Whether `kfh ablate` wrote its result there."""
-    return (folder / "ablation.json").is_file()
+# Training runs and what measures them are drawn together, a probe by its metric and trace.
+OTHERWISE = ("probe", "training", "comparison", "evaluation")
 
 
-def ablation_figures(folder: Path) -> dict[str, Figure]:
-    """Every figure of an ablation by its file name."""
-    from probing.figures.interventions import InterventionFigures
+def finished_kinds(folder: Path) -> list[Kind]:
+    """The kinds of results of a folder that are drawn as a report draws them."""
+    from kfh.findings.kinds import KINDS
 
-    return InterventionFigures.load(folder).all()
+    return [kind for kind in KINDS if kind.name not in OTHERWISE and kind.lies_in(folder)]
+
+
+def finished_figures(folder: Path) -> dict[str, Figure]:
+    """The pictures of the report's sections of a folder, by their file names."""
+    from kfh.findings.base import Place
+
+    sections = [kind.read(Place(folder, (folder,))) for kind in finished_kinds(folder)]
+    return {picture.name: picture.figure for section in sections for picture in section.pictures}
 
 
 def training_figures(folders: Sequence[Path], smooth: int) -> dict[str, Figure]:
@@ -157,41 +211,122 @@ def _report(runs: Sequence[Run]) -> None:
     """Say what was left out, and which runs are not finished."""
     for run in runs:
         if run.torn:
-            talk.print(f"[yellow]{run.folder}: left out {run.torn} cut last line(s)[/yellow]")
+            warn(f"{run.folder}: left out {run.torn} cut last line(s)")
         if run.repeated:
-            talk.print(f"{run.folder}: {run.repeated} step lines replaced by later ones (resumed)")
+            say(f"{run.folder}: {run.repeated} step lines replaced by later ones (resumed)")
         if run.status != "done":
-            talk.print(f"{run.folder}: {run.status}, {len(run.metrics)} steps so far")
+            say(f"{run.folder}: {run.status}, {len(run.metrics)} steps so far")
 
 
-def run_trace(
-    folder: Path,
-    html: bool,
-    traces: Path | None,
-    ids: str,
-    limit: int | None,
-    heads: str,
-    tokens: bool,
-    formats: str,
-    device: str,
-    out: Path | None,
+@plot.command(name="trace")
+def plot_trace(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished kfh probe.")],
+    html: Annotated[
+        bool, typer.Option("--html", help="One page of all traces, to open in a browser.")
+    ] = False,
+    traces: Annotated[
+        Path | None, typer.Option(help="The probe's trace file, where it has moved.")
+    ] = None,
+    ids: Annotated[
+        str, typer.Option(help="Traces, comma between; default: the longest, or --limit of them.")
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(help="Page: most traces; default 200, 0 is all.")
+    ] = None,
+    heads: Annotated[
+        str,
+        typer.Option(
+            help="Such as 2.3,2.1. Figure: their mean; default: the head set. Page: heads beside "
+            "the set whose tokens are shown; default: the 4 best by SRA."
+        ),
+    ] = "",
+    tokens: Annotated[
+        bool, typer.Option(help="Page: attention of single tokens; loads the model.")
+    ] = True,
+    formats: Annotated[
+        str, typer.Option(help="Figure: of png, svg, pdf; comma between.")
+    ] = "png,svg,pdf",
+    device: Annotated[str, typer.Option(help="Page: auto, cpu, cuda, …")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: trace.html or trace.* in DIR.")
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Page: folder of another probe of the same traces, repeatable: its heads can be "
+            "seen beside those of DIR, step by step."
+        ),
+    ] = None,
 ) -> None:
-    """Draw one trace, or write the page of many: see `probing.viewer.page`.
+    """Show traces: steps by score, labels, phrase kinds, heads, tokens.
 
-    Raises:
-        ConfigError: options that do not go together, unknown heads or formats.
-        DataError: no finished probe, or files that are not those of the probe.
+    A page holds at most 12 MB of step scores (so many heads as fit, best first) and 16 MB of
+    tokens, before base64; what is left out it says.
     """
     from probing.errors import ConfigError
 
-    wanted = tuple(name.strip() for name in ids.split(",") if name.strip())
+    names = tuple(name.strip() for name in ids.split(",") if name.strip())
     chosen = parse_heads(heads)
     if html:
-        write_viewer(folder, out, traces, wanted, limit, chosen, tokens, device)
+        from probing.viewer.page import LIMIT, ViewerConfig
+
+        most = (0 if names else LIMIT) if limit is None else limit
+        write_viewer(
+            ViewerConfig(
+                folder, out, traces, names or None, most, chosen or None, tokens, device,
+                tuple(beside or ()),
+            )
+        )  # fmt: skip
         return
-    if limit is not None or not tokens:
-        raise ConfigError("--limit and --no-tokens are of the page; give --html too")
-    draw_strip(folder, traces, wanted, chosen, formats, out)
+    if limit is not None or not tokens or beside:
+        raise ConfigError("--limit, --no-tokens and --beside are of the page; give --html too")
+    draw_strip(folder, traces, names, chosen, formats, out)
+
+
+def write_viewer(config: ViewerConfig) -> None:
+    """Write the page, and say what is in it."""
+    from transformers.utils import logging
+
+    from probing.viewer.page import write_page
+
+    logging.disable_progress_bar()  # ours is enough
+    page = write_page(config, progress_bar)
+    for model in page.models:
+        name = f"{model.name}: " if len(page.models) > 1 else ""
+        with_tokens = f"tokens of the set's mean and {model.token_heads} heads"
+        console.print(
+            f"{name}{page.traces} of {model.scored} scored traces; step scores of {model.heads} of "
+            f"{model.all_heads} heads; {with_tokens if model.token_heads else 'no tokens'}"
+        )
+    if page.alone:
+        console.print(f"left out: {page.alone} traces that not every probe scored")
+    console.print(f"→ {page.path} ({page.size / 1e6:.1f} MB)", highlight=False)
+
+
+def draw_strip(
+    folder: Path,
+    traces: Path | None,
+    ids: tuple[str, ...],
+    heads: tuple[Head, ...],
+    formats: str,
+    out: Path | None,
+) -> None:
+    """Draw one trace's steps by the mean of the heads; without an id the one of most steps."""
+    from probing.errors import ConfigError
+    from probing.figures.style import save_figure
+    from probing.figures.trace import strip_of
+    from probing.folder import ProbeResult
+
+    kinds = checked_formats(formats)
+    if len(ids) > 1:
+        raise ConfigError("a figure shows one trace: give one --ids, or --html for a page of many")
+    paths = [out] if out else [folder / f"trace.{kind}" for kind in kinds]
+    if out:
+        checked_formats(out.suffix[1:])
+    figure = strip_of(ProbeResult.load(folder, traces), ids[0] if ids else None, heads or None)
+    for path in paths:
+        save_figure(figure, path)
+        console.print(f"→ {path}", soft_wrap=True)
 
 
 def parse_heads(text: str) -> tuple[Head, ...]:
@@ -214,78 +349,44 @@ def parse_heads(text: str) -> tuple[Head, ...]:
     return tuple((layer, head) for layer, head in pairs)
 
 
-def write_viewer(
-    folder: Path,
-    out: Path | None,
-    traces: Path | None,
-    ids: tuple[str, ...],
-    limit: int | None,
-    heads: tuple[Head, ...],
-    tokens: bool,
-    device: str,
+@plot.command(name="paper")
+def plot_paper(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that kfh probe wrote.")],
+    ablation: Annotated[
+        Path | None, typer.Option(help="Folder of kfh ablate: the interventions.")
+    ] = None,
+    train: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run of kfh train with probe_every, repeatable: stability over steps."),
+    ] = None,
+    stability: Annotated[
+        list[Path] | None,
+        typer.Option(help="Instead of runs: probes of later checkpoints, repeatable, in order."),
+    ] = None,
+    formats: Formats = "png,svg,pdf",
+    out: Annotated[Path | None, typer.Option(help="Folder for the figure; default: DIR.")] = None,
 ) -> None:
-    """Write the page, and say what is in it."""
-    from transformers.utils import logging
-
-    from probing.viewer.page import LIMIT, ViewerConfig, write_page
-
-    logging.disable_progress_bar()  # ours is enough
-    most = LIMIT if limit is None else limit
-    config = ViewerConfig(
-        folder, out, traces, ids or None, 0 if ids and limit is None else most, heads or None,
-        tokens, device,
-    )  # fmt: skip
-    page = write_page(config, progress_bar)
-    held = f"tokens of the set's mean and {page.token_heads} heads"
-    console.print(
-        f"{page.traces} of {page.scored} scored traces; step scores of {page.heads} of "
-        f"{page.all_heads} heads; {held if page.token_heads else 'no tokens'}"
-    )
-    console.print(f"→ {page.path} ({page.size / 1e6:.1f} MB)", highlight=False)
-
-
-def draw_strip(
-    folder: Path,
-    traces: Path | None,
-    ids: tuple[str, ...],
-    heads: tuple[Head, ...],
-    formats: str,
-    out: Path | None,
-) -> None:
-    """Draw one trace's steps by the mean of the heads; without an id the one of most steps."""
-    from probing.errors import ConfigError
-    from probing.figures.style import save_figure
-    from probing.figures.trace import strip_of
-    from probing.folder import FinishedProbe
-
+    """Lay out the paper's Figure 2 for a probed model: heads, ensembles, cause, stability."""
     kinds = checked_formats(formats)
-    if len(ids) > 1:
-        raise ConfigError("a figure shows one trace: give one --ids, or --html for a page of many")
-    paths = [out] if out else [folder / f"trace.{kind}" for kind in kinds]
-    if out:
-        checked_formats(out.suffix[1:])
-    probe = FinishedProbe.load(folder, traces)
-    figure = strip_of(probe, ids[0] if ids else None, heads or None)
-    for path in paths:
-        save_figure(figure, path)
-        console.print(f"→ {path}")
-
-
-def run_paper(
-    folder: Path,
-    ablation: Path | None,
-    train: Sequence[Path],
-    checkpoints: Sequence[Path],
-    formats: str,
-    out: Path | None,
-) -> None:
-    """`kfh plot paper`: draw the page and say what it lacks.
-
-    Raises:
-        KfhError: no finished probe, or a folder that was named and holds no such results.
-    """
-    kinds = checked_formats(formats)
-    figure, missing = paper_figure(folder, ablation, train, checkpoints)
+    figure, missing = paper_figure(folder, ablation, train or [], stability or [])
     for text in missing:
-        talk.print(f"[yellow]left out:[/yellow] {text}")
+        warn(f"left out: {text}")
     save_all({"paper": figure}, out or folder, kinds)
+
+
+def report(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Folder that holds results: of kfh probe, train, eval, …"
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page (.html); default: report.html in DIR.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Its title.")] = None,
+) -> None:
+    """Report what was run and found, with its caveats: one HTML page, and Markdown beside it."""
+    from kfh.findings.page import run_report
+
+    run_report(folder, out, title)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,23 +25,29 @@ from probing.errors import ConfigError
 def run_train(
     out: Path, recipe: str | None, sets: list[str], resume: bool, **options: Any
 ) -> dict[str, Any]:
-    """Train; see `rl.training.job`. Layers of settings: the recipe, then options, then `--set`."""
+    """Train; see `rl.training.job`. Layers of settings: the recipe, then options, then `--set`.
+
+    A run that goes on keeps its settings: they stand above a recipe's, and below what is given.
+    """
     from transformers.utils import logging
 
-    from rl.training.job import train
-    from rl.training.recipe import find_recipe, parse_settings, read_recipe, train_config
+    from rl.training.job import former_run, train
+    from rl.training.recipe import parse_settings, recipe_settings, train_config
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    if recipe is None:
+    former = former_run(out, resume)
+    if former is None and recipe is None:
         if options["model"] not in (None, "pocket"):
             raise ConfigError(
                 "--model needs --recipe: without one the recipe of the method is taken, whose "
                 "batch and learning rate are those of the pocket model"
             )
         recipe = options["method"] or "attnpo"
-    config = train_config(out, read_recipe(find_recipe(recipe)), options, parse_settings(sets))
+    named = recipe_settings(recipe) if recipe else {}
+    kept = {**former["settings"], "recipe": named.get("recipe")} if former else {}
+    config = train_config(out, named, kept, options, parse_settings(sets))
     result = train(config, resume=resume, watch=[LiveLine()])
     if int(os.environ.get("RANK", 0)):
         return result
@@ -114,3 +121,34 @@ def live_text(logs: dict[str, Any]) -> str:
         update = logs["step_time"] - sum(logs.get(f"seconds_{name}", 0) for name in known)
         parts.append(f"update {update:.1f}")
     return ", ".join(figures) + f"; seconds: {', '.join(parts)}"
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    method: Annotated[
+        str | None,
+        typer.Option(help="attnpo, its ablations, oracle, grpo, rloo, tlmre, laser, dler."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="YAML file or shipped recipe; default: the method's.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder; default: the recipe's.")
+    ] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Head file of `kfh probe`, or a shipped head set.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="FILE.jsonl, hub:OWNER/NAME, rg:TASK or pocket:N.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of order, sampling and random heads.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, any setting; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+) -> None:
+    """Train with step-level credit from a head set, or with a baseline."""
+    options = {"method": method, "model": model, "heads": heads, "data": data, "seed": seed}
+    result = run_train(out, recipe, set_ or [], resume, **options)
+    if result["status"] == "interrupted":
+        raise KeyboardInterrupt

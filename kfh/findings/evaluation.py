@@ -1,32 +1,20 @@
-"""An evaluation: its tables, figures and caveats."""
+"""An evaluation: its tables, figures and caveats, from the content of eval.json."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kfh.findings.base import (
-    NONE,
-    Place,
-    Section,
-    TextTable,
-    evaluation_caveats,
-    figure_text,
-    header_facts,
-    number,
-    pictures,
-    side_by_side,
-)
+from kfh.findings.base import Place, Row, Section, header_facts, pictures
+from kfh.findings.summary import evaluation_summary
+from kfh.tables import Cell, Table
 from probing.errors import DataError
 from probing.files.headers import HEADER, read_object
+from probing.numbers import NONE, Number, number
 
-
-def find_evaluations(folders: Sequence[Path]) -> list[Place]:
-    """Evaluations, those side by side together."""
-    from rl.runs.folders import EVAL_FILE
-
-    return side_by_side([f for f in folders if (f / EVAL_FILE).is_file()], folders)
+CUT_OFF = 0.05  # of responses; more, and their length is not known
+FEW_QUESTIONS = 100
 
 
 def read_evaluation(place: Place) -> Section:
@@ -40,79 +28,147 @@ def read_evaluation(place: Place) -> Section:
         try:
             content = read_object(folder / EVAL_FILE)
             points += read_points(folder)
-            facts, table, caveats = _evaluated(folder, content)
-        except (DataError, KeyError, TypeError, AttributeError) as error:
-            text = (
-                str(error)
-                if isinstance(error, DataError)
-                else (f"{folder / EVAL_FILE}: no evaluation of `kfh eval` ({error!r})")
-            )
+            facts = _facts(folder.name, content)
+            table, caveats = evaluation_table(content, folder.name), evaluation_caveats(content)
+        except DataError as error:
+            section.damaged.append(str(error))
+        except (KeyError, TypeError, AttributeError) as error:
+            text = f"{folder / EVAL_FILE}: no evaluation of `kfh eval` ({error!r})"
             section.damaged.append(text)
-            continue
-        section.facts += facts
-        section.tables.append(table)
-        section.caveats += caveats
+        else:
+            section.summary += evaluation_summary(
+                folder.name, content, _base_of(content["settings"])[0]
+            )
+            section.facts += facts
+            section.tables.append(table)
+            section.caveats += caveats
     if len({point.name for point in points}) > 1:
         captions = {"benchmarks": "accuracy against tokens, by benchmark"}
         section.pictures = pictures(captions, {"benchmarks": tradeoff((), points)})
     return section
 
 
-def _evaluated(
-    folder: Path, content: dict[str, Any]
-) -> tuple[list[tuple[str, str]], TextTable, list[str]]:
-    """Facts, table and caveats of one evaluation."""
-    settings, name = content["settings"], folder.name
-    sampling = (
-        "greedy"
-        if settings["temperature"] == 0
-        else f"temperature {settings['temperature']}, top-p {settings['top_p']}"
-    )
-    facts = [
+def how(settings: Row) -> str:
+    """How responses were sampled, in words."""
+    if settings["temperature"] == 0:
+        return "greedy"
+    return f"temperature {settings['temperature']}, top-p {settings['top_p']}"
+
+
+def _facts(name: str, content: Row) -> list[tuple[str, str]]:
+    settings = content["settings"]
+    sampling = f"{how(settings)}, at most {settings['max_tokens']} tokens, seed {settings['seed']}"
+    return [
         (name, "; ".join(text for _, text in header_facts(content[HEADER]))),
         (f"{name}: model", str(settings["model"])),
-        (
-            f"{name}: sampling",
-            f"{sampling}, at most {settings['max_tokens']} tokens, seed {settings['seed']}",
-        ),
+        (f"{name}: sampling", sampling),
     ]
+
+
+def evaluation_table(content: Row, name: str) -> Table:
+    """A column a benchmark and one for their mean, a row a figure; what none has gets no row.
+
+    Args:
+        content: of eval.json.
+        name: of what was evaluated.
+    """
+    columns = dict(content["benchmarks"])
+    sizes = [f"{found['accuracy']['n']} × {found['samples']}" for found in columns.values()]
+    rows: list[list[Cell]] = [["questions × samples", *sizes]]
+    figures = _figures(columns.values())
+    if content.get("overall"):
+        columns["mean"] = content["overall"]
+        rows[0].append("")
+    for title, path, digits in figures:
+        cells = [_cell(found, path, digits) for found in columns.values()]
+        if any(str(cell) != NONE for cell in cells):
+            rows.append([title, *cells])
+    return Table(f"{name}; in brackets 95 % over questions", ("", *columns), rows)
+
+
+def _figures(sets: Iterable[Row]) -> list[tuple[str, tuple[str, ...], int]]:
+    """The rows of the table: title, place among a benchmark's figures, decimals."""
+    sets = list(sets)
+
+    def listed(key: str, title: str) -> list[tuple[str, tuple[str, ...], int]]:
+        keys = dict.fromkeys(inner for found in sets for inner in found[key])
+        return [(title.format(inner), (key, inner), 3) for inner in keys]
+
+    return [
+        ("accuracy", ("accuracy",), 3),
+        *listed("pass_at", "pass@{}"),
+        *listed("budgets", "accuracy ≤ {}"),
+        ("tokens", ("tokens",), 1),
+        ("cut off", ("truncated",), 3),
+        ("confused / 1k tokens", ("phrases", "confused"), 2),
+        ("summary / 1k tokens", ("phrases", "summary"), 2),
+        ("redundant steps", ("pocket", "redundant_steps"), 2),
+        ("redundant tokens", ("pocket", "redundant_tokens"), 1),
+        ("not readable", ("pocket", "unreadable"), 0),
+        ("AES", ("aes",), 3),
+    ]
+
+
+def _cell(found: Row, path: Sequence[str], digits: int) -> Cell:
+    value: Any = found
+    for key in path:
+        value = (value or {}).get(key)
+    return Number.of(value, digits) if isinstance(value, Mapping) else number(value, digits)
+
+
+def evaluation_caveats(content: Row) -> list[str]:
+    """What to hold against the figures of an evaluation, benchmark by benchmark.
+
+    Args:
+        content: of eval.json.
+    """
+    settings = content["settings"]
     base, caveats = _base_of(settings)
     caveats += [f"The base was evaluated otherwise: {text}." for text in content["base_differs"]]
-    rows = []
-    for benchmark, found in content["benchmarks"].items():
-        caveats += evaluation_caveats(benchmark, found, settings, base.get(benchmark))
-        pocket = found.get("pocket") or {}
-        rows.append(
-            (
-                benchmark,
-                f"{found['accuracy']['n']} × {found['samples']}",
-                figure_text(found["accuracy"]),
-                figure_text(found["tokens"], 1),
-                figure_text(found["truncated"]),
-                "; ".join(f"≤ {k}: {figure_text(v)}" for k, v in found["budgets"].items()) or NONE,
-                "; ".join(f"{k}: {figure_text(v)}" for k, v in found["pass_at"].items()) or NONE,
-                figure_text(pocket.get("redundant_steps"), 2),
-                figure_text(pocket.get("redundant_tokens"), 1),
-                number(found.get("aes")),
-            )
+    for name, figures in content["benchmarks"].items():
+        texts = benchmark_caveats(figures, settings, base.get(name))
+        caveats += [f"{name}: {text}" for text in texts]
+    return caveats
+
+
+def benchmark_caveats(figures: Row, settings: Row, base: Row | None) -> list[str]:
+    """What to hold against the figures of one benchmark.
+
+    Args:
+        figures: as eval.json has them.
+        settings: of the evaluation.
+        base: the figures of the same benchmark in the base, if there is one.
+    """
+    accuracy, cut = figures["accuracy"], figures["truncated"]["value"]
+    texts = []
+    if figures.get("no_answer") == accuracy["n"] * figures.get("samples", 1):
+        texts.append(f"no response holds {settings['think_end']}: all are wrong.")
+    if cut > CUT_OFF:
+        texts.append(
+            f"{cut:.0%} of the responses hit the limit of {settings['max_tokens']} tokens: their "
+            "true length is not known."
         )
-    columns = (
-        "benchmark",
-        "questions × samples",
-        "accuracy",
-        "tokens",
-        "cut off",
-        "accuracy within a budget",
-        "pass@k",
-        "redundant steps",
-        "redundant tokens",
-        "AES",
-    )
-    title = f"{name}; in brackets 95 % over questions"
-    return facts, TextTable(title, columns, tuple(rows)), caveats
+    if figures["unverified"]:
+        texts.append(
+            f"the verifier does not accept the reference answers of {figures['unverified']} "
+            "questions; they count as wrong unless answered letter by letter."
+        )
+    if figures["faults"]:
+        kinds = ", ".join(f"{count} × {kind}" for kind, count in figures["faults"].items())
+        texts.append(f"the verifier failed on responses, counted wrong: {kinds}.")
+    if accuracy["n"] < FEW_QUESTIONS:
+        texts.append(f"{accuracy['n']} questions are few.")
+    if base is not None and accuracy["value"] < base["accuracy"]["value"]:
+        before = base["accuracy"]
+        apart = accuracy["high"] < before["low"]
+        texts.append(
+            f"accuracy {number(accuracy['value'])} is below the base's {number(before['value'])}; "
+            + ("the intervals are apart." if apart else "the intervals overlap.")
+        )
+    return texts
 
 
-def _base_of(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _base_of(settings: Row) -> tuple[dict[str, Any], list[str]]:
     """The figures of the base, and what is to say where they cannot be read any more."""
     from rl.evaluation.summary import Base
 

@@ -1,21 +1,35 @@
-"""The kinds of results that a report knows: a new kind is two functions and a line here."""
+"""The kinds of results that `kfh report` and `kfh plot` know: a new kind is a function and a line.
+
+    from kfh.findings.base import Kind, Section
+    from kfh.findings.kinds import KINDS
+
+    def read(place):                       # place.folder holds the file
+        content = json.loads((place.folder / "mine.json").read_text())
+        return Section("Mine", tables=[...], pictures=[...], caveats=[...])
+
+    KINDS.append(Kind("mine", "mine.json", read))
+
+Then `kfh.findings.page.run_report` has a section of each folder that holds `mine.json`, and
+`kfh plot` writes its pictures. A kind's `read` may raise DataError; the report
+then names the folder as damaged.
+"""
 
 from __future__ import annotations
 
-from kfh.findings.base import Kind
-from kfh.findings.evaluation import find_evaluations, read_evaluation
-from kfh.findings.interventions import ABLATION, read_ablation
-from kfh.findings.probe import find_probes, read_probe
-from kfh.findings.robustness import SAMPLE_SIZE, STABILITY, finder, read_sample_size, read_stability
-from kfh.findings.runs import find_comparisons, find_runs, read_comparison, read_runs
+from kfh.findings.base import Kind, side_by_side
+from kfh.findings.evaluation import read_evaluation
+from kfh.findings.interventions import read_ablation
+from kfh.findings.probe import read_probe
+from kfh.findings.robustness import read_sample_size, read_stability
+from kfh.findings.runs import comparisons, read_comparison, read_runs
 
 # In the order of the report.
 KINDS = [
-    Kind("probe", find_probes, read_probe),
-    Kind("sample size", finder(SAMPLE_SIZE), read_sample_size),
-    Kind("stability", finder(STABILITY), read_stability),
-    Kind("interventions", finder(ABLATION), read_ablation),
-    Kind("training", find_runs, read_runs),
-    Kind("comparison", find_comparisons, read_comparison),
-    Kind("evaluation", find_evaluations, read_evaluation),
+    Kind("probe", "run.json", read_probe),
+    Kind("sample size", "sample_size.json", read_sample_size),
+    Kind("stability", "stability.json", read_stability),
+    Kind("ablation", "ablation.json", read_ablation),
+    Kind("training", "run.json", read_runs, side_by_side),
+    Kind("comparison", "comparison.json", read_comparison, comparisons),
+    Kind("evaluation", "eval.json", read_evaluation, side_by_side),
 ]

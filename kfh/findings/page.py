@@ -8,11 +8,9 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +18,13 @@ from typing import Any
 
 from kfh.findings.base import Kind, Place, Section
 from kfh.findings.kinds import KINDS
+from kfh.tables import html_table, markdown, markdown_text
 from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_header, whole_file
 
 DPI = 120
 WIDE = 8.0  # inches; a wider figure is not put beside another
 RULES = (
-    "SRA is the share of (essential, redundant) pairs of steps of one trace that a score puts "
-    "right; balanced SRA gives 0.5 to every scorer that goes by position alone; gating accuracy "
-    "says how well S_base parts the two kinds. Chance is 0.5.",
     "A control is beaten where it lies below the whole 95 % interval of the head; a difference is "
     "shown where its interval excludes zero. Everything else is a caveat, in words, at the head of "
     "its section. No caveat means that none of these rules was broken, not that nothing can be "
@@ -50,7 +46,7 @@ class Drawn:
 
 def run_report(folder: Path, out: Path | None, title: str | None) -> None:
     """`kfh report`: write the page and the Markdown, and say what is in them."""
-    from kfh.console import console, talk
+    from kfh.console import console, warn
 
     path = out or folder / "report.html"
     if path.suffix != ".html":
@@ -60,7 +56,7 @@ def run_report(folder: Path, out: Path | None, title: str | None) -> None:
     for section in sections:
         console.print(f"{section.title}: {note(section)}", markup=False, highlight=False)
         for text in section.damaged:
-            talk.print(f"could not be read: {text}", markup=False, style="yellow")
+            warn(f"could not be read: {text}")
     for file in written:
         console.print(f"→ {file}", markup=False, highlight=False)
 
@@ -74,7 +70,7 @@ def read_sections(folder: Path, kinds: list[Kind] = KINDS) -> list[Section]:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     folders = list(walk(folder))
-    sections = [_read(kind, place, folder) for kind in kinds for place in kind.find(folders)]
+    sections = [_read(kind, place, folder) for kind in kinds for place in kind.places(folders)]
     if not sections:
         names = ", ".join(kind.name for kind in kinds)
         raise DataError(
@@ -117,18 +113,6 @@ def note(section: Section) -> str:
     return ", ".join(parts) or "no caveat"
 
 
-def markdown_text(text: str) -> str:
-    """A text as Markdown that shows it as it is: one line, no tag, no table cell, no emphasis.
-
-    Example:
-        >>> markdown_text("a|b <script> x_y *z*")
-        'a\\\\|b &lt;script&gt; x_y \\\\*z\\\\*'
-    """
-    line = html.escape(" ".join(str(text).split()), quote=False)
-    line = re.sub(r"([\\`*\[\]|])", r"\\\1", line)
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)
-
-
 def write_report(sections: list[Section], path: Path, title: str) -> list[Path]:
     """Write `path` (HTML), the Markdown beside it, and the Markdown's pictures.
 
@@ -159,13 +143,14 @@ def write_report(sections: list[Section], path: Path, title: str) -> list[Path]:
         keep_trailing_newline=True,
         trim_blocks=False,
     )
-    environment.filters["md"] = markdown_text
+    environment.filters |= {"md": markdown_text, "md_table": markdown, "html_table": html_table}
     made = f"kfh {header['version']}, {header['made']}: {header['command']}"
     content: dict[str, Any] = {
         "title": title,
         "made": made,
         "sections": shown,
         "rules": RULES,
+        "glossary": glossary(),
         "header": json.dumps({HEADER: header}, ensure_ascii=False),
     }
     targets = [(path, "report.html.j2"), (path.with_suffix(".md"), "report.md.j2")]
@@ -174,6 +159,13 @@ def write_report(sections: list[Section], path: Path, title: str) -> list[Path]:
         with whole_file(target) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return [target for target, _ in targets] + files
+
+
+def glossary() -> dict[str, str]:
+    """What the words of a report mean, in the order of the alphabet."""
+    text = (Path(__file__).parent / "glossary.json").read_text(encoding="utf-8")
+    words: dict[str, str] = json.loads(text)
+    return words
 
 
 def _png(figure: Any) -> bytes:

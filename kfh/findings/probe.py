@@ -1,220 +1,128 @@
-"""The section of a probe in a report."""
+"""A probe: facts, tables and pictures of a `ProbeResult`; its caveats are the result's own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from kfh.findings.base import (
-    NAMES,
-    NONE,
-    Place,
-    Section,
-    TextTable,
-    counted,
-    first_line,
-    head_set_caveats,
-    header_facts,
-    label_caveats,
-    label_way,
-    number,
-    pictures,
-    probe_caveats,
-    span,
-)
-from probing.errors import DataError
-from probing.files.headers import HEADER, read_object
+from kfh.findings.base import Place, Section, counted, header_facts, heads_text, pictures
+from kfh.findings.summary import probe_summary
+from kfh.tables import Cell, Table
+from probing.choices import METRIC_NAMES, METRICS
+from probing.folder import ProbeResult, heads_of
+from probing.numbers import NONE, Number, number
 
-BEST = 10  # heads in the table, beside those of the set
-
-
-def find_probes(folders: Sequence[Path]) -> list[Place]:
-    """Sequence[Path] with a head table, or with the run file of a probe."""
-    return [Place(f, (f,)) for f in folders if _is_probe(f)]
-
-
-def _is_probe(folder: Path) -> bool:
-    if (folder / "sra.parquet").is_file():
-        return True
-    return _kind_of(folder / "run.json") == "probe run"
-
-
-def _kind_of(path: Path) -> str:
-    try:
-        header = read_object(path).get(HEADER)
-    except DataError:
-        return ""
-    return str(header.get("kind")) if isinstance(header, dict) else ""
+SCORERS = {"all heads": "mean of all heads"}  # controls by a longer name
 
 
 def read_probe(place: Place) -> Section:
     """A probe: settings, counts, the best heads, controls, held-out halves, null, figures."""
-    from probing.figures.probe import RunFigures
-    from probing.headset import HeadSet
+    from probing.figures.probe import figures_of
 
-    folder = place.folder
-    figures = RunFigures.load(folder)
-    table, run = figures.table, figures.run
-    section = Section(f"Probe: {Path(run['model']['id']).name}")
-    heads = HeadSet.load(folder / "heads.json")
-    section.facts = [*header_facts(run[HEADER]), *_probe_facts(run, heads)]
-    by = run["config"]["by"]
-    section.tables = [_heads_table(table, run, figures.chosen()), _controls_table(run)]
-    section.tables.append(_ensembles_table(run))
+    result = ProbeResult.load(place.folder)
+    by = METRIC_NAMES[result.config.by]
+    section = Section(f"Probe: {Path(result.card.id).name}")
+    section.facts = [*header_facts(result.header), *probe_facts(result)]
+    section.summary = probe_summary(result)
+    section.tables = probe_tables(result)
     captions = {
-        "heatmap": f"{NAMES[by]} of every head, by layer; the set is marked",
+        "heatmap": f"{by} of every head, by layer; the set is marked",
         "heads": "all heads from best to worst, with intervals, the best control and the null",
         "layers": "the best head, the mean and the span of the heads of each layer",
         "ensembles": "mean scores of several heads, on the half that they were not chosen on",
     }
-    section.pictures = pictures(captions, figures.all(by))
-    labels = run["config"]["labels"]
-    header = None if labels == "steps" else first_line(Path(labels)) or None
-    section.caveats = [
-        *probe_caveats(table, run),
-        *head_set_caveats(table, run, figures.chosen()),
-        *label_caveats(run, header),
-    ]
-    if header:
-        section.facts.append(("labels are by", label_way(header) or NONE))
-    if heads.pairs != figures.chosen():
+    section.pictures = pictures(captions, figures_of(result, result.config.by))
+    section.caveats = result.caveats
+    if result.head_set.pairs != result.chosen:
         section.damaged.append(
-            f"{folder / 'heads.json'} holds other heads than run.json chose: the files are of "
-            "different runs"
+            f"{place.folder / 'heads.json'} holds other heads than run.json chose: the files are "
+            "of different runs"
         )
     return section
 
 
-def _probe_facts(run: dict[str, Any], heads: Any) -> list[tuple[str, str]]:
-    model, config, counts = run["model"], run["config"], run["counts"]
-    traces = heads.traces or {}
-    point = run["curves"][config["select"]][len(heads.pairs) - 1]
-    by = config["by"]
-    left_out = {
-        **counts["left_out"],
-        **{f"bad lines: {k}": v for k, v in counts["bad_lines"].items()},
+def probe_facts(result: ProbeResult) -> list[tuple[str, str]]:
+    """What was probed, on what, with which settings, by name."""
+    config, counts, card, heads = result.config, result.counts, result.card, result.head_set
+    bad_lines = {f"bad lines: {kind}": n for kind, n in counts["bad_lines"].items()}
+    by, point = METRIC_NAMES[config.by], result.set_point
+    facts = {
+        "model": f"{card.id} ({card.type}, {card.layers} layers × {card.heads} heads)",
+        "fingerprint": card.fingerprint or NONE,
+        "traces": f"{config.traces}, {(heads.traces or {}).get('hash', 'no hash')}",
+        "labels": "those of the trace file" if config.labels == "steps" else config.labels,
+        "labels are by": result.label_way,
+        "steps cut by": str((heads.segmenter or {}).get("name", NONE)),
+        "answer tokens": config.answer,
+        "read, used, ranked": f"{counts['read']}, {counts['used']}, {counts['ranked']} traces; "
+        f"{counts['pairs']:,} pairs",
+        "left out": counted({**counts["left_out"], **bad_lines}),
+        "steps": counted(counts["steps"]),
+        "head set": f"{heads_text(heads.pairs)}, by {config.select} {by}",
+        "the set, held out": f"{by} {Number.column(point, config.by)} on "
+        f"{len(counts['held_out_traces'])} traces; chosen on {len(counts['select_traces'])}: "
+        f"{number(point[f'{config.by}_select'])}",
+        "backend, seed": f"{config.backend}, {config.seed}",
     }
-    return [
-        (
-            "model",
-            f"{model['id']} ({model['type']}, {model['layers']} layers × {model['heads']} heads)",
-        ),
-        ("fingerprint", str(model.get("fingerprint", NONE))),
-        ("traces", f"{config['traces']}, {traces.get('hash', 'no hash')}"),
-        ("labels", "those of the trace file" if config["labels"] == "steps" else config["labels"]),
-        ("steps cut by", str((heads.segmenter or {}).get("name", NONE))),
-        ("answer tokens", config["answer"]),
-        (
-            "read, used, ranked",
-            f"{counts['read']}, {counts['used']}, {counts['ranked']} traces; "
-            f"{counts['pairs']:,} pairs",
-        ),
-        ("left out", counted(left_out)),
-        ("steps", counted(counts["steps"])),
-        (
-            "head set",
-            f"{', '.join(f'{a}.{b}' for a, b in heads.pairs)}, by {config['select']} {NAMES[by]}",
-        ),
-        (
-            "the set, held out",
-            f"{NAMES[by]} "
-            + span(point[by], point[f"{by}_low"], point[f"{by}_high"])
-            + f" on {len(counts['held_out_traces'])} traces; chosen on "
-            f"{len(counts['select_traces'])}: {number(point[f'{by}_select'])}",
-        ),
-        ("backend, seed", f"{config['backend']}, {config['seed']}"),
-    ]
+    return [(name, text) for name, text in facts.items() if text]
 
 
-def _heads_table(table: Any, run: dict[str, Any], chosen: list[tuple[int, int]]) -> TextTable:
+def probe_tables(result: ProbeResult) -> list[Table]:
+    """The best heads, the controls, and ensembles on the held-out half."""
+    return [heads_table(result), controls_table(result), ensembles_table(result)]
+
+
+def heads_table(result: ProbeResult) -> Table:
     """The best heads, and those of the set that are not among them."""
-    by = run["config"]["by"]
+    by, best = result.config.by, result.best()
     p = "balanced_p" if by == "balanced" else "sra_p"
-    ordered = table.sort_values(by, ascending=False, kind="stable").reset_index(drop=True)
-    rows = []
-    for place, row in ordered.iterrows():
-        pair = (int(row["layer"]), int(row["head"]))
-        if place >= BEST and pair not in chosen:
-            continue
-        rows.append(
-            (
-                f"{pair[0]}.{pair[1]}{' *' if pair in chosen else ''}",
-                *(
-                    span(row[m], row[f"{m}_low"], row[f"{m}_high"])
-                    for m in ("sra", "balanced", "gating")
-                ),
-                number(row[p]),
-                f"{number(row['contrast_essential'], 2)}, {number(row['contrast_redundant'], 2)}",
-                f"{number(row[f'{by}_select'])} → {number(row[f'{by}_held_out'])}",
-            )
+    rows: list[tuple[Cell, ...]] = [
+        (
+            f"{layer}.{head}{' *' if (layer, head) in result.chosen else ''}",
+            *(Number.column(row, metric) for metric in METRICS),
+            number(row[p]),
+            f"{number(row['contrast_essential'], 2)}, {number(row['contrast_redundant'], 2)}",
+            f"{number(row[f'{by}_select'])} → {number(row[f'{by}_held_out'])}",
         )
+        for (layer, head), (_, row) in zip(heads_of(best), best.iterrows(), strict=True)
+    ]
     title = (
-        f"Best heads by {NAMES[by]} on {run['counts']['ranked']} traces, of {len(table)}; "
-        "* in the set; in brackets 95 % over traces; p against the best head by chance"
+        f"Best heads by {METRIC_NAMES[by]} on {result.counts['ranked']} traces, of "
+        f"{len(result.table)}; * in the set; in brackets 95 % over traces; p against the best head "
+        "by chance"
     )
-    columns = (
-        "head",
-        "SRA",
-        "balanced",
-        "gating",
-        "p",
-        "score over S_base: essential, redundant",
-        f"{NAMES[by]}: half chosen on → held out",
-    )
-    return TextTable(title, columns, tuple(rows))
+    columns = ("head", "SRA", "balanced", "gating", "p", "score over S_base: essential, redundant")
+    return Table(title, (*columns, f"{METRIC_NAMES[by]}: half chosen on → held out"), rows)
 
 
-def _controls_table(run: dict[str, Any]) -> TextTable:
+def controls_table(result: ProbeResult) -> Table:
+    """The controls, and what the best of all heads reaches by chance."""
     rows = [
         (
-            "mean of all heads" if row["control"] == "all heads" else row["control"],
-            *(
-                span(row[m], row[f"{m}_low"], row[f"{m}_high"])
-                for m in ("sra", "balanced", "gating")
-            ),
+            SCORERS.get(row["control"], row["control"]),
+            *(Number.column(row, metric) for metric in METRICS),
         )
-        for row in run["controls"]
+        for _, row in result.controls.iterrows()
     ]
-    null, config = run["null"], run["config"]
-    chance = [
-        f"{number(null[m]['mean'])} (95 % {number(null[m]['q95'])})" for m in ("sra", "balanced")
-    ]
-    rows.append(
-        (
-            f"best head by chance ({config['null']}, {config['permutations']} labellings)",
-            *chance,
-            NONE,
-        )
-    )
-    return TextTable(
-        "Controls: scorers that know nothing, and the null of the best head",
+    null = (result.null[metric] for metric in ("sra", "balanced"))
+    chance = [f"{number(best['mean'])} (95 % {number(best['q95'])})" for best in null]
+    kind = f"{result.config.null}, {result.config.permutations} labellings"
+    return Table(
+        "Controls: scorers beside the heads, and the null of the best head",
         ("scorer", "SRA", "balanced", "gating"),
-        tuple(rows),
+        [*rows, (f"best head by chance ({kind})", *chance, NONE)],
     )
 
 
-def _ensembles_table(run: dict[str, Any]) -> TextTable:
-    by = run["config"]["by"]
-    ways = list(run["curves"])
-    rows = [
-        (
-            str(points[0]["heads"]),
-            *(
-                cell
-                for point in points
-                for cell in (
-                    span(point[by], point[f"{by}_low"], point[f"{by}_high"]),
-                    ".".join(map(str, point["added"])),
-                )
-            ),
-        )
-        for points in zip(*run["curves"].values(), strict=True)
-    ]
-    counts = run["counts"]
+def ensembles_table(result: ProbeResult) -> Table:
+    """Ensembles of 1 … 10 heads on the held-out half, by every way of selection."""
+    by, counts = result.config.by, result.counts
+    rows = []
+    for points in zip(*result.curves.values(), strict=True):
+        cells = [(Number.column(point, by), heads_text([point["added"]])) for point in points]
+        rows.append((str(points[0]["heads"]), *(cell for pair in cells for cell in pair)))
     title = (
-        f"Ensembles: heads chosen by {NAMES[by]} on {len(counts['select_traces'])} traces, the "
-        f"figure on the other {len(counts['held_out_traces'])}"
+        f"Ensembles: heads chosen by {METRIC_NAMES[by]} on {len(counts['select_traces'])} traces, "
+        f"the figure on the other {len(counts['held_out_traces'])}"
     )
-    columns = ("heads", *(name for way in ways for name in (way, f"{way}: added")))
-    return TextTable(title, columns, tuple(rows))
+    columns = (name for way in result.curves for name in (way, f"{way}: added"))
+    return Table(title, ("heads", *columns), rows)

@@ -1,4 +1,4 @@
-"""The sections of training runs, comparisons and evaluations in a report."""
+"""Training runs and their comparison: tables, figures and caveats."""
 
 from __future__ import annotations
 
@@ -7,33 +7,36 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kfh.findings.base import (
-    NONE,
+    FEW_SEEDS,
     Place,
+    Row,
     Section,
-    TextTable,
-    comparison_caveats,
     ends,
-    figure_text,
     header_facts,
-    number,
+    heads_text,
     pictures,
-    run_caveats,
     side_by_side,
 )
+from kfh.findings.summary import comparison_summary, runs_summary
+from kfh.tables import Cell, Table, markdown
 from probing.errors import DataError
-from probing.files.headers import HEADER, file_header, read_object, whole_file, write_json
-from probing.intervals import Estimate
-from rl.runs.comparison import COLUMNS, Difference, Row
+from probing.files.headers import (
+    HEADER,
+    file_header,
+    json_number,
+    kind_of,
+    read_object,
+    whole_file,
+    write_json,
+)
+from probing.numbers import NONE, Number, exists, number
+from rl.runs.comparison import COLUMNS, DECODINGS, Difference, read_rows
+from rl.runs.comparison import Row as MethodRow
+from rl.runs.folders import INITIAL, Run
 
-
-def find_runs(folders: Sequence[Path]) -> list[Place]:
-    """Training runs, those side by side together."""
-    from rl.runs.folders import is_run
-
-    return side_by_side([f for f in folders if is_run(f)], folders)
+COMPARISON = "comparison.json"
+CONTROLS = ("random-heads", "all-heads", "recency")  # methods that a head set must beat
 
 
 def read_runs(place: Place) -> Section:
@@ -52,13 +55,13 @@ def read_runs(place: Place) -> Section:
         info = run.info
         facts = header_facts(info.get(HEADER) or {})[:2]
         model = f"{info.get('model', NONE)}, {info.get('fingerprint', 'no fingerprint')}"
-        heads = info.get("heads") or []
         section.facts += [
             (run.folder.name, "; ".join(text for _, text in facts if text)),
             (f"{run.folder.name}: model", model),
-            (f"{run.folder.name}: heads", ", ".join(".".join(map(str, h)) for h in heads) or NONE),
+            (f"{run.folder.name}: heads", heads_text(info.get("heads") or [])),
         ]
-    section.tables = [_runs_table(runs)] if runs else []
+    section.tables = [runs_table(runs)] if runs else []
+    section.summary = runs_summary(runs)
     section.caveats = run_caveats(runs)
     try:
         drawn = all_figures(runs)
@@ -74,63 +77,72 @@ def read_runs(place: Place) -> Section:
     return section
 
 
-def _runs_table(runs: Sequence[Any]) -> TextTable:
-    columns = (
-        "run",
-        "method",
-        "seed",
-        "steps",
-        "status",
-        "accuracy",
-        "tokens",
-        "steps attenuated",
-        "seconds",
-    )
-    rows = []
-    for run in runs:
-        cells = []
-        for name, digits in (("accuracy", 3), ("tokens", 1), ("attenuated", 3)):
-            first, last = ends(run, name)
-            none = number(first) == NONE and number(last) == NONE
-            cells.append(NONE if none else f"{number(first, digits)} → {number(last, digits)}")
-        rows.append(
-            (
-                run.folder.name,
-                run.method,
-                str(run.seed),
-                f"{len(run.metrics)} of {run.info.get('steps', NONE)}",
-                run.status,
-                *cells,
-                number(run.seconds, 0),
-            )
+def runs_table(runs: Sequence[Run]) -> Table:
+    """A row a run: steps done, and what its batches went from and to."""
+    measures = {"accuracy": 3, "tokens": 1, "attenuated": 3}
+    rows = [
+        (
+            run.folder.name,
+            run.method,
+            str(run.seed),
+            f"{len(run.metrics)} of {run.info.get('steps', NONE)}",
+            run.status,
+            *(_from_to(run, name, digits) for name, digits in measures.items()),
+            number(run.seconds, 0),
         )
+        for run in runs
+    ]
+    columns = ("run", "method", "seed", "steps", "status", "accuracy", "tokens")
     title = "Runs; means over the first and the last fifth of the steps, on training batches"
-    return TextTable(title, columns, tuple(rows))
+    return Table(title, (*columns, "steps attenuated", "seconds"), rows)
 
 
-def find_comparisons(folders: Sequence[Path]) -> list[Place]:
-    """Sequence[Path] with a comparison, or with results of several runs side by side."""
-    from rl.runs.folders import RESULT_FILE
+def _from_to(run: Run, column: str, digits: int) -> str:
+    first, last = ends(run, column)
+    if not exists(first) and not exists(last):
+        return NONE
+    return f"{number(first, digits)} → {number(last, digits)}"
 
-    found = {
-        p.folder: p
-        for p in side_by_side([f for f in folders if (f / RESULT_FILE).is_file()], folders)
-    }
-    for folder in folders:
-        if (folder / "comparison.json").is_file():
-            parts = found[folder].parts if folder in found else ()
-            found[folder] = Place(folder, parts)
-    return list(found.values())
+
+def run_caveats(runs: Sequence[Run]) -> list[str]:
+    """What to hold against training runs, seen by their own batches."""
+    caveats = []
+    seeds: dict[str, int] = {}
+    for run in runs:
+        seeds[run.method] = seeds.get(run.method, 0) + 1
+        if run.status != "done":
+            steps = f"{len(run.metrics)} of {run.info.get('steps')} steps"
+            caveats.append(f"{run.folder.name} is not finished: {run.status}, {steps}.")
+        if run.torn:
+            caveats.append(f"{run.folder.name}: {run.torn} cut last line(s) were left out.")
+        first, last = ends(run, "accuracy")
+        if last < first:
+            caveats.append(
+                f"{run.folder.name}: the accuracy of its batches went from {number(first)} to "
+                f"{number(last)}. Batches hold other problems each time: measure on held-out ones."
+            )
+    few = [f"{method} {n}" for method, n in seeds.items() if n < FEW_SEEDS]
+    if few:
+        caveats.append(f"Few seeds ({', '.join(few)}): another seed may go another way.")
+    return caveats
+
+
+def comparisons(parts: Sequence[Path], folders: Sequence[Path]) -> list[Place]:
+    """Folders with a comparison, or with results of several runs side by side."""
+    results = [folder for folder in folders if "comparison result" in kind_of(folder)]
+    places = {place.folder: place for place in side_by_side(results, folders)}
+    for part in parts:
+        places.setdefault(part, Place(part, ()))
+    return list(places.values())
 
 
 def read_comparison(place: Place) -> Section:
-    """A comparison: the table of methods, differences with intervals, accuracy against length."""
-    from rl.runs.comparison import read_rows
+    """A comparison: the tables of methods, differences with intervals, accuracy against length."""
     from rl.runs.figures import tradeoff
     from rl.runs.folders import read_evaluations
 
     section = Section("Comparison of methods")
-    path = place.folder / "comparison.json"
+    path = place.folder / COMPARISON
     evaluations = []
     readable = []
     for folder in place.parts:
@@ -142,150 +154,148 @@ def read_comparison(place: Place) -> Section:
     if path.is_file():
         content = read_object(path)
         section.facts = header_facts(content[HEADER])
-        rows, differences, notes = content["rows"], content["differences"], content["notes"]
     elif readable:
-        found = read_rows(readable)
-        rows, differences = ([asdict(item) for item in part] for part in found)
-        notes = []
+        content = comparison_json(*read_rows(readable), [])
     else:
         return section
-    section.facts += [("note", note) for note in notes]
-    section.tables = [_methods_table(rows)]
-    if differences:
-        section.tables.append(_differences_table(differences))
-    section.caveats = comparison_caveats(rows, differences)
+    section.summary = comparison_summary(content["differences"])
+    section.facts += [("note", note) for note in content["notes"]]
+    section.tables = comparison_tables(content)
+    section.caveats = comparison_caveats(content)
     if evaluations:
         captions = {"tradeoff": "accuracy against tokens; arrows from the policy before training"}
         section.pictures = pictures(captions, {"tradeoff": tradeoff(evaluations)})
     return section
 
 
-def _methods_table(rows: Sequence[dict[str, Any]]) -> TextTable:
-    from rl.runs.comparison import COLUMNS
-
-    columns = (
-        "method",
-        "seeds",
-        *(f"{value.replace('_', ' ')}, {decoding}" for decoding, value, _ in COLUMNS),
-    )
-    cells = tuple(
-        (
-            row["method"],
-            NONE if row["method"] == "initial" else str(len(row["seeds"])),
-            *(figure_text(row["figures"].get(f"{d}.{v}"), digits) for d, v, digits in COLUMNS),
-        )
-        for row in rows
-    )
-    problems = sorted({figure["n"] for row in rows for figure in row["figures"].values()})
-    title = (
-        f"Methods on {', '.join(map(str, problems))} held-out problems; in brackets 95 % over "
-        "seeds and problems"
-    )
-    return TextTable(title, columns, cells)
-
-
-def _differences_table(differences: Sequence[dict[str, Any]]) -> TextTable:
-    rows = []
-    for item in differences:
-        points = {
-            k: None if item["accuracy"][k] is None else 100 * item["accuracy"][k]
-            for k in ("value", "low", "high")
-        }
-        goal = NONE if item.get("goal") is None else number(item["goal"], 0)
-        rows.append(
-            (
-                f"{item['method']} against {item['against']}",
-                str(len(item["seeds"])),
-                item["decoding"],
-                figure_text(item["redundant"], 1),
-                goal,
-                figure_text(points, 1),
-            )
-        )
-    columns = (
-        "pair",
-        "seeds",
-        "decoding",
-        "redundant tokens, %",
-        "the paper's, %",
-        "accuracy, points",
-    )
-    return TextTable("Differences, paired over seeds and problems", columns, tuple(rows))
-
-
-def markdown(rows: Sequence[Row], differences: Sequence[Difference], notes: Sequence[str]) -> str:
-    """The table with 95 % intervals, the differences, and what is missing."""
-    heads = [f"{value.replace('_', ' ')}, {decoding}" for decoding, value, _ in COLUMNS]
-    lines = ["| method | seeds | " + " | ".join(heads) + " | seconds |"]
-    lines.append("|---" * (len(heads) + 3) + "|")
-    for row in rows:
-        cells = [_cell(row.figures.get(f"{d}.{v}"), digits) for d, v, digits in COLUMNS]
-        count = str(len(row.seeds)) if row.method != "initial" else "–"
-        lines.append(f"| {row.method} | {count} | {' | '.join(cells)} | {_cell(row.seconds, 0)} |")
-    problems = {figure.n for row in rows for figure in row.figures.values()}
-    lines += [
-        "",
-        f"{_listed(problems)} held-out problems. In brackets: 95 % over seeds and problems "
-        "(seconds: over seeds; least and greatest where there are fewer than 3). Redundant tokens: "
-        "beyond the shortest correct response.",
-    ]
-    lone = [row.method for row in rows if len(row.seeds) == 1 and row.method != "initial"]
-    if lone:
-        lines.append(f"Of one seed, over problems alone: {', '.join(lone)}.")
-    bad = [f"{row.method} {row.unreadable}" for row in rows if row.unreadable]
-    if bad:
-        lines.append(f"Unreadable responses, left out of redundant steps: {', '.join(bad)}.")
-    if differences:
-        lines += ["", "| against | seeds | decoding | redundant tokens, % | accuracy, points |"]
-        lines.append("|---|---|---|---|---|")
-        lines += [_difference_line(item) for item in differences]
-    return "\n".join([*lines, *[f"\n{note}" for note in notes]]) + "\n"
-
-
-def _difference_line(item: Difference) -> str:
-    gained = item.accuracy
-    points = Estimate(100 * gained.value, 100 * gained.low, 100 * gained.high, gained.n)
-    goal = f", goal {item.goal:+.0f}" if item.goal is not None else ""
-    return (
-        f"| {item.method} against {item.against} | {len(item.seeds)} | {item.decoding} "
-        f"| {_cell(item.redundant, 1, '+')}{goal} | {_cell(points, 1, '+')} |"
-    )
-
-
-def _cell(figure: Estimate | None, digits: int, sign: str = "") -> str:
-    if figure is None or not np.isfinite(figure.value):
-        return "–"
-    value, low, high = (f"{x:{sign}.{digits}f}" for x in (figure.value, figure.low, figure.high))
-    return f"{value} [{low}, {high}]"
-
-
-def _listed(numbers: set[int]) -> str:
-    return ", ".join(str(number) for number in sorted(numbers))
-
-
-def write_table(
-    out: Path, rows: Sequence[Row], differences: Sequence[Difference], notes: Sequence[str]
-) -> str:
-    """Write `table.md` and `comparison.json` into `out`; returns the text."""
-    text = markdown(rows, differences, notes)
-    with whole_file(out / "table.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    content = {
-        HEADER: file_header("comparison"),
+def comparison_json(
+    rows: Sequence[MethodRow], differences: Sequence[Difference], notes: Sequence[str]
+) -> dict[str, Any]:
+    """What comparison.json holds, without its header."""
+    return {
         "rows": [_plain(asdict(row)) for row in rows],
         "differences": [_plain(asdict(item)) for item in differences],
         "notes": list(notes),
     }
-    write_json(out / "comparison.json", content)
-    return text
 
 
 def _plain(value: Any) -> Any:
-    """JSON knows no `not a number`: null stands for it. Six digits are enough."""
+    """For JSON: null where there is no number; six digits are enough."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if np.isfinite(value) else None
-    return value
+    return json_number(float(f"{value:.6g}")) if isinstance(value, float) else value
+
+
+def comparison_tables(content: Row) -> list[Table]:
+    """A table of methods for each way of decoding, and one of differences.
+
+    Args:
+        content: of comparison.json.
+    """
+    rows = content["rows"]
+    problems = sorted({figure["n"] for row in rows for figure in row["figures"].values()})
+    where = f"{', '.join(map(str, problems))} held-out problems"
+    tables = [_methods_table(rows, decoding, where) for decoding in DECODINGS]
+    if content["differences"]:
+        tables.append(_differences_table(content["differences"]))
+    return tables
+
+
+def _methods_table(rows: Sequence[Row], decoding: str, where: str) -> Table:
+    columns = [(value, digits) for name, value, digits in COLUMNS if name == decoding]
+    first = decoding == DECODINGS[0]  # the seconds of training stand beside one of the two
+    cells: list[list[Cell]] = [
+        [
+            row["method"],
+            NONE if row["method"] == INITIAL else str(len(row["seeds"])),
+            *(
+                Number.of(row["figures"].get(f"{decoding}.{value}"), digits)
+                for value, digits in columns
+            ),
+            *([Number.of(row["seconds"], 0)] if first else []),
+        ]
+        for row in rows
+    ]
+    names = (value.replace("_", " ") for value, _ in columns)
+    title = f"Methods, {decoding}, on {where}; in brackets 95 % over seeds and problems"
+    if first:
+        title += " (seconds: over seeds; least and greatest where there are fewer than 3)"
+    return Table(title, ("method", "seeds", *names, *(["seconds"] if first else [])), cells)
+
+
+def _differences_table(differences: Sequence[Row]) -> Table:
+    cells = [
+        (
+            f"{item['method']} against {item['against']}",
+            str(len(item["seeds"])),
+            item["decoding"],
+            Number.of(item["redundant"], 1, signed=True),
+            number(item.get("goal"), 0, signed=True),
+            Number.of(item["accuracy"], 1, signed=True, scale=100),
+        )
+        for item in differences
+    ]
+    columns = ("pair", "seeds", "decoding", "redundant tokens, %", "the paper's, %")
+    title = (
+        "Differences, paired over seeds and problems; redundant tokens: beyond the shortest "
+        "correct response"
+    )
+    return Table(title, (*columns, "accuracy, points"), cells)
+
+
+def comparison_caveats(content: Row) -> list[str]:
+    """What to hold against a comparison: controls not beaten, accuracy lost, few seeds.
+
+    Args:
+        content: of comparison.json.
+    """
+    caveats = []
+    for item in content["differences"]:
+        pair = f"{item['method']} against {item['against']} ({item['decoding']})"
+        shorter, accuracy = item["redundant"], item["accuracy"]
+        if not (exists(shorter["high"]) and shorter["high"] < 0):
+            caveats.append(
+                f"{pair}: redundant tokens {Number.of(shorter, 1, signed=True)} %; not shown to be "
+                f"fewer{': the control is not beaten' if item['against'] in CONTROLS else ''}."
+            )
+        if exists(accuracy["value"]) and accuracy["value"] < 0:
+            points = Number.of(accuracy, 1, signed=True, scale=100)
+            words = (
+                "accuracy is lost"
+                if exists(accuracy["high"]) and accuracy["high"] < 0
+                else "the interval holds zero: a loss is neither shown nor ruled out"
+            )
+            caveats.append(f"{pair}: accuracy {points} points; {words}.")
+    trained = {
+        row["method"]: len(row["seeds"]) for row in content["rows"] if row["method"] != INITIAL
+    }
+    few = [f"{method} {seeds}" for method, seeds in trained.items() if seeds < FEW_SEEDS]
+    if few:
+        caveats.append(f"Few seeds ({', '.join(few)}): a first look.")
+    lone = [method for method, seeds in trained.items() if seeds == 1]
+    if lone:
+        caveats.append(f"Of one seed, over problems alone: {', '.join(lone)}.")
+    bad = [f"{row['method']} {row['unreadable']}" for row in content["rows"] if row["unreadable"]]
+    if bad:
+        caveats.append(
+            f"Responses that could not be read, left out of redundant steps: {', '.join(bad)}."
+        )
+    return caveats
+
+
+def write_comparison(
+    out: Path,
+    rows: Sequence[MethodRow],
+    differences: Sequence[Difference],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Write `comparison.json` and `table.md`, its tables and caveats, into `out`; the content."""
+    content = comparison_json(rows, differences, notes)
+    write_json(out / COMPARISON, {HEADER: file_header("comparison"), **content})
+    lines = [*notes, *(f"- {caveat}" for caveat in comparison_caveats(content))]
+    text = "\n\n".join([*map(markdown, comparison_tables(content)), "\n".join(lines)])
+    with whole_file(out / "table.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return content

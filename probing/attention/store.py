@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,10 @@ class ScoreStore:
 
     def _same_settings(self, path: Path) -> None:
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))["settings"]
+            stored = json.loads(path.read_text(encoding="utf-8"))["settings"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: damaged ({error}); remove it or use --no-resume") from error
-        refuse_other_settings(self.folder, "scores", held, self.settings)
+        refuse_other_settings(self.folder, "scores", stored, self.settings)
 
     def _part(self, trace_id: str) -> Path:
         name = hashlib.sha256(trace_id.encode()).hexdigest()[:24]
@@ -108,20 +109,18 @@ class ScoreStore:
         except (SafetensorError, KeyError) as error:
             raise DataError(f"{path}: damaged ({error}); remove it and run again") from error
 
-    def finish(
-        self,
-        traces: Iterable[Trace],
-        scored: Mapping[str, ScoredTrace],
-        heads: Sequence[Head],
-        advance: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Write the table, a row group a trace, with today's labels; then drop the parts.
+    @contextmanager
+    def table_writer(
+        self, scored: Mapping[str, ScoredTrace], heads: Sequence[Head]
+    ) -> Iterator[Callable[[Trace], None]]:
+        """Write the table: call what this gives with each trace; then the parts are dropped.
 
         Args:
-            traces: in the order of the table; consumed lazily.
             scored: the scores of these traces, by id.
             heads: in the order of the scores.
-            advance: called after each trace, for a progress bar.
+
+        Yields:
+            A function that writes the scores of a trace with today's labels, as a row group.
         """
         import pyarrow.parquet as pq
 
@@ -133,10 +132,9 @@ class ScoreStore:
         with whole_file(self.table) as temporary:
             schema = _schema().with_metadata(metadata)
             with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                for trace in traces:
-                    group = _row_group(trace, scored[trace.id], layers, numbers, schema)
-                    writer.write_table(group)
-                    advance()
+                yield lambda trace: writer.write_table(
+                    _row_group(trace, scored[trace.id], layers, numbers, schema)
+                )
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def _table_sizes(self) -> dict[str, list[int]]:
@@ -153,21 +151,55 @@ class ScoreStore:
         return sizes
 
     def _read_table(self) -> dict[str, ScoredTrace]:
-        import pyarrow.parquet as pq
-
         sizes = self._table_sizes()
         if not sizes:
             return {}
-        file = pq.ParquetFile(self.table)
-        found = {}
-        for number in range(file.num_row_groups):
-            group = file.read_row_group(number, columns=["trace", "step", "tokens", "score"])
-            steps = int(group["step"][-1].as_py()) + 1
-            name = group["trace"][0].as_py()
-            scores = group["score"].to_numpy().reshape(steps, -1).T
-            tokens = group["tokens"].to_numpy().reshape(steps, -1)[:, 0].astype(np.int64)
-            found[name] = ScoredTrace(name, np.ascontiguousarray(scores), tokens, *sizes[name])
-        return found
+        traces = {}
+        for name, columns in _row_groups(self.table, "tokens", "score"):
+            scores = np.ascontiguousarray(columns["score"].T)
+            tokens = columns["tokens"][:, 0].astype(np.int64)
+            traces[name] = ScoredTrace(name, scores, tokens, *sizes[name])
+        return traces
+
+
+def stored_settings(table: Path) -> dict[str, Any]:
+    """All that decided the scores in a `scores.parquet`.
+
+    Raises:
+        DataError: it is no such file, or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        settings: dict[str, Any] = json.loads(pq.read_schema(table).metadata[HEADER.encode()])[
+            "settings"
+        ]
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{table}: not the scores of a probe, or damaged ({error!r})") from error
+    return settings
+
+
+def stored_labels(table: Path) -> dict[str, list[str | None]]:
+    """The labels of the steps of each trace in a `scores.parquet`; None where there is none."""
+    return {
+        name: [label if isinstance(label, str) else None for label in columns["label"][:, 0]]
+        for name, columns in _row_groups(table, "label")
+    }
+
+
+def _row_groups(table: Path, *columns: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """The id of each trace, and its columns as (step, head)."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(table)
+    for number in range(file.num_row_groups):
+        group = file.read_row_group(number, columns=["trace", "step", *columns])
+        steps = int(group["step"][-1].as_py()) + 1
+        yield (
+            str(group["trace"][0].as_py()),
+            {name: group[name].to_pandas().to_numpy().reshape(steps, -1) for name in columns},
+        )
 
 
 def _schema() -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from probing.figures.probe import NAMES
+from probing.choices import METRIC_NAMES
 from probing.figures.style import (
     AMBER,
     BLACK,
@@ -60,8 +60,8 @@ def stability_figure(found: dict[str, Any]) -> Figure:
     ranked = [probe["ranked"] for probe in found["probes"]]
     traces = str(ranked[0]) if len(set(ranked)) == 1 else f"{min(ranked)}–{max(ranked)}"
     title = (
-        f"Are they the same heads? {NAMES[found['metric']]} of {found['heads']} heads in {count} "
-        f"probes of {traces} traces"
+        f"Are they the same heads? {METRIC_NAMES[found['metric']]} of {found['heads']} heads in "
+        f"{count} probes of {traces} traces"
     )
     figure.suptitle(wrapped(title, side + 4.2), x=0.02, ha="left")
     panel_letters([left, right])
@@ -96,7 +96,7 @@ def draw_matrix(axes: Axes, found: dict[str, Any]) -> None:
     names = [_short(probe["name"]) for probe in found["probes"]]
     axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 3 else 0)
     axes.set_yticks(range(len(names)), names)
-    axes.set_title(f"correlation of {NAMES[found['metric']]}", loc="left")
+    axes.set_title(f"correlation of {METRIC_NAMES[found['metric']]}", loc="left")
     axes.set_xlabel("below the diagonal Pearson, above Spearman;\non it, italic: reliability")
 
 
@@ -172,7 +172,7 @@ def _draw_figures(axes: Axes, found: dict[str, Any], n: np.ndarray) -> None:
     axes.plot(n, _column(found, "picked"), label="best of the draw", **look)
     look = {"color": GREEN, "ls": "-.", "marker": "^", "ms": 4}
     axes.plot(n, _column(found, "held_out"), label="… on the rest", **look)
-    axes.set_ylabel(NAMES[found["metric"]])
+    axes.set_ylabel(METRIC_NAMES[found["metric"]])
     plain(axes, "the best head")
     axes.legend(fontsize=SMALL)
 
@@ -203,7 +203,7 @@ def _draw_width(axes: Axes, found: dict[str, Any], n: np.ndarray) -> None:
     # A draw of most problems cannot move far from all of them: its spread is no yardstick.
     known = n <= n[-1] / 2
     axes.plot(n[known], np.diff(spans, axis=1)[known, 0], label="95 % of draws", **look)
-    axes.set(ylabel=f"width in {NAMES[found['metric']]}", ylim=(0, None))
+    axes.set(ylabel=f"width in {METRIC_NAMES[found['metric']]}", ylim=(0, None))
     plain(axes, "95 % interval of the best head")
     axes.legend(fontsize=SMALL)
 

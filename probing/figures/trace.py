@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from probing.choices import Head
-    from probing.folder import FinishedProbe
+    from probing.folder import ProbeResult
     from probing.traces.file import Trace
 
 
@@ -56,23 +56,23 @@ def step_strip(
 
 
 def strip_of(
-    probe: FinishedProbe, trace_id: str | None = None, heads: Sequence[Head] | None = None
+    result: ProbeResult, trace_id: str | None = None, heads: Sequence[Head] | None = None
 ) -> Figure:
     """The strip of one ranked trace by some heads of a finished probe.
 
     Args:
-        probe: with its traces.
+        result: of a probe, whose traces are still there.
         trace_id: default: the trace with most steps.
         heads: whose mean is drawn; default: the head set.
 
     Raises:
         DataError, ConfigError: no such trace, no such head.
     """
-    trace = probe.longest([trace_id] if trace_id else None)
-    chosen = list(heads or probe.head_set.pairs)
+    trace = result.longest([trace_id] if trace_id else None)
+    chosen = list(heads or result.chosen)
     names = ", ".join(f"{layer}.{head}" for layer, head in chosen)
     title = f"{trace.id}: how much the answer looks back at each step (heads {names})"
-    return step_strip(trace, probe.ratios(trace, chosen), title, probe.scored[trace.id].tokens)
+    return step_strip(trace, result.ratios(trace, chosen), title, result.scored[trace.id].tokens)
 
 
 def step_text(trace: Trace, number: int) -> str:
@@ -84,13 +84,13 @@ def step_text(trace: Trace, number: int) -> str:
 
 def _legend(axes: Axes, trace: Trace, hatched: bool, **options: Any) -> None:
     labels = [step.label for step in trace.steps]
-    found = [
+    patches = [
         Patch(facecolor=colour, hatch=hatch * hatched, edgecolor="white", lw=0, label=name)
         for label, (colour, hatch) in LABEL_LOOK.items()
         for name in [f"{label or 'no label'} ({labels.count(label)})"]
         if label in labels
     ]
-    axes.legend(handles=found, **options)
+    axes.legend(handles=patches, **options)
 
 
 def _bars(trace: Trace, ratios: np.ndarray, title: str, tokens: np.ndarray | None) -> Figure:
@@ -178,10 +178,10 @@ def apart(wanted: list[float], gap: float, end: float) -> list[float]:
 
     Example: (1, 2, 9) with a gap of 3 below 10: (1, 4, 9).
     """
-    found: list[float] = []
+    places: list[float] = []
     for place in wanted:
-        found.append(max(place, found[-1] + gap) if found else place)
-    for i in reversed(range(len(found))):
-        limit = end if i == len(found) - 1 else found[i + 1] - gap
-        found[i] = min(found[i], limit)
-    return found
+        places.append(max(place, places[-1] + gap) if places else place)
+    for i in reversed(range(len(places))):
+        limit = end if i == len(places) - 1 else places[i + 1] - gap
+        places[i] = min(places[i], limit)
+    return places

@@ -8,21 +8,37 @@ files without a header, since users bring their own.
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import json
+import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, cast
 
-from probing.errors import DataError
+from probing.errors import ConfigError, DataError
 
 HEADER = "kfh"
 SCHEMA = 1
+# Kind of result → the file that holds it, and the kind that the file's header names.
+RESULTS = {
+    "probe": ("run.json", "probe run"),
+    "training": ("run.json", "training run"),
+    "ablation": ("ablation.json", "ablation"),
+    "stability": ("stability.json", "stability of heads"),
+    "sample size": ("sample_size.json", "sample size"),
+    "comparison": ("comparison.json", "comparison"),
+    "comparison result": ("result.json", "comparison result"),
+    "evaluation": ("eval.json", "evaluation"),
+}
+# What lies beside a `run.json`, where that is damaged, gone, or has no header.
+BESIDE = {"probe": "sra.parquet", "training": "metrics.jsonl"}
 
 
 def data_path(*parts: str) -> Path:
@@ -75,6 +91,17 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_overwriting(out: Path | str, *inputs: Path | str | None) -> None:
+    """Refuse to write a file over one that it is made from, under whatever name or link.
+
+    Raises:
+        ConfigError: `out` is one of the inputs; those that are None or no file are none.
+    """
+    for path in (Path(path) for path in inputs if path is not None):
+        if path.exists() and Path(out).exists() and path.samefile(out):
+            raise ConfigError(f"{out} is the input {path} and would be overwritten: choose another")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     with whole_file(path) as temporary:
@@ -111,7 +138,72 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def json_number(value: SupportsFloat) -> float | None:
-    """A float for JSON, which has no word for what is not a number."""
-    number = float(value)
-    return None if number != number else number
+def json_number(value: SupportsFloat | None, digits: int | None = None) -> float | None:
+    """A float for JSON: null for what is infinite or not a number, which JSON has no word for.
+
+    Args:
+        value: the number; None stays None.
+        digits: behind the point; default all.
+    """
+    if value is None or not math.isfinite(number := float(value)):
+        return None
+    return number if digits is None else round(number, digits)
+
+
+def kind_of(folder: Path) -> tuple[str, ...]:
+    """The kinds of results (`RESULTS`) that a folder holds, by the headers of its files.
+
+    A file without a header (an older one) is taken by its name; of a `run.json` without one what
+    lies beside it decides. Empty where the folder holds no result.
+    """
+    contents = {}
+    for file in {file for file, _ in RESULTS.values()}:
+        try:
+            contents[file] = read_object(folder / file) if (folder / file).is_file() else None
+        except DataError:
+            contents[file] = {}
+    return tuple(
+        kind for kind, (file, _) in RESULTS.items() if _holds(folder, kind, contents[file])
+    )
+
+
+def _holds(folder: Path, kind: str, content: dict[str, Any] | None) -> bool:
+    """Whether a file of this content makes its folder one of this kind; None: no such file."""
+    header = (content or {}).get(HEADER)
+    named = header.get("kind") if isinstance(header, dict) else None
+    if named in {name for _, name in RESULTS.values()}:
+        return bool(named == RESULTS[kind][1])
+    if kind == "training" and "method" in (content or {}):
+        return True
+    return (folder / BESIDE[kind]).is_file() if kind in BESIDE else content is not None
+
+
+def load_part(name: str) -> Callable[..., Any]:
+    """A function of the user's by `module:name`, as an option takes it.
+
+    Raises:
+        ConfigError: no such module, or nothing in it of that name that can be called.
+    """
+    module, _, path = name.partition(":")
+    try:
+        part: Any = importlib.import_module(module)
+        for attribute in path.split("."):
+            part = getattr(part, attribute)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise ConfigError(f"{name}: cannot be imported as module:name ({error})") from error
+    if not callable(part):
+        raise ConfigError(f"{name} is no function, but {type(part).__name__}")
+    return cast("Callable[..., Any]", part)
+
+
+def part_json(part: Callable[..., Any]) -> dict[str, Any]:
+    """`name` (module:name) and `hash` of the source of a function of the user's, for headers.
+
+    The hash is None where there is no source, as of a function that is typed into a console.
+    """
+    name = f"{part.__module__}:{getattr(part, '__qualname__', type(part).__qualname__)}"
+    try:
+        source = inspect.getsource(part if hasattr(part, "__qualname__") else type(part))
+    except (OSError, TypeError):
+        return {"name": name, "hash": None}
+    return {"name": name, "hash": text_hash(source)}

@@ -155,7 +155,7 @@ class HeadWork:
             if trace.own_correct:
                 one["logprob"] = float(of[counted].sum())
             if ids is not None:
-                one["correct"] = self.setup.judge(trace, ids)
+                one["correct"] = self.setup.verdict(trace, ids)
                 one["extra"]["ended"] = float(bool(ids) and ids[-1] in self.setup.ends)
             found.append(one)
         return found
@@ -168,7 +168,7 @@ class HeadWork:
         return copy_sources(hiding_drops(self.ablation, self.answers, reading, row, runs, edit))
 
 
-def ablate_heads(setup: Setup) -> Iterator[list[Outcome]]:
+def silence_heads(setup: Setup) -> Iterator[list[Outcome]]:
     """The outcomes of each trace with the head set silenced, and with random heads silenced.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,6 +58,26 @@ class ModelCard:
         return f"{self.id} ({self.type}, {self.layers} layers of {self.heads} heads)"
 
 
+def model_settings(model: PreTrainedModel) -> dict[str, Any]:
+    """What of a model decides a result, for going on with it: shape, weights and precision.
+
+    Its id is left out: a folder may be moved, the fingerprints decide.
+    """
+    card = asdict(ModelCard.of("", model.config))
+    del card["id"]
+    return {
+        "model": card,
+        "weights": weights_fingerprint(model),
+        "dtype": str(next(model.parameters()).dtype),
+    }
+
+
+def context_limit(config: Any) -> int | None:
+    """Tokens that a model was made for, by its config; None where that does not say."""
+    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
 def config_fingerprint(config: Any) -> str:
     """SHA-256 over what of a config decides the computation, as `sha256:<hex>`.
 
@@ -100,12 +120,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         known = f"sha256:{hashlib.sha256(repr(entries).encode()).hexdigest()}"
         tokenizer._kfh_fingerprint = known
     return known
-
-
-def context_limit(config: Any) -> int | None:
-    """Tokens that the model of a config was made for; None where the config names no limit."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
 
 
 def shortest_window(config: Any) -> int | None:

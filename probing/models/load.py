@@ -111,6 +111,8 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
 
 def _source(model_id: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` wants for this id."""
+    if model_id == "pocket":
+        model_id = str(pocket_model())
     path = Path(model_id)
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -1,3 +1,5 @@
+from .caveats import ranking_caveats as ranking_caveats
+from .metrics import CONTROLS as CONTROLS
 from .metrics import RankedTrace as RankedTrace
 from .metrics import balanced_ranking_accuracy as balanced_ranking_accuracy
 from .metrics import contrast as contrast
@@ -6,6 +8,7 @@ from .metrics import metric_table as metric_table
 from .metrics import step_ranking_accuracy as step_ranking_accuracy
 from .null import max_null as max_null
 from .null import p_values as p_values
+from .rank import Ranking as Ranking
 from .rank import rank_heads as rank_heads
 from .select import halves as halves
 from .select import select_greedy as select_greedy

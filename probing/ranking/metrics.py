@@ -6,7 +6,7 @@ Plain functions of one trace come first; the vectorised engine over heads and la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,6 @@ from probing.attention.scores import ScoredTrace, Scores
 from probing.choices import METRICS
 from probing.errors import DataError
 from probing.traces.file import Trace
-from probing.traces.source import SourceReport
 
 Essential = Bool[np.ndarray, "step"]
 
@@ -101,7 +100,10 @@ def gating_accuracy(
 
 @dataclass(frozen=True, eq=False)
 class RankedTrace:
-    """The labelled steps of one trace with their scores for every head, in the order of heads."""
+    """The labelled steps of one trace with their scores for every head, in the order of heads.
+
+    `texts` are those of the steps; empty where a finished probe is read again without its traces.
+    """
 
     id: str
     group: str  # traces of one problem share it: they never stand on both sides of a split
@@ -109,18 +111,37 @@ class RankedTrace:
     essential: Essential
     tokens: Int[np.ndarray, "step"]  # |s_k|
     base: float  # S_base at p = 1
+    texts: tuple[str, ...] = ()
 
-    def control(self, name: str) -> Float[np.ndarray, "1 step"]:
-        """Scores of a trivial scorer, as of one head."""
-        place = np.arange(len(self.essential), dtype=np.float64)
-        by_name = {
-            "recency": place,
-            "earliness": -place,
-            "length": self.tokens.astype(np.float64),
-            "uniform": np.zeros_like(place),
-            "all heads": self.scores.mean(axis=0),
-        }
-        return by_name[name][None]
+    @classmethod
+    def of(
+        cls,
+        scored: ScoredTrace,
+        labels: Sequence[str | None],
+        group: str,
+        texts: Sequence[str] = (),
+    ) -> RankedTrace | None:
+        """The steps with a label and a token of their own; None where no pair of them is left.
+
+        Args:
+            scored: the scores of all steps of the trace.
+            labels: of each step.
+            group: the trace's problem.
+            texts: of each step, where they are known.
+        """
+        chosen = np.array([label is not None for label in labels]) & (scored.tokens > 0)
+        essential = np.array([label == "essential" for label in labels])[chosen]
+        if scored.answer_tokens == 0 or essential.all() or not essential.any():
+            return None
+        return cls(
+            scored.id,
+            group,
+            scored.scores[:, chosen],
+            essential,
+            scored.tokens[chosen],
+            scored.base,
+            tuple(text for text, use in zip(texts, chosen, strict=bool(texts)) if use),
+        )
 
     def measure(self, scores: Scores | None = None) -> dict[str, Float[np.ndarray, "head"]]:
         """Every metric of this trace for the given scores (default: its own)."""
@@ -131,6 +152,36 @@ class RankedTrace:
             "balanced": counts.balanced()[:, 0],
             "gating": gating_accuracy(scores, self.essential, self.base),
         }
+
+
+# Scorers beside the heads, by name: a function of a trace gives a score a step. A scorer of your
+# own stands among them after `CONTROLS["mine"] = scorer`, where `scorer(trace)` returns an array
+# (step,) for a `RankedTrace`; the probe ranks it, prints it, draws it and reports it like the rest,
+# and the hash of its source goes into run.json.
+Control = Callable[[RankedTrace], np.ndarray]
+CONTROLS: dict[str, Control] = {
+    "recency": lambda trace: np.arange(len(trace.essential)),
+    "earliness": lambda trace: -np.arange(len(trace.essential)),
+    "length": lambda trace: trace.tokens,
+    "uniform": lambda trace: np.zeros(len(trace.essential)),
+    "all heads": lambda trace: trace.scores.mean(axis=0),
+}
+BUILT_IN = tuple(CONTROLS)
+
+
+def control_scores(trace: RankedTrace, name: str) -> Float[np.ndarray, "1 step"]:
+    """Scores of a trace by the control of this name, as of one head.
+
+    Raises:
+        DataError: it does not give one number a step.
+    """
+    scores = np.asarray(CONTROLS[name](trace), dtype=np.float64)
+    if scores.shape != trace.essential.shape or not np.isfinite(scores).all():
+        raise DataError(
+            f"the control {name!r} must give {len(trace.essential)} numbers for trace {trace.id}, "
+            f"one a step; it gave an array of shape {scores.shape}"
+        )
+    return scores[None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,29 +276,11 @@ def contrast(
     return parts[0], parts[1]
 
 
-def ranked_trace(
-    trace: Trace, scored: ScoredTrace, report: SourceReport, limit: int | None = None
-) -> RankedTrace | None:
-    """The labelled steps of a trace with their scores; None where no pair is left.
-
-    Steps without a token of their own (shorter than one) have no score and are counted, as are
-    traces longer than the `limit` of tokens that the model was made for.
-    """
-    report.beyond_context += limit is not None and scored.total_tokens > limit
-    labels = np.array([step.label or "" for step in trace.steps])
-    empty = scored.tokens == 0
-    report.steps["without a token"] += int((empty & (labels != "")).sum())
-    chosen = (labels != "") & ~empty
-    essential = labels[chosen] == "essential"
-    if scored.answer_tokens == 0 or essential.all() or not essential.any():
-        report.used -= 1
-        report.left_out["no answer token or no pair of steps with tokens"] += 1
-        return None
-    return RankedTrace(
-        trace.id,
+def ranked_trace(trace: Trace, scored: ScoredTrace) -> RankedTrace | None:
+    """The labelled steps of a trace with their scores; None where no pair is left."""
+    return RankedTrace.of(
+        scored,
+        [step.label for step in trace.steps],
         trace.problem or trace.prompt,
-        scored.scores[:, chosen],
-        essential,
-        scored.tokens[chosen],
-        scored.base,
+        [trace.response[step.start : step.end] for step in trace.steps],
     )

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_header, write_json
-from probing.folder import ProbeFolder
+from probing.folder import ProbeResult
 from probing.intervals import bootstrap_interval, mean_over_traces
 from probing.ranking.metrics import RankedTrace, metric_table
 from probing.ranking.select import select_top
@@ -61,7 +61,7 @@ class SizePoint:
     chance: float  # what sets drawn at random share: k / heads
 
 
-def sample_size(
+def agreement_by_size(
     traces: Sequence[RankedTrace],
     k: int,
     metric: str = "sra",
@@ -99,16 +99,14 @@ def sample_size(
     full = mean_over_traces(values)
     if np.isnan(full).any():
         raise DataError(f"no {metric} figure on these traces; choose another --metric")
-    found = []
+    points = []
     for n in sizes(len(names), ladder):
         rng = np.random.default_rng([seed, n])
-        count = draws if n < len(names) else 1
-        rows = [
-            _draw(values, problem, rng.permutation(len(names)), n, k, full) for _ in range(count)
-        ]
-        found.append(_point(rows, n, len(full), k))
+        orders = (rng.permutation(len(names)) for _ in range(draws if n < len(names) else 1))
+        rows = [_draw(values, problem, order, n, k, full) for order in orders]
+        points.append(_point(rows, n, len(full), k))
         advance()
-    return found
+    return points
 
 
 def _draw(
@@ -146,8 +144,8 @@ def _draw(
 
 def _point(rows: list[dict[str, float]], n: int, heads: int, k: int) -> SizePoint:
     def column(name: str) -> np.ndarray:
-        found = np.array([row[name] for row in rows])
-        return found[~np.isnan(found)]
+        values = np.array([row[name] for row in rows])
+        return values[~np.isnan(values)]
 
     def mean(name: str) -> float | None:
         return float(column(name).mean()) if len(column(name)) else None
@@ -181,23 +179,23 @@ def enough(points: Sequence[SizePoint], agree: float = AGREE) -> SizePoint | Non
 
     All problems themselves do not count: they agree with themselves. None where no size does.
     """
-    found = None
+    smallest = None
     for point in reversed(points[:-1]):
         if point.same < agree:
             break
-        found = point
-    return found
+        smallest = point
+    return smallest
 
 
 def sentence(points: Sequence[SizePoint], k: int, agree: float = AGREE) -> str:
     """What to plan with, in words."""
     everything, largest = points[-1].problems, points[-2]
-    found = enough(points, agree)
+    smallest = enough(points, agree)
     heads = "the best head is the same" if k == 1 else f"the {k} chosen heads are the same"
-    if found:
-        least = min(point.same for point in points[:-1] if point.problems >= found.problems)
+    if smallest:
+        least = min(point.same for point in points[:-1] if point.problems >= smallest.problems)
         return (
-            f"From {found.problems} problems on, {heads} as with all {everything} in "
+            f"From {smallest.problems} problems on, {heads} as with all {everything} in "
             f"{_percent(least)} of draws or more."
         )
     return (
@@ -228,40 +226,40 @@ def measure_folder(
         traces: its trace file, where it is no longer at its place.
         k: heads in a set; default: as many as the probe chose.
         metric: default: the one that the probe chose by.
-        draws, seed, ladder, advance: see `sample_size`.
+        draws, seed, ladder, advance: see `agreement_by_size`.
 
     Raises:
-        ConfigError, DataError: see `sample_size` and `ProbeFolder`.
+        ConfigError, DataError: see `agreement_by_size` and `ProbeResult`.
     """
-    probe = ProbeFolder.load(folder)
-    config = probe.run["config"]
-    metric = metric or str(config["by"])
+    result = ProbeResult.load(folder, traces)
+    metric = metric or result.config.by
     check_metric(metric)
-    k = k or len(probe.head_set.pairs)
-    ranked = probe.ranked_traces(probe.problems(traces))
-    points = sample_size(ranked, k, metric, draws, seed, ladder, advance)
-    best = probe.pairs[int(probe.figures(metric).argmax())]
+    k = k or len(result.head_set.pairs)
+    ranked = result.ranked_traces(result.problems())
+    points = agreement_by_size(ranked, k, metric, draws, seed, ladder, advance)
+    best = result.pairs[int(result.values(metric).argmax())]
+    smallest = enough(points)
     return {
         HEADER: file_header("sample size"),
         "folder": str(folder),
-        "model": probe.card.id,
-        "traces": config["traces"],
+        "model": result.card.id,
+        "traces": str(result.config.traces),
         "ranked": len(ranked),
         "metric": metric,
-        "heads": len(probe.pairs),
+        "heads": len(result.pairs),
         "k": k,
-        "probe_selection": config["select"],
+        "probe_selection": result.config.select,
         "best_head": list(best),
         "seed": seed,
         "agree": AGREE,
-        "enough": None if (found := enough(points)) is None else found.problems,
+        "enough": smallest.problems if smallest else None,
         "sentence": sentence(points, k),
         "points": [asdict(point) for point in points],
     }
 
 
-def write_sample_size(found: dict[str, Any], out: Path) -> Path:
+def write_sample_size(content: dict[str, Any], out: Path) -> Path:
     """Write `sample_size.json` into the folder; its path."""
     path = out / "sample_size.json"
-    write_json(path, found)
+    write_json(path, content)
     return path

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from probing.choices import Head
 from probing.errors import ConfigError, DataError, ModelError
-from probing.files.headers import HEADER, file_header, write_json
-from probing.folder import ProbeFolder
+from probing.files.headers import HEADER, file_header, json_number, write_json
+from probing.folder import ProbeResult
 from probing.ranking.metrics import metric_table
 from probing.ranking.select import CURVE, select_top
 from probing.settings import check_metric
@@ -178,17 +179,17 @@ def corrected_correlation(
     """
 
     def estimate(wa: np.ndarray, wb: np.ndarray) -> np.ndarray:
-        own = cross_covariance(a, a, wa, wa) * cross_covariance(b, b, wb, wb)
+        variances = cross_covariance(a, a, wa, wa) * cross_covariance(b, b, wb, wb)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(cross_covariance(a, b, wa, wb) / np.sqrt(own))
+            return np.asarray(cross_covariance(a, b, wa, wb) / np.sqrt(variances))
 
-    one = estimate(np.ones((1, len(a.problems))), np.ones((1, len(b.problems))))
+    value = float(estimate(np.ones((1, len(a.problems))), np.ones((1, len(b.problems))))[0])
     tail = (1 - LEVEL) / 2
     again = estimate(*_drawn([a, b], resamples, seed))
-    if np.isnan(one[0]) or np.isnan(again).mean() > tail:
-        return float(one[0]), float("nan"), float("nan")
+    if np.isnan(value) or np.isnan(again).mean() > tail:
+        return value, float("nan"), float("nan")
     low, high = np.nanquantile(again, [tail, 1 - tail])
-    return float(one[0]), float(low), float(high)
+    return value, float(low), float(high)
 
 
 def correlation_interval(
@@ -217,31 +218,43 @@ def fisher(r: Any) -> Any:
     return np.arctanh(np.clip(r, -1 + 1e-9, 1 - 1e-9))
 
 
-def compare(a: Probed, b: Probed, pairs: Sequence[tuple[int, int]], seed: int = 0) -> dict:
+def compare_pair(a: Probed, b: Probed, pairs: Sequence[Head], seed: int = 0) -> dict[str, Any]:
     """All that is said of two probes; None stands for what cannot be known."""
     from_top = min(CURVE, len(pairs))
     tops = [select_top(probe.figures, from_top) for probe in (a, b)]
-    found: dict[str, Any] = {"a": a.name, "b": b.name}
+    pair: dict[str, Any] = {"a": a.name, "b": b.name}
     resampled = a.values is not None and b.values is not None
     for name, kind in (("pearson", pearson), ("spearman", spearman)):
-        found[name] = _known(kind(a.figures, b.figures))
+        pair[name] = json_number(kind(a.figures, b.figures))
         limits = correlation_interval(a, b, kind, seed=seed) if resampled else (np.nan, np.nan)
-        found[f"{name}_low"], found[f"{name}_high"] = map(_known, limits)
+        pair[f"{name}_low"], pair[f"{name}_high"] = map(json_number, limits)
+    pair["common_problems"] = len({*a.problems} & {*b.problems}) if resampled else None
     free = corrected_correlation(a, b, seed=seed) if resampled else (np.nan,) * 3
-    found["common_problems"] = len({*a.problems} & {*b.problems}) if resampled else None
-    found.update(
-        zip(("corrected", "corrected_low", "corrected_high"), map(_known, free), strict=True)
-    )
-    found["chosen"] = asdict(overlap({*a.chosen}, {*b.chosen}, len(pairs)))
-    found["top"] = [
+    for name, value in zip(("corrected", "corrected_low", "corrected_high"), free, strict=True):
+        pair[name] = json_number(value)
+    pair["chosen"] = asdict(overlap({*a.chosen}, {*b.chosen}, len(pairs)))
+    pair["top"] = [
         {"k": k, **asdict(overlap({*tops[0][:k]}, {*tops[1][:k]}, len(pairs)))}
         for k in range(1, from_top + 1)
     ]
-    return found
+    return pair
 
 
-def _known(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """A name for each folder: the end of its path, as short as tells it from the others.
+
+    Example:
+        >>> distinct_names([Path("runs/a/probe"), Path("runs/b/probe"), Path("other")])
+        ['a/probe', 'b/probe', 'other']
+    """
+    parts = [folder.resolve().parts for folder in folders]
+
+    def name(mine: tuple[str, ...]) -> str:
+        lengths = range(1, len(mine) + 1)
+        ends = (n for n in lengths if [p[-n:] for p in parts].count(mine[-n:]) == 1)
+        return "/".join(mine[-next(ends, 1) :])
+
+    return [name(mine) for mine in parts]
 
 
 def read_probes(
@@ -257,60 +270,69 @@ def read_probes(
     check_metric(metric)
     if len(folders) < 2:
         raise ConfigError("stability compares probes: give the folders of at least two")
-    names = list(names or (folder.name for folder in folders))
+    names = list(names or distinct_names(folders))
     if len(names) != len(folders) or len(set(names)) < len(names):
         raise ConfigError(
-            f"{len(folders)} folders need as many names, each once, not {', '.join(names)}; "
-            "say --names a,b,…"
+            f"{len(folders)} folders need as many names, each once, not {', '.join(names)}; give "
+            "no folder twice, or say --names a,b,…"
         )
-    found = [ProbeFolder.load(folder) for folder in folders]
-    first = found[0]
-    for other in found[1:]:
+    results = [ProbeResult.load(folder) for folder in folders]
+    first = results[0]
+    for other in results[1:]:
         if other.pairs != first.pairs:
             raise ModelError(
                 f"{first.folder} is of {first.card.describe()}, {other.folder} of "
                 f"{other.card.describe()}: heads of models of different shapes have no places in "
                 "common. Compare checkpoints or fine-tunes of one model, or trace sets."
             )
-    return [_probed(n, f, metric) for n, f in zip(names, found, strict=True)], first.pairs
+    probes = [_probed(name, result, metric) for name, result in zip(names, results, strict=True)]
+    return probes, first.pairs
 
 
-def _probed(name: str, folder: ProbeFolder, metric: str) -> Probed:
+def _probed(name: str, result: ProbeResult, metric: str) -> Probed:
     about: dict[str, Any] = {
-        "folder": str(folder.folder),
-        "model": folder.card.id,
-        "config": folder.card.fingerprint,
-        "traces": folder.run["config"]["traces"],
-        "ranked": len(folder.ranked),
+        "folder": str(result.folder),
+        "model": result.card.id,
+        "config": result.card.fingerprint,
+        "traces": str(result.config.traces),
+        "ranked": len(result.ranked),
         "resampled": "problems",
     }
-    chosen = tuple(folder.head_set.pairs)
-    if not folder.has_scores:
+    chosen = tuple(result.head_set.pairs)
+    if not result.has_scores:
         about["resampled"] = "nothing: scores.parquet is not there"
-        return Probed(name, folder.figures(metric), chosen, about=about)
+        return Probed(name, result.values(metric), chosen, about=about)
     try:
-        problems = folder.problems()
+        problems = result.problems()
     except DataError as error:
         about["resampled"] = f"traces, each as a problem of its own ({error})"
-        problems = {trace: trace for trace in folder.ranked}
-    traces = folder.ranked_traces(problems)
+        problems = {trace: trace for trace in result.ranked}
+    traces = result.ranked_traces(problems)
     values = metric_table(traces)[metric]
     exists = ~np.isnan(values).any(axis=0)  # a trace has a figure for all heads or for none
     about["figures"] = int(exists.sum())
     groups = tuple(trace.group for trace in np.array(traces, dtype=object)[exists])
-    return Probed(name, folder.figures(metric), chosen, values[:, exists], groups, about)
+    return Probed(name, result.values(metric), chosen, values[:, exists], groups, about)
 
 
-def stability(
+def compare_probes(
     folders: Sequence[Path],
     names: Sequence[str] | None = None,
     metric: str = "sra",
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Everything that `kfh stability` prints, draws and writes; see `read_probes` for errors.
+    """Every probe with its reliability, and every pair of them: the content of stability.json.
 
-    `advance` is called after each pair, for a progress bar.
+    Args:
+        folders: of finished probes.
+        names: of the probes; default: the ends of their paths (`distinct_names`).
+        metric: of METRICS.
+        seed: of the resampling.
+        advance: called after each pair, for a progress bar.
+
+    Raises:
+        KfhError: as for `read_probes`.
     """
     probes, pairs = read_probes(folders, names, metric)
     described = []
@@ -330,7 +352,7 @@ def stability(
     for i, a in enumerate(probes):
         for b in probes[i + 1 :]:
             top = _ceiling(reliable[a.name], reliable[b.name])
-            compared.append({**compare(a, b, pairs, seed), "ceiling": top})
+            compared.append({**compare_pair(a, b, pairs, seed), "ceiling": top})
             advance()
     return {
         HEADER: file_header("stability of heads"),
@@ -347,32 +369,29 @@ def stability(
 def compare_with_first(folders: Sequence[Path], seed: int = 0) -> list[dict[str, Any]]:
     """The first of the probes held against each other one, by the metric that it chose by.
 
-    Folders of one name are told apart by number. See `read_probes` for errors.
+    Raises:
+        KfhError: as for `read_probes`.
     """
-    names = [folder.name for folder in folders]
-    if len(set(names)) < len(names):
-        names = [f"{name} {number}" for number, name in enumerate(names)]
-    metric = ProbeFolder.load(folders[0]).run["config"]["by"]
-    probes, pairs = read_probes(folders, names, metric)
+    probes, pairs = read_probes(folders, None, ProbeResult.load(folders[0]).config.by)
     reliable = [_reliability(probe, seed)[1] for probe in probes]
     return [
-        {**compare(probes[0], other, pairs, seed), "ceiling": _ceiling(reliable[0], own)}
-        for other, own in zip(probes[1:], reliable[1:], strict=True)
+        {**compare_pair(probes[0], other, pairs, seed), "ceiling": _ceiling(reliable[0], its)}
+        for other, its in zip(probes[1:], reliable[1:], strict=True)
     ]
 
 
 def _reliability(probe: Probed, seed: int) -> tuple[float | None, float | None]:
     """Correlation of halves, and the reliability of the whole; None where nothing is known."""
     half = float("nan") if probe.values is None else half_correlation(probe, seed=seed)
-    return _known(half), _known(spearman_brown(half))
+    return json_number(half), json_number(spearman_brown(half))
 
 
 def _ceiling(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else ceiling(a, b)
 
 
-def write_stability(found: dict[str, Any], out: Path) -> Path:
+def write_stability(content: dict[str, Any], out: Path) -> Path:
     """Write `stability.json` into the folder; its path."""
     path = out / "stability.json"
-    write_json(path, found)
+    write_json(path, content)
     return path

@@ -6,21 +6,28 @@ The segmenter `attnpo` (paper section 3, docs/PAPER.md section 1), in the number
 3. Cut at every phrase that counts, and at 0. A piece has the kind of its opening phrase.
 4. Merge pieces shorter than `min_chars`.
 `line`, `sentence` and `paragraph` cut at a pattern instead of (1–3) and do not merge.
+
+A segmenter of your own is a function `text → list[Step]`, given as `segmenter=cut`, or by name as
+`--segmenter module:cut`. Its name and the hash of its source go into the headers of what is made.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from probing.choices import MIN_CHARS
-from probing.errors import ConfigError
-from probing.files.headers import data_path
+from probing.errors import ConfigError, DataError
+from probing.files.headers import data_path, load_part, part_json
+from probing.settings import unknown
 from probing.traces.file import Step, Trace
 from probing.traces.phrases import Phrases
+
+SegmentFunction = Callable[[str], Sequence[Step]]
 
 SHORT_TAIL = 15  # a backward piece with at most so many characters beside its phrase goes right
 
@@ -41,26 +48,34 @@ class Segmenter:
         name: `attnpo`, `line`, `sentence` or `paragraph`.
         min_chars: pieces shorter than this are merged (`attnpo` only).
         phrases: a phrase file of the user's (`attnpo` only); default the published list.
+        function: a segmenter of the user's, `text → list[Step]`; then `name` is `module:name`.
     """
 
     name: str = "attnpo"
     min_chars: int = MIN_CHARS
     phrases: str | None = None
+    function: SegmentFunction | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.name != "attnpo" and self.name not in _ENDS:
-            known = ", ".join(["attnpo", *_ENDS])
-            raise ConfigError(f"unknown segmenter {self.name!r}; choose {known} or a phrase file")
+        if self.function is None and self.name not in ("attnpo", *_ENDS):
+            known = ["attnpo", *_ENDS, "a phrase file (*.json)", "a function (module:name)"]
+            raise ConfigError(unknown("segmenter", self.name, known))
         if self.min_chars < 0:
             raise ConfigError(f"min_chars must not be negative, is {self.min_chars}")
 
     @classmethod
-    def parse(cls, text: str, min_chars: int = MIN_CHARS) -> Segmenter:
-        """A segmenter by its name, or by the path of a phrase file (`*.json`)."""
+    def parse(cls, text: str | SegmentFunction, min_chars: int = MIN_CHARS) -> Segmenter:
+        """A segmenter by its name, the path of a phrase file (`*.json`), or a function.
+
+        Raises:
+            ConfigError: an unknown name, or `module:name` that is no function.
+        """
+        if not isinstance(text, str):
+            return cls(part_json(text)["name"], min_chars, function=text)
         if text.endswith(".json"):
             return cls("attnpo", min_chars, text)
-        return cls(text, min_chars)
+        return cls(text, min_chars, function=load_part(text) if ":" in text else None)
 
     @property
     def phrase_path(self) -> Path:
@@ -68,15 +83,24 @@ class Segmenter:
         return Path(self.phrases) if self.phrases else data_path("phrases", "attnpo.json")
 
     def to_json(self) -> dict[str, Any]:
-        """Name and settings, with the hash of the phrases, for headers and head sets."""
+        """Name and settings, with the hash of phrases or function, for headers and head sets."""
+        if self.function:
+            return {**part_json(self.function), "name": self.name}
         if self.name != "attnpo":
             return {"name": self.name}
-        return {**asdict(self), "phrases_hash": Phrases.load(self.phrase_path).file_hash}
+        return {
+            "name": self.name,
+            "min_chars": self.min_chars,
+            "phrases": self.phrases,
+            "phrases_hash": Phrases.load(self.phrase_path).file_hash,
+        }
 
     def cut(self, text: str) -> list[Step]:
         """Steps that tile `text`; see `segment`."""
         if not text:
             return []
+        if self.function:
+            return _checked(self.function(text), text, self.name)
         if self.name in _ENDS:
             return _cut_at_ends(text, _ENDS[self.name])
         phrases = Phrases.load(self.phrase_path)
@@ -86,7 +110,7 @@ class Segmenter:
 
 def segment(
     text: str,
-    segmenter: str | Segmenter = "attnpo",
+    segmenter: str | Segmenter | SegmentFunction = "attnpo",
     *,
     min_chars: int = MIN_CHARS,
 ) -> list[Step]:
@@ -95,22 +119,24 @@ def segment(
     Args:
         text: what stands before `</think>`.
         segmenter: a name (`attnpo`, `line`, `sentence`, `paragraph`), the path of a phrase
-            file, or a `Segmenter`.
+            file, a `Segmenter`, or a function `text → list[Step]`.
         min_chars: minimum length of a step in characters (`attnpo` only).
 
     Returns:
         Steps whose character offsets tile `text`: the first starts at 0, each starts where the
-        one before ends, the last ends at `len(text)`. An empty text has none.
+        one before ends, the last ends at `len(text)`. An empty text has none. Those of a
+        function are as it gives them.
 
     Raises:
         ConfigError: unknown segmenter.
-        DataError: a phrase file that cannot be used.
+        DataError: a phrase file that cannot be used, or steps of a function that overlap or
+            leave the text.
 
     Example:
         >>> [s.start for s in segment("One. Wait, two?", min_chars=0)]
         [0, 5]
     """
-    if isinstance(segmenter, str):
+    if not isinstance(segmenter, Segmenter):
         segmenter = Segmenter.parse(segmenter, min_chars)
     return segmenter.cut(text)
 
@@ -145,6 +171,19 @@ def carry_labels(old: tuple[Step, ...], new: list[Step]) -> list[Step]:
             Step(step.start, step.end, None if essential == redundant else label, step.kind)
         )
     return labelled
+
+
+def _checked(steps: Sequence[Step], text: str, name: str) -> list[Step]:
+    """Steps of a function of the user's, in order and within the text."""
+    end = 0
+    for number, step in enumerate(steps):
+        if not isinstance(step, Step) or not end <= step.start < step.end <= len(text):
+            raise DataError(
+                f"the segmenter {name} gave step {number} as {step!r:.80}; steps are "
+                f"`probing.Step(start, end)`, in order, without overlap, within 0–{len(text)}"
+            )
+        end = step.end
+    return list(steps)
 
 
 def _cut_at_ends(text: str, ends: re.Pattern[str]) -> list[Step]:

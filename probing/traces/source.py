@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from probing.choices import GIVEN, KEEP, MIN_CHARS, THINK_END
+from probing.choices import GIVEN, MIN_CHARS, THINK_END, Keep
 from probing.errors import ConfigError, DataError
-from probing.files.headers import data_path, file_hash
+from probing.files.headers import data_path, file_hash, text_hash
+from probing.settings import check, choice
 from probing.traces.file import ReadReport, Trace, read_traces
 from probing.traces.labels import LabelFile, read_labels
-from probing.traces.segmenters import Segmenter, segment_trace
+from probing.traces.segmenters import Segmenter, SegmentFunction, segment_trace
+
+STEPS = "Steps and labels"  # panel of the command line
 
 
 @dataclass(frozen=True)
@@ -23,20 +27,28 @@ class StepSource:
     Args:
         path: the trace file.
         segmenter: `given`: the steps of the file, as they are; or the name of a segmenter or a
-            phrase file: cut anew, with the file's labels carried over by their characters.
+            phrase file, or a function `text → list[Step]`: cut anew, with the file's labels carried
+            over by their characters.
         min_chars: the segmenter's minimum length.
         skip_bad: leave out bad lines, counted, instead of stopping at the first.
         think_end: the text that ends the reasoning.
     """
 
-    path: Path
-    segmenter: str = GIVEN
-    min_chars: int = MIN_CHARS
-    skip_bad: bool = False
-    think_end: str = THINK_END
+    path: Path = choice(help="Trace file (JSONL, .gz too).", option="--traces", panel=STEPS)
+    segmenter: str | SegmentFunction = choice(
+        GIVEN,
+        "given: the file's steps; or attnpo, line, sentence, paragraph, *.json, module:name.",
+        panel=STEPS,
+    )
+    min_chars: int = choice(
+        MIN_CHARS, "Steps shorter than this are merged (attnpo).", least=0, panel=STEPS
+    )
+    skip_bad: bool = choice(False, "Leave bad lines out, counted.", panel=STEPS)
+    think_end: str = choice(THINK_END, "The text that ends the reasoning.", panel=STEPS)
 
     def __post_init__(self) -> None:
         """Check that the file is there."""
+        check(self)
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such trace file")
 
@@ -51,6 +63,15 @@ class StepSource:
             return {"name": GIVEN}
         return Segmenter.parse(self.segmenter, self.min_chars).to_json()
 
+    def settings(self) -> dict[str, Any]:
+        """What of the traces decides a result made of them, for going on with it."""
+        return {
+            "traces": file_hash(self.path),
+            "segmenter": self.segmenter_json(),
+            "rule": self.rule,
+            "think_end": self.think_end,
+        }
+
     def traces(self, report: ReadReport | None = None) -> Iterator[Trace]:
         """The traces with their steps, wrong answers and traces without a step included."""
         cutter = None
@@ -60,6 +81,32 @@ class StepSource:
             self.path, skip_bad=self.skip_bad, think_end=self.think_end, report=report
         ):
             yield segment_trace(trace, cutter) if cutter else trace
+
+
+@dataclass(frozen=True, eq=False)
+class TraceList:
+    """Traces in memory, to be used like a `StepSource`.
+
+    Args:
+        given: the traces with their steps.
+        rule: how steps take tokens: `overlap` or `start`.
+    """
+
+    given: Sequence[Trace]
+    rule: str = "overlap"
+    path: None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What of the traces decides a result made of them, for going on with it."""
+        content = json.dumps([asdict(trace) for trace in self.given], sort_keys=True, default=str)
+        return {"traces": text_hash(content), "segmenter": {"name": GIVEN}, "rule": self.rule}
+
+    def traces(self, report: ReadReport | None = None) -> Iterator[Trace]:
+        """The traces, one by one; `report` counts them."""
+        for trace in self.given:
+            if report:
+                report.read += 1
+            yield trace
 
 
 @dataclass(frozen=True)
@@ -72,14 +119,8 @@ class TraceSource(StepSource):
             correct ones); `all` keeps them.
     """
 
-    labels: str = "steps"
-    keep: str = "correct"
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        super().__post_init__()
-        if self.keep not in KEEP:
-            raise ConfigError(f"unknown keep {self.keep!r}; choose {' or '.join(KEEP)}")
+    labels: str = choice("steps", "steps: the file's own; or a label file.", panel=STEPS)
+    keep: Keep = choice("correct", "Which traces: correct answers only, or all.", panel=STEPS)
 
     def label_file(self) -> LabelFile | None:
         """The label file, checked to be of the same segmenter; None for the file's own labels."""
@@ -88,7 +129,7 @@ class TraceSource(StepSource):
         found = read_labels(Path(self.labels))
         theirs, ours = found.segmenter or {}, self.segmenter_json()
         # The path of a phrase file may differ; its hash may not.
-        for key in ("name", "min_chars", "phrases_hash"):
+        for key in ("name", "min_chars", "phrases_hash", "hash"):
             if theirs.get(key) is not None and theirs[key] != ours.get(key):
                 raise ConfigError(
                     f"{self.labels} labels the steps of the segmenter {theirs.get('name')!r} with "
@@ -179,8 +220,8 @@ def pocket_traces() -> Path:
     return data_path("pocket", "traces.jsonl")
 
 
-def step_counts(source: StepSource, report: ReadReport) -> dict[str, int]:
-    """Number of steps of every trace that has one, after the whole file was checked.
+def step_counts(source: StepSource | TraceList, report: ReadReport) -> dict[str, int]:
+    """Number of steps of every trace that has one, after all traces were checked.
 
     `report` counts what was left out, traces without a step among it.
 
@@ -190,7 +231,8 @@ def step_counts(source: StepSource, report: ReadReport) -> dict[str, int]:
     counts = {trace.id: len(trace.steps) for trace in source.traces(report)}
     sizes = {trace_id: steps for trace_id, steps in counts.items() if steps}
     if not sizes:
-        raise DataError(f"{source.path}: no trace has steps; cut them with --segmenter attnpo")
+        where = source.path or "the traces"
+        raise DataError(f"{where}: no trace has steps; cut them with --segmenter attnpo")
     for trace_id in counts.keys() - sizes.keys():
         report.note("trace without a step", f"trace {trace_id}")
     return sizes

@@ -1,7 +1,7 @@
 """The trace viewer: one HTML file, nothing from the network.
 
-In: a finished probe and its traces. Out: a page with the scores of every step, and of every token
-of a few.
+In: a finished probe, or several of the same traces. Out: a page with the scores of every step, and
+of every token by a few heads.
 """
 
 import lazy_loader

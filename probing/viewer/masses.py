@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Int
 
 from probing.attention.scores import batch_masses, batches_by_length, step_scores
-from probing.choices import BATCH_TOKENS, Head
+from probing.choices import Head
 from probing.errors import ModelError
-from probing.folder import FinishedProbe
+from probing.folder import ProbeResult
 from probing.settings import Progress, no_progress
 from probing.traces.file import Trace
 from probing.traces.tokens import (
@@ -55,7 +55,7 @@ def response_offsets(
 
 
 def token_masses(
-    probe: FinishedProbe,
+    probe: ProbeResult,
     traces: Sequence[Trace],
     heads: Sequence[Head],
     *,
@@ -81,14 +81,14 @@ def token_masses(
     from probing.models.identity import weights_fingerprint
     from probing.models.load import load_model, load_tokenizer
 
-    config, settings = probe.run["config"], probe.settings
-    trusted = config["trust_remote_code"]
-    tokenizer = load_tokenizer(config["model"], trust_remote_code=trusted)
+    config, settings = probe.config, probe.settings
+    trusted = config.trust_remote_code
+    tokenizer = load_tokenizer(config.model, trust_remote_code=trusted)
     dtype = settings["dtype"].removeprefix("torch.")
-    model = load_model(config["model"], device=device, dtype=dtype, trust_remote_code=trusted)
+    model = load_model(config.model, device=device, dtype=dtype, trust_remote_code=trusted)
     if weights_fingerprint(model) != settings["weights"]:
         raise ModelError(
-            f"{config['model']} has changed since {probe.folder} was probed; probe again, or leave "
+            f"{config.model} has changed since {probe.folder} was probed; probe again, or leave "
             "the tokens out (--no-tokens)"
         )
     place = next(model.parameters()).device
@@ -100,7 +100,7 @@ def token_masses(
 
     capture = AttentionCapture(model, list(heads))
     rows = probe.places(heads)
-    batches = batches_by_length(encoded(), config.get("batch_tokens", BATCH_TOKENS))
+    batches = batches_by_length(encoded(), config.batch_tokens)
     with progress("reading attention", len(traces)) as advance, capture:
         for batch in batches:
             for own, mass in zip(batch, batch_masses(capture, batch, place), strict=True):
@@ -111,7 +111,7 @@ def token_masses(
 
 
 def _check(
-    probe: FinishedProbe, trace: EncodedTrace, mass: np.ndarray, rows: list[int], allowed: float
+    probe: ProbeResult, trace: EncodedTrace, mass: np.ndarray, rows: list[int], allowed: float
 ) -> None:
     """Raise ModelError unless the tokens' masses add up to the step scores of the probe."""
     stored: Any = probe.scored[trace.id].scores[rows]

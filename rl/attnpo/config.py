@@ -11,10 +11,14 @@ from trl import GRPOConfig
 from probing.choices import ANSWERS
 from probing.errors import ConfigError
 from probing.models.processes import check_processes
-from rl.attnpo.methods import ADVANTAGES, PENALTIES, ROLLOUTS, SIGNALS, method_of
+from probing.settings import unknown
+from rl.attnpo.methods import ADVANTAGES, method_of
 from rl.attnpo.rescale import Rescaling
+from rl.attnpo.rewards import check_penalty
 from rl.attnpo.sharding import compact_reason, sharding_reasons
+from rl.attnpo.signals import signal_names
 
+ROLLOUTS = ("trl", "compact")
 _SCALING = {"rloo": "none", "grpo": "group", "batch": "batch"}
 
 
@@ -27,11 +31,12 @@ class AttnPOConfig(GRPOConfig):
 
     Args:
         method: one of `rl.attnpo.methods.METHODS`.
-        length_penalty: none, tlmre, laser or dler.
+        length_penalty: none, tlmre, laser, dler, or one added to `rl.attnpo.rewards.PENALTIES`.
         length_coef: c of TLMRE; the bonus of LASER.
         target_length: in tokens; laser and dler need it.
         advantage: rloo, grpo or batch.
-        signal: none, heads, random-heads, all-heads, recency or labels.
+        signal: none, heads, random-heads, all-heads, recency, labels, or one added to
+            `rl.attnpo.signals.SIGNALS`.
         positive_attenuation, negative_attenuation: PA and NA.
         difficulty_alpha, difficulty_beta: α and β.
         negative_alpha: α of the baseline that NA compares with; None: as difficulty_alpha.
@@ -87,17 +92,14 @@ class AttnPOConfig(GRPOConfig):
         """Fill in the method, check, and refuse what is not proven."""
         self._fill()
         for name, known in (
-            ("length_penalty", PENALTIES),
             ("advantage", ADVANTAGES),
-            ("signal", SIGNALS),
+            ("signal", signal_names()),
             ("answer", (*ANSWERS, None)),
             ("rollouts", (*ROLLOUTS, None)),
         ):
             if getattr(self, name) not in known:
-                choices = ", ".join(map(str, known))
-                raise ConfigError(f"unknown {name} {getattr(self, name)!r}; choose {choices}")
-        if self.length_penalty in ("laser", "dler") and not self.target_length:
-            raise ConfigError(f"{self.length_penalty} needs target_length, in tokens")
+                raise ConfigError(unknown(name, getattr(self, name), known))
+        check_penalty(str(self.length_penalty), self.target_length)
         for name in ("rows_per_forward", "score_rows"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, is {getattr(self, name)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import comb
 
-from probing.intervals import Estimate, Rows, mean_figure
+from probing.intervals import Estimate, Rows, estimate_mean
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -25,7 +25,7 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 def pass_figure(correct: Rows, k: int) -> Estimate:
     """Mean pass@k over questions."""
-    return mean_figure([[pass_at_k(len(row), int(sum(row)), k)] for row in correct])
+    return estimate_mean([[pass_at_k(len(row), int(sum(row)), k)] for row in correct])
 
 
 def within_budget(correct: Rows, tokens: Rows, budget: int) -> list[list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,8 +120,8 @@ def _row(
         for value in VALUES:
             each = table(evaluations, method, decoding, value)
             if each.size and np.isfinite(each).any():
-                figure = hierarchical_bootstrap(_itself, each)
-                figures[f"{decoding}.{value}"] = share(figure) if value == "accuracy" else figure
+                over = share if value == "accuracy" else partial(hierarchical_bootstrap, _itself)
+                figures[f"{decoding}.{value}"] = over(each)
     seconds = [result.get("seconds") for result in mine]
     return Row(
         method,

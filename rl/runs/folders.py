@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 
 from probing.errors import DataError
-from probing.files.headers import read_object
+from probing.files.headers import kind_of, read_object
 from probing.files.jsonl import read_lines
 from probing.intervals import Estimate
 
 RUN_FILE, METRICS_FILE, PROBE_FILE = "run.json", "metrics.jsonl", "probe.jsonl"
 RESULT_FILE, EVAL_FILE = "result.json", "eval.json"
 PHRASES = ("confused", "branching", "backward", "forward", "special")
+DRAWN = {"training", "comparison result", "evaluation"}  # kinds of results of a policy
 INITIAL = "initial"  # stands where a method's name would: the policy before training
 
 
@@ -49,16 +50,6 @@ class Run:
         return float(self.metrics["seconds"].sum()) if "seconds" in self.metrics else float("nan")
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a training run was begun here."""
-    return (folder / METRICS_FILE).is_file() or "method" in _content(folder / RUN_FILE)
-
-
-def is_probe(folder: Path) -> bool:
-    """Whether `kfh probe` wrote this folder."""
-    return (folder / "sra.parquet").is_file()
-
-
 def find_runs(folders: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """Run folders and folders with an evaluation alone, among the given ones and their children.
 
@@ -71,16 +62,16 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Path], list[Path]]:
         if not folder.is_dir():
             raise DataError(f"{folder}: there is no such folder")
         inside = sorted(path for path in folder.iterdir() if path.is_dir())
-        places = [folder] if _holds_something(folder) else inside
-        places = [path for path in places if _holds_something(path)]
+        places = [path for path in [folder] if DRAWN & {*kind_of(path)}]
+        places = places or [path for path in inside if DRAWN & {*kind_of(path)}]
         if not places:
             raise DataError(
                 f"{folder}: no finished probe (sra.parquet), no run of `kfh train` "
                 f"({METRICS_FILE}) and no evaluation ({EVAL_FILE}, {RESULT_FILE}), here or one "
                 f"folder below; run `kfh probe --out {folder}` or `kfh train --out {folder}` first"
             )
-        runs += [path for path in places if is_run(path)]
-        evaluations += [path for path in places if not is_run(path)]
+        for path in places:
+            (runs if "training" in kind_of(path) else evaluations).append(path)
     return list(dict.fromkeys(runs)), list(dict.fromkeys(evaluations))
 
 
@@ -110,17 +101,6 @@ def read_run(folder: Path) -> Run:
         torn=torn + torn_probe,
         repeated=len(lines) - len(by_step),
     )
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        return read_object(path)
-    except DataError:
-        return {}
-
-
-def _holds_something(folder: Path) -> bool:
-    return is_run(folder) or any((folder / name).is_file() for name in (RESULT_FILE, EVAL_FILE))
 
 
 def _by_step(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from probing.folder import ProbeResult
     from rl.runs.folders import Run
 
 
@@ -54,13 +55,14 @@ def paper_figure(
     """
     from matplotlib.figure import Figure
 
-    from probing.figures.probe import RunFigures
+    from probing.figures.probe import probe_title
     from probing.figures.style import RC, panel_letters, spell, wrapped
+    from probing.folder import ProbeResult
 
     if train and checkpoints:
         raise ConfigError("--train and --stability draw the same panel: give one of the two")
-    run = RunFigures.load(folder)
-    panels: list[Panel] = [partial(_heatmap, run), partial(_ensembles, run)]
+    result = ProbeResult.load(folder)
+    panels: list[Panel] = [partial(_heatmap, result), partial(_ensembles, result)]
     missing = []
     if ablation:
         rows, heads = step_rows(ablation)
@@ -85,25 +87,28 @@ def paper_figure(
         for draw, axes in zip(panels, grid, strict=True):
             draw(axes)
         panel_letters(grid)
-        figures = run.title(run.run["config"]["by"]).partition(": ")[2]
-        title = wrapped(spell(f"Key-Focus Heads of {figures}"), 4.7 * columns)
+        probed = probe_title(result, result.config.by).partition(": ")[2]
+        text = "\n".join([f"Key-Focus Heads of {probed}", *result.set_caveats])
+        title = wrapped(spell(text), 4.7 * columns)
         figure.suptitle(title, x=0.02, ha="left")
         figure.tight_layout(w_pad=2, h_pad=2)
     return figure, missing
 
 
-def _heatmap(run: Any, axes: Axes) -> None:
-    from probing.figures.probe import NAMES
+def _heatmap(result: ProbeResult, axes: Axes) -> None:
+    from probing.choices import METRIC_NAMES
+    from probing.figures.probe import draw_heatmap
 
-    metric = run.run["config"]["by"]
-    run.draw_heatmap(axes, metric)
-    axes.set_title(f"{NAMES[metric]} of heads (red: the set)", loc="left")
+    metric = result.config.by
+    draw_heatmap(axes, result, metric, "classes")  # as the paper has it
+    axes.set_title(f"{METRIC_NAMES[metric]} of heads (outlined: the set)", loc="left")
 
 
-def _ensembles(run: Any, axes: Axes) -> None:
+def _ensembles(result: ProbeResult, axes: Axes) -> None:
+    from probing.figures.probe import draw_ensembles
     from probing.figures.style import legend_above, plain
 
-    run.draw_ensembles(axes)
+    draw_ensembles(axes, result)
     plain(axes, "ensembles")
     legend_above(axes)
 

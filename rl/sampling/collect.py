@@ -19,22 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from probing.choices import MIN_CHARS
+from probing.choices import MIN_CHARS, Keep
 from probing.errors import ConfigError, DataError
 from probing.models.decode import encode_prompt
 from probing.models.identity import tokenizer_fingerprint
-from probing.settings import Progress, no_progress
+from probing.settings import Progress, check, choice, no_progress
 from probing.traces.file import Trace, write_traces
 from probing.traces.segmenters import Segmenter, segment_trace
 from probing.traces.tokens import TOKEN_IDS, SampledIds, decode_with_offsets
-from rl.evaluation.job import EvalConfig, file_name
 from rl.sampling.base import Sampler
-from rl.sampling.job import fill, open_backend, prompt_tokenizer, question_specs, response_settings
+from rl.sampling.job import AskConfig, ask_set, load_sets, open_backend, prompt_tokenizer
 from rl.sampling.responses import Response, ResponseStore, bare_prompt
+from rl.tasks.base import Question, QuestionSet
 from rl.tasks.prompts import render_prompt
-from rl.tasks.questions import Question, QuestionSet, load_questions
 
-KEEP = ("correct", "all")
 # Why a response is no trace, in the order in which they are looked at.
 CUT_OFF = "cut off at the limit of tokens"
 NO_END = "without the end of the reasoning"
@@ -49,34 +47,27 @@ class CollectConfig:
     """What to ask, and what of the responses to keep.
 
     Args:
-        asking: model, questions and sampling, as an evaluation has them; its `out` is the folder
-            of all responses.
-        out: the trace file.
-        keep: `correct` responses, or `all` that ended by themselves.
-        easy: share of a problem's samples that must be correct (and not cut off) for it to be
-            kept; 0 keeps every problem.
+        asking: model, questions and sampling; its `out` is the folder of all responses.
         segmenter: cuts the steps at once; None leaves that to `kfh segment`.
-        per_problem: at most so many traces of a problem, the first ones; None: all.
 
     Raises:
-        ConfigError: values out of range.
+        ConfigError: values out of range, or no text that ends the reasoning.
     """
 
-    asking: EvalConfig
-    out: Path
-    keep: str = "correct"
-    easy: float = 0.9
+    asking: AskConfig
+    out: Path = choice(help="Trace file to write (JSONL, .gz too).")
+    keep: Keep = choice("correct", "correct responses, or all that ended by themselves.")
+    easy: float = choice(
+        0.9, "Keep problems of which this share of samples is correct; 0: all.", least=0, most=1
+    )
     segmenter: Segmenter | None = None
-    per_problem: int | None = None
+    per_problem: int | None = choice(
+        None, "At most so many traces of a problem; default all.", least=1
+    )
 
     def __post_init__(self) -> None:
         """Check the selection."""
-        if self.keep not in KEEP:
-            raise ConfigError(f"unknown keep {self.keep!r}; choose {' or '.join(KEEP)}")
-        if not 0 <= self.easy <= 1:
-            raise ConfigError(f"easy is a share of samples, 0 to 1, not {self.easy}")
-        if self.per_problem is not None and self.per_problem < 1:
-            raise ConfigError(f"per-problem must be at least 1, is {self.per_problem}")
+        check(self)
         if not self.asking.think_end:
             raise ConfigError("traces need the text that ends their reasoning: give --think-end")
 
@@ -124,10 +115,10 @@ def share_correct(responses: list[Response]) -> float:
 
     Example: of 4 samples, 3 correct of which 1 was cut off at the limit: 2 / 4 = 0.5.
     """
-    return sum(one.correct and one.finished for one in responses) / len(responses)
+    return sum(r.correct and r.finished for r in responses) / len(responses)
 
 
-def collect(config: CollectConfig, progress: Progress = no_progress) -> CollectReport:
+def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> CollectReport:
     """Sample, verify, select, and write the trace file.
 
     Returns:
@@ -137,28 +128,17 @@ def collect(config: CollectConfig, progress: Progress = no_progress) -> CollectR
         KfhError: a bad setting, question set or model; or no response that can be kept.
     """
     asking = config.asking
-    sets = [  # 1
-        load_questions(spec, limit=asking.limit, seed=asking.seed)
-        for spec in question_specs(asking)
-    ]
-    names = [questions.name for questions in sets]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"two question sets have one name ({', '.join(names)}): rename one")
+    sets = load_sets(asking)  # 1
     tokenizer = prompt_tokenizer(asking)
     sampler = open_backend(asking, tokenizer, keep_ids=True)
     report = CollectReport(prompts=_prompts(sampler, tokenizer))
     stores = []
     for questions in sets:  # 2
-        store = ResponseStore(
-            Path(asking.out) / f"{file_name(questions.name)}.jsonl",
-            response_settings(asking, questions, sampler),
-            asking.samples_of(questions.name),
-            slim=True,
+        folder = Path(asking.out)
+        store, new = ask_set(
+            asking, sampler, tokenizer, questions, folder, progress, keep_ids=True, slim=True
         )
-        store.open(asking.resume)
-        report.sampled += fill(
-            asking, sampler, tokenizer, questions, store, progress, keep_ids=True
-        )
+        report.sampled += new
         stores.append(store)
     chosen = [_select(config, store, report) for store in stores]  # 3
     if not report.traces:

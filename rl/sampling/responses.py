@@ -16,8 +16,8 @@ from probing.files.headers import HEADER, file_header
 from probing.files.jsonl import refuse_other_settings
 from probing.models.decode import Sampling
 from rl.sampling.base import Sampler
+from rl.tasks.base import Question, QuestionSet
 from rl.tasks.prompts import render_prompt
-from rl.tasks.questions import Question, QuestionSet
 
 
 @dataclass(frozen=True)

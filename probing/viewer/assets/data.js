@@ -58,15 +58,17 @@ const Data = (() => {
     return { starts, ends, counts };
   };
 
-  const index = { traces: [] };
+  const index = { models: [], traces: [] };
   const scales = {};
 
   const open = () => {
     Object.assign(index, block("index"));
     for (const [name, scale] of Object.entries(index.scales)) scales[name] = table(scale);
     for (const line of index.traces) {
-      // Codes of SRA start at 1; a trace without a pair has none.
-      line.sra = line.sra ? Array.from(words(line.sra), (code) => (code - 1) / 65534) : null;
+      for (const scored of line.models) {
+        // Codes of SRA start at 1; a trace without a pair has none.
+        scored.sra = scored.sra ? Array.from(words(scored.sra), (code) => (code - 1) / 65534) : null;
+      }
     }
   };
 
@@ -74,29 +76,31 @@ const Data = (() => {
   const kept = new Map();
   const trace = (number) => {
     if (!kept.has(number)) kept.set(number, unpack(number));
-    const found = kept.get(number);
+    const unpacked = kept.get(number);
     kept.delete(number);
-    kept.set(number, found);
+    kept.set(number, unpacked);
     if (kept.size > 4) kept.delete(kept.keys().next().value);
-    return found;
+    return unpacked;
   };
 
   const unpack = (number) => {
     const raw = block(`trace-${number}`);
-    const steps = raw.steps.map(([start, end, label, kind, phrase, tokens]) => (
-      { start, end, label, kind, phrase, tokens }
-    ));
-    const scores = words(raw.scores);
-    const held = raw.cells ? cells(raw.cells) : null;
-    const mass = raw.mass ? bytes(raw.mass) : null;
+    const steps = raw.steps.map(([start, end, label, kind, phrase]) => ({ start, end, label, kind, phrase }));
+    return { ...raw, steps, models: raw.models.map((packed) => scoredBy(packed, steps.length)) };
+  };
+
+  /* A trace as one model sees it. */
+  const scoredBy = (packed, steps) => {
+    const scores = words(packed.scores);
+    const shapes = packed.cells ? cells(packed.cells) : null;
+    const mass = packed.mass ? bytes(packed.mass) : null;
     return {
-      ...raw,
-      steps,
-      cells: held,
-      /* Ratio S / S_base of step k by a view; NaN where the step has no token. */
-      ratio: (view, k) => scales.step[scores[view * steps.length + k]],
-      /* Mass of cell c by a view, over that of uniform attention. */
-      mass: (view, c) => scales.token[mass[view * held.starts.length + c]],
+      tokens: packed.tokens, // in each step
+      cells: shapes,
+      /* Ratio S / S_base of step k by a head; NaN where the step has no token. */
+      ratio: (head, k) => scales.step[scores[head * steps + k]],
+      /* Mass of cell c by a head, over that of uniform attention. */
+      mass: (head, c) => scales.token[mass[head * shapes.starts.length + c]],
     };
   };
 

@@ -1,77 +1,6 @@
-/* The head picker, keys, pointer, colours of the page, and the start. */
+/* Keys, pointer, colours of the page, and the start. */
 (() => {
-  const $ = (id) => document.getElementById(id);
-  const { state, element, sraText, plural } = Viewer;
-
-  // ---- the head picker: a select, and the SRA of all heads as a grid
-
-  const option = (view, text) => {
-    const made = element("option", "", text);
-    made.value = view;
-    return made;
-  };
-
-  const buildSelect = () => {
-    const { heads, set, setSra, tokenViews } = Data.index;
-    const names = heads.map((h, i) => {
-      const kept = tokenViews && i + 1 >= tokenViews ? " · steps only" : "";
-      return option(i + 1, `${h.layer}.${h.head} · SRA ${sraText(h.sra)}${kept}`);
-    });
-    const group = (label, items) => {
-      const made = element("optgroup", "", ...items);
-      made.label = label;
-      return made;
-    };
-    $("head").append(option(0, `head set · SRA ${sraText(setSra)}`));
-    $("head").append(group("In the set (its mean: head set)", names.slice(0, set)));
-    if (names.length > set) $("head").append(group("Others", names.slice(set)));
-  };
-
-  const buildGrid = () => {
-    const { grid, heads, set } = Data.index;
-    const views = new Map(heads.map((h, i) => [`${h.layer}.${h.head}`, i + 1]));
-    const best = Math.max(...grid.map((cell) => cell[2]), 0.75);
-    const layers = [...new Set(grid.map((cell) => cell[0]))].sort((a, b) => b - a); // 0 at the bottom
-    const widest = Math.max(...grid.map((cell) => cell[1])) + 1;
-    $("grid").style.setProperty("--heads", widest);
-    $("grid").style.setProperty("--layers", layers.length);
-    const every = Math.max(1, Math.ceil(layers.length / 12)); // a number for some of the layers
-    for (const layer of layers) {
-      const row = element("div", "layer", element("span", "name", layer % every ? "" : String(layer)));
-      row.setAttribute("role", "row");
-      for (const [, number, sra] of grid.filter((cell) => cell[0] === layer)) {
-        const view = views.get(`${layer}.${number}`);
-        const cell = element("button", view && view <= set ? "cell-head in-set" : "cell-head");
-        cell.type = "button";
-        cell.setAttribute("role", "gridcell");
-        cell.tabIndex = -1;
-        cell.title = `head ${layer}.${number}: SRA ${sraText(sra)}${view ? "" : " (not in this page)"}`;
-        cell.setAttribute("aria-label", cell.title);
-        cell.style.setProperty("--v", Math.max(0, ((sra || 0) - 0.5) / (best - 0.5)).toFixed(3));
-        if (view) cell.dataset.view = view; else cell.disabled = true;
-        row.append(cell);
-      }
-      $("grid").append(row);
-    }
-    const note = `Layers upwards, heads across. SRA from 0.5 (pale) to ${best.toFixed(2)}; ringed: the head set, ${Viewer.setNames().join(", ")}.`;
-    const missing = grid.length - heads.length;
-    $("grid-legend").textContent = missing ? `${note} Scores of ${plural(missing, "head")} are left out for size.` : note;
-  };
-
-  const moveInGrid = (event) => {
-    const cell = event.target.closest("[data-view]");
-    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
-    if (!cell || !step) return;
-    event.preventDefault();
-    event.stopPropagation(); // the same keys change the trace elsewhere
-    const rows = [...$("grid").children];
-    const row = rows.indexOf(cell.parentElement);
-    const column = [...cell.parentElement.children].indexOf(cell);
-    const next = rows[row + step[0]] && rows[row + step[0]].children[column + step[1]];
-    if (!next || !next.dataset.view) return;
-    Viewer.chooseView(Number(next.dataset.view));
-    next.focus();
-  };
+  const { $, state, plural } = Page;
 
   // ---- light and dark
 
@@ -99,33 +28,52 @@
   // ---- keys
 
   const help = () => ($("help").open ? $("help").close() : $("help").showModal());
+  const label = (place) => Steps.toggleLabel(["essential", "redundant", "none"][place]);
+  const nextColour = () => {
+    const names = Object.keys(Scale.NAMES);
+    Steps.chooseColour(names[(names.indexOf(state.colour) + 1) % names.length]);
+  };
 
   const KEYS = {
-    j: () => Viewer.moveTrace(1),
-    k: () => Viewer.moveTrace(-1),
-    ArrowRight: () => Viewer.moveTrace(1),
-    ArrowLeft: () => Viewer.moveTrace(-1),
-    n: () => Viewer.chooseStep(document.querySelector("[aria-current]") ? state.step + 1 : state.step, true),
-    p: () => Viewer.chooseStep(state.step - 1, true),
-    l: () => Viewer.chooseView(state.view + 1),
-    h: () => Viewer.chooseView(state.view - 1),
-    ".": () => Viewer.moveCell(1),
-    ",": () => Viewer.moveCell(-1),
-    t: () => Viewer.toggleTokens(),
+    j: () => List.move(1),
+    k: () => List.move(-1),
+    ArrowRight: () => List.move(1),
+    ArrowLeft: () => List.move(-1),
+    n: () => Steps.move(1),
+    p: () => Steps.move(-1),
+    l: () => Heads.choose(state.view + 1),
+    h: () => Heads.choose(state.view - 1),
+    L: () => { if (state.beside >= 0) Heads.chooseBeside(state.beside + 1); },
+    H: () => { if (state.beside >= 0) Heads.chooseBeside(Math.max(state.beside - 1, 0)); },
+    b: () => Heads.toggleBeside(),
+    x: () => Heads.swap(),
+    ".": () => Tokens.move(1),
+    ",": () => Tokens.move(-1),
+    t: () => Tokens.toggle(),
+    c: nextColour,
+    1: () => label(0),
+    2: () => label(1),
+    3: () => label(2),
+    f: () => $("find").focus(),
+    g: () => Find.go(1, "focus"),
+    G: () => Find.go(-1, "focus"),
+    e: () => $("export").click(),
     d: toggleTheme,
     "/": () => $("search").focus(),
     "?": help,
   };
 
+  const isField = (target) => target === $("search") || target === $("find");
+
   const onKey = (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const { target } = event;
     if (event.key === "Escape") {
-      Viewer.hideTip();
-      if (target === $("search")) $("main").focus();
+      Tokens.hideTip();
+      if (isField(target)) $("main").focus();
       return;
     }
-    if (target === $("search") || ($("help").open && event.key !== "?")) return;
+    if (isField(target) || $("exporting").open || ($("help").open && event.key !== "?")) return;
     // A select keeps its arrows; letters would otherwise look for an option.
     const arrows = event.key.startsWith("Arrow");
     if (arrows && target.tagName === "SELECT") return;
@@ -135,12 +83,18 @@
     action();
   };
 
+  const inFind = (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    Find.go(event.shiftKey ? -1 : 1, "scroll"); // the next Enter goes on
+  };
+
   const inList = (event) => {
     const by = { ArrowDown: 1, ArrowUp: -1, Home: -Infinity, End: Infinity }[event.key];
     if (!by) return;
     event.preventDefault();
     event.stopPropagation();
-    Viewer.moveTrace(by);
+    List.move(by);
   };
 
   // ---- pointer and focus; one listener for all steps
@@ -149,94 +103,114 @@
     const steps = $("steps");
     const current = () => steps.querySelector(".step:focus");
     steps.addEventListener("pointerover", (event) => {
-      Viewer.look(event.target.closest(".step"));
-      Viewer.hideTip();
+      Tokens.look(event.target.closest(".step"));
+      Tokens.hideTip();
       const cell = event.target.closest(".cell");
-      if (cell && !document.body.classList.contains("no-tokens")) Viewer.showTip(cell);
+      if (cell) Tokens.showTip(cell);
     });
     steps.addEventListener("pointerleave", () => {
-      Viewer.look(current());
-      Viewer.hideTip();
+      Tokens.look(current());
+      Tokens.hideTip();
     });
     steps.addEventListener("focusin", (event) => {
-      const node = event.target.closest(".step");
-      Viewer.look(node);
-      if (node) Viewer.chooseStep(Number(node.dataset.step), false);
+      const item = event.target.closest(".step");
+      Tokens.look(item);
+      if (item) Steps.choose(Number(item.dataset.step), "");
     });
     steps.addEventListener("focusout", () => {
-      Viewer.look(null);
-      Viewer.hideTip();
+      Tokens.look(null);
+      Tokens.hideTip();
     });
     const jump = (event) => {
-      const node = event.target.closest("[data-step]");
-      if (node) Viewer.chooseStep(Number(node.dataset.step), true);
+      const item = event.target.closest("[data-step]:not(.out)");
+      if (item) Steps.choose(Number(item.dataset.step), "focus");
     };
     steps.addEventListener("click", (event) => {
-      const node = event.target.closest(".step");
+      const item = event.target.closest(".step");
       // Not while text is being selected.
-      if (node && getSelection().isCollapsed) Viewer.chooseStep(Number(node.dataset.step), false);
+      if (item && getSelection().isCollapsed) Steps.choose(Number(item.dataset.step), "");
     });
-    $("strip").addEventListener("click", jump);
-    $("ranks").addEventListener("click", jump);
-    addEventListener("scroll", Viewer.hideTip, { passive: true });
+    $("strips").addEventListener("click", jump);
+    for (const suffix of Page.SUFFIX) $(`ranks${suffix}`).addEventListener("click", jump);
+    addEventListener("scroll", Tokens.hideTip, { passive: true });
   };
 
   const wire = () => {
-    $("search").addEventListener("input", Viewer.arrange);
-    $("filter").addEventListener("change", Viewer.arrange);
-    $("sort").addEventListener("change", Viewer.arrange);
+    $("search").addEventListener("input", List.arrange);
+    $("filter").addEventListener("change", List.arrange);
+    $("sort").addEventListener("change", List.arrange);
     $("list").addEventListener("keydown", inList);
     $("list").addEventListener("click", (event) => {
       const item = event.target.closest("[data-trace]");
-      if (item) Viewer.showTrace(Number(item.dataset.trace));
+      if (item) Steps.showTrace(Number(item.dataset.trace));
     });
-    $("head").addEventListener("change", () => Viewer.chooseView(Number($("head").value)));
-    $("head-back").addEventListener("click", () => Viewer.chooseView(state.view - 1));
-    $("head-on").addEventListener("click", () => Viewer.chooseView(state.view + 1));
-    $("grid").addEventListener("click", (event) => {
-      const cell = event.target.closest("[data-view]");
-      if (cell) Viewer.chooseView(Number(cell.dataset.view));
+    $("back").addEventListener("click", () => List.move(-1));
+    $("on").addEventListener("click", () => List.move(1));
+    $("tokens").addEventListener("click", Tokens.toggle);
+    $("colour").addEventListener("change", () => Steps.chooseColour($("colour").value));
+    $("labels").addEventListener("click", (event) => {
+      const button = event.target.closest("button");
+      if (button) Steps.toggleLabel(button.dataset.label);
     });
-    $("grid").addEventListener("keydown", moveInGrid);
-    $("back").addEventListener("click", () => Viewer.moveTrace(-1));
-    $("on").addEventListener("click", () => Viewer.moveTrace(1));
-    $("tokens").addEventListener("click", Viewer.toggleTokens);
+    $("find").addEventListener("input", () => Find.write($("find").value));
+    $("find").addEventListener("keydown", inFind);
+    $("find-back").addEventListener("click", () => Find.go(-1, "scroll"));
+    $("find-on").addEventListener("click", () => Find.go(1, "scroll"));
     $("dark").addEventListener("click", toggleTheme);
     $("ask").addEventListener("click", help);
     document.addEventListener("keydown", onKey);
     wish.addEventListener("change", followWish);
+    Heads.wire();
+    Export.wire();
     wireSteps();
   };
 
+  // ---- the start
+
   const about = () => {
-    const { kfh, traces, scored, heads, grid, tokenViews, answer } = Data.index;
-    const parts = [
-      traces.length < scored ? `${traces.length} of ${plural(scored, "scored trace")}.` : `All ${plural(scored, "scored trace")}.`,
-      `Step scores of ${heads.length} of ${plural(grid.length, "head")}, to 0.02 %.`,
-      tokenViews
-        ? `Tokens of the head set and of ${tokenViews - 1} heads, to 5 %.`
+    const { kfh, models, traces, alone } = Data.index;
+    const parts = models.flatMap((model) => [
+      models.length > 1 ? `${model.name}:` : "",
+      traces.length < model.scored ? `${traces.length} of ${plural(model.scored, "scored trace")}.` : `All ${plural(model.scored, "scored trace")}.`,
+      `Step scores of ${model.heads.length} of ${plural(model.grid.length, "head")}, to 0.02 %.`,
+      model.tokenViews
+        ? `Tokens of the head set and of ${model.tokenViews - 1} heads, to 5 %.`
         : "Without the attention of single tokens (made with --no-tokens).",
-      answer === "all" ? "" : `Answer tokens: ${answer}.`,
-      `Made by kfh ${kfh.version}, ${kfh.made}.`,
-    ];
-    return parts.filter(Boolean).join(" ");
+      model.answer === "all" ? "" : `Answer tokens: ${model.answer}.`,
+    ]);
+    if (alone) parts.push(`Left out: ${plural(alone, "trace")} that not every probe scored.`);
+    return [...parts, `Made by kfh ${kfh.version}, ${kfh.made}.`].filter(Boolean).join(" ");
+  };
+
+  /* What the address says; two models stand beside each other unless it says otherwise. */
+  const restore = () => {
+    const wanted = new URLSearchParams(location.hash.slice(1));
+    const view = Views.byKey(wanted.get("head")) || Views.list[0];
+    let beside = Views.byKey(wanted.get("beside"));
+    if (!wanted.has("head") && Data.index.models.length > 1) beside = Views.partner(view);
+    state.colour = Object.hasOwn(Scale.NAMES, wanted.get("colour")) ? wanted.get("colour") : "uniform";
+    state.out = new Set((wanted.get("without") || "").split(",").filter((name) => Object.hasOwn(Page.LABELS, name)));
+    state.find = wanted.get("find") || "";
+    $("find").value = state.find;
+    const trace = Data.index.traces.findIndex((line) => line.id === wanted.get("trace"));
+    Object.assign(state, { view: view.number, beside: beside ? beside.number : -1 });
+    List.arrange();
+    if (Data.index.traces.length) Steps.showTrace(Math.max(trace, 0));
+    Heads.choose(state.view, state.beside);
   };
 
   const start = () => {
     Data.open();
+    Views.open();
     $("title").textContent = Data.index.title;
     $("about").textContent = about();
-    buildSelect();
-    buildGrid();
+    Heads.open();
+    for (const [name, text] of Object.entries(Scale.NAMES)) $("colour").append(new Option(text, name));
     wire();
     followWish();
-    const wanted = new URLSearchParams(location.hash.slice(1));
-    const trace = Data.index.traces.findIndex((line) => line.id === wanted.get("trace"));
-    const view = Data.index.heads.findIndex((h) => `${h.layer}.${h.head}` === wanted.get("head"));
-    Viewer.findPrefix();
-    Viewer.arrange();
-    Viewer.chooseView(view + 1);
-    if (Data.index.traces.length) Viewer.showTrace(Math.max(trace, 0));
+    List.findPrefix();
+    restore();
+    addEventListener("hashchange", restore); // an address typed or pasted into the open page
     document.body.dataset.ready = "true";
   };
 

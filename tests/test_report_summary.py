@@ -1,0 +1,173 @@
+"""The top and the end of a report: sentences whose words follow intervals, glossary, dark pages."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from kfh.findings.base import Picture, Section
+from kfh.findings.page import glossary, write_report
+from kfh.findings.summary import (
+    ablation_summary,
+    comparison_summary,
+    evaluation_summary,
+    probe_summary,
+    runs_summary,
+    stability_summary,
+)
+from probing.interventions.claims import verdicts
+from probing.interventions.effects import differences
+from probing.interventions.outcomes import Outcome
+from probing.numbers import Number
+
+ROOT = Path(__file__).parent.parent
+
+
+def estimate(value: float, low: float, high: float, n: int = 200) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def probed(low: float, held_out_low: float) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A probe of two heads with these lower ends; recency reaches 0.6, chance 0.55."""
+    table = pd.DataFrame(
+        {"layer": [0, 2], "head": [1, 3], "sra": [0.5, 0.71], "sra_low": [0.4, low]}
+        | {"sra_high": [0.6, 0.8]}
+    )
+    point = {"sra": 0.7, "sra_low": held_out_low, "sra_high": 0.75, "added": [2, 3]}
+    run = {
+        "config": {"by": "sra", "select": "top"},
+        "counts": {"held_out_traces": ["a", "b", "c"]},
+        "controls": [{"control": "recency", "sra": 0.6}, {"control": "all heads", "sra": 0.9}],
+        "null": {"sra": {"q95": 0.55}},
+        "curves": {"top": [point]},
+    }
+    return table, run
+
+
+def test_a_control_is_called_beaten_where_the_whole_interval_lies_above_it() -> None:
+    best, chosen = probe_summary(*probed(0.61, 0.62), [(2, 3)])
+    assert best == (
+        "Best of 2 heads: 2.3, SRA 0.710 (0.610–0.800). Held against: recency 0.600, beaten; best "
+        "head by chance (95 %) 0.550, beaten."
+    )
+    assert chosen == (
+        "Head set 2.3: SRA 0.700 (0.620–0.750) on 3 traces that it was not chosen on. Held "
+        "against: recency 0.600, beaten."
+    )
+    best, chosen = probe_summary(*probed(0.6, 0.3), [(2, 3)])  # it touches the control
+    assert "recency 0.600, not beaten; best head by chance (95 %) 0.550, beaten." in best
+    assert chosen.endswith("recency 0.600, not beaten.")
+
+
+def test_claims_against_controls_stand_with_their_strongest_dose() -> None:
+    outcomes = [
+        Outcome("steps", arm, "", dose, 0, f"t{n}", f"g{n}", n % 5 > 0 or not lost, value, 9)
+        for n in range(20)
+        for arm, dose, lost, value in (
+            ("none", 0.0, False, -0.1),
+            ("high", 1.0, True, -2.0 - n / 50),
+            ("high", 2.0, True, -4.0 - n / 50),
+            ("random", 1.0, True, -1.9 - n / 60),
+            ("random", 2.0, True, -1.9 - n / 60),
+        )
+    ]
+    claims = [claim.to_json() for claim in verdicts(differences(outcomes))]
+    texts = ablation_summary({"verdicts": claims})
+    holding = sum(claim["holds"] for claim in claims)
+    assert texts[0] == f"Of {len(claims)} claims on steps {holding} hold at every dose."
+    (asked,) = [
+        claim
+        for claim in claims
+        if (claim["arm"], claim["against"], claim["measure"]) == ("high", "random", "accuracy")
+    ]
+    dose = asked["doses"][-1]
+    assert dose["dose"] == 2.0 and not dose["holds"]  # both answer alike
+    value = Number(dose["value"], dose["low"], dose["high"], signed=True)
+    assert texts[1:] == [
+        f"Steps, high against random, dose 2: accuracy {value} on 20 traces, not shown to be lower."
+    ]
+
+
+def test_comparisons_say_what_is_shown_and_what_is_not() -> None:
+    item = {"method": "attnpo", "against": "recency", "decoding": "greedy"}
+    item |= {"redundant": estimate(-20, -30, -10), "accuracy": estimate(-0.01, -0.04, 0.02)}
+    assert comparison_summary([item]) == [
+        "attnpo against recency, greedy: -20.0 (-30.0 to -10.0) % redundant tokens, fewer; "
+        "accuracy -1.0 (-4.0 to +2.0) points, no difference shown."
+    ]
+    item |= {"redundant": estimate(20, 10, 30), "accuracy": estimate(-0.05, -0.09, -0.01)}
+    (text,) = comparison_summary([item])
+    assert "% redundant tokens, more;" in text and text.endswith("points, lower.")
+    item["redundant"] = estimate(-20, None, None)  # no interval: nothing is shown
+    assert "-20.0 % redundant tokens, no difference shown" in comparison_summary([item])[0]
+    content = json.loads((ROOT / "data" / "results" / "compare" / "comparison.json").read_text())
+    texts = comparison_summary(content["differences"])
+    for text, row in zip(texts, content["differences"], strict=True):
+        assert f"{row['redundant']['value']:+.1f} (" in text
+        assert f"accuracy {100 * row['accuracy']['value']:+.1f} (" in text
+
+
+def test_evaluations_stability_and_runs_in_sentences() -> None:
+    figures = {"accuracy": estimate(0.8, 0.75, 0.85), "tokens": estimate(90.0, 80.0, 100.0)}
+    content = {"benchmarks": {"gsm8k": figures}}
+    (text,) = evaluation_summary("eval", content, {})
+    assert text == (
+        "eval, gsm8k: accuracy 0.800 (0.750–0.850) on 200 questions, 90.0 (80.0–100.0) tokens a "
+        "response; no base to compare with."
+    )
+    for low, says in ((0.86, "are apart"), (0.84, "overlap")):
+        base = {"gsm8k": {"accuracy": estimate(0.9, low, 0.95)}}
+        assert evaluation_summary("eval", content, base)[0].endswith(f"the intervals {says}.")
+
+    def pair(a: str, r: float) -> dict[str, Any]:
+        chosen = {"shared": 2, "expected": 0.04, "p": 0.001}
+        low, high = r - 0.1, r + 0.1
+        return {"a": a, "b": "z", "pearson": r, "pearson_low": low, "pearson_high": high} | {
+            "ceiling": 0.95,
+            "chosen": chosen,
+        }
+
+    pairs = [pair(name, r) for name, r in zip("abcd", (0.7, 0.5, 0.9, 0.6), strict=True)]
+    assert len(stability_summary({"metric": "sra", "pairs": pairs[:3]})) == 3
+    low, high = stability_summary({"metric": "sra", "pairs": pairs})
+    assert low.startswith("The lowest of 4 pairs, b and z: SRA of heads correlates with r = 0.500")
+    assert (
+        high.startswith("The highest, c and z") and "share 2 chosen heads, by chance 0.04" in high
+    )
+    runs: list[Any] = [
+        SimpleNamespace(
+            method="grpo", metrics=pd.DataFrame({"accuracy": [0.4, 0.6], "tokens": [90.0, first]})
+        )
+        for first in (50.0, 60.0)
+    ]
+    (text,) = runs_summary(runs)
+    assert text.startswith("grpo, 2 runs: accuracy 0.400 → 0.600, tokens 90.0 → 55.0 (batches")
+
+
+def test_summary_comes_first_and_the_glossary_last(tmp_path: Path) -> None:
+    evil = "<b>a</b> | *c* 0.5 (0.4–0.6)."
+    section = Section("Probe", summary=[evil], caveats=["few"], pictures=[])
+    section.pictures.append(Picture("p", "a picture", Figure(figsize=(1, 1))))
+    lost = Section("Training", damaged=["no run"])
+    page, markdown = write_report([section, lost], tmp_path / "r.html", "T")[:2]
+    text = page.read_text(encoding="utf-8")
+    places = [
+        text.index(part) for part in ("Summary</h2>", "&lt;b&gt;a", 'id="s1"', 'id="glossary"')
+    ]
+    assert places == sorted(places) and "<b>" not in text
+    assert '<a href="#s2">Training</a> <span class="warned">1 could not be read' in text
+    assert '<div class="card"><img' in text  # drawn for white paper, on white in the dark, too
+    assert re.search(r"figure \.card \{ background: #ffffff", text)
+    lines = markdown.read_text(encoding="utf-8").splitlines()
+    assert lines.index("## Summary") < lines.index("## Probe") < lines.index("## Glossary")
+    assert "- &lt;b&gt;a&lt;/b&gt; \\| \\*c\\* 0.5 (0.4–0.6)." in lines
+    for word, meaning in glossary().items():
+        assert f"<dt>{word}</dt>" in text and meaning.split(" <")[0][:20] in text
+    words = [word.casefold() for word in glossary()]
+    assert words == sorted(words) and {"sra", "control", "null"} <= set(words)

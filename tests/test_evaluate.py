@@ -12,12 +12,12 @@ from helpers import model_folder, write_lines
 from test_sampling import Handler, server  # noqa: F401  # a fixture
 from typer.testing import CliRunner
 
-from kfh.tables import Number
 from probing import intervals
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, read_object
 from probing.models.decode import Sampling
 from probing.models.load import load_model, load_tokenizer
+from probing.numbers import Number
 from probing.traces.phrases import phrase_counts
 from rl.evaluation import measures
 from rl.evaluation.job import EvalConfig, evaluate, evaluate_model
@@ -46,39 +46,6 @@ def test_pass_at_k_is_the_share_of_all_draws() -> None:
             measures.pass_at_k(*bad)
 
 
-def test_samples_of_a_question_are_one_cluster() -> None:
-    rows = [[1.0] * 16] * 10 + [[0.0] * 16] * 10
-    clustered = intervals.estimate_share(rows)
-    single = intervals.estimate_share([[row[0]] for row in rows])
-    alone = intervals.estimate_share([[value] for row in rows for value in row])
-    assert clustered.value == single.value == alone.value == 0.5
-    # 320 responses to 20 questions tell as much as 20 do: not a quarter of the width.
-    assert clustered.high - clustered.low > 2.5 * (alone.high - alone.low)
-    assert clustered.high - clustered.low == pytest.approx(single.high - single.low, abs=0.07)
-    sure = intervals.estimate_share([[1.0, 1.0]] * 10)
-    assert (
-        sure.value == sure.high == 1.0 and 0.6 < sure.low < 0.8
-    )  # Wilson: ten of ten are no proof
-
-
-def test_nothing_right_and_everything_right_stay_in_range() -> None:
-    for value in (0.0, 1.0):
-        for n in range(1, 60):
-            found = intervals.estimate_share([[value]] * n)
-            assert 0 <= found.low <= value <= found.high <= 1
-
-
-def test_intervals_cover_as_often_as_they_say() -> None:
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        chance = rng.beta(2, 2, size=60)
-        rows = (rng.random((60, 4)) < chance[:, None]).astype(float)
-        found = intervals.estimate_share(rows.tolist())
-        hits += found.low <= 0.5 <= found.high
-    assert 180 <= hits <= 198  # 95 % of 200, within three standard errors
-
-
 def test_efficiency_score_by_hand() -> None:
     assert measures.efficiency_score(0.5, 400, 0.5, 1000) == pytest.approx(0.6)
     assert measures.efficiency_score(0.6, 400, 0.5, 1000) == pytest.approx(0.6 + 3 * 0.2)
@@ -99,12 +66,6 @@ def test_phrases_are_counted_as_steps_are_cut() -> None:
     assert phrase_counts("Let me double-check")["confused"] == 1
     rate = intervals.estimate_rate([[2, 0], [4, 0]], [[100, 100], [300, 500]], per=1000)
     assert rate.value == 6.0
-
-
-def test_mean_of_benchmarks_has_equal_weights() -> None:
-    found = intervals.estimate_mean([[1.0]] * 30 + [[0.0]] * 30, [[1.0]] * 1000)
-    assert found.value == 0.75
-    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5 * (0.25 / 60) ** 0.5, rel=0.1)
 
 
 def pocket_responses() -> tuple[QuestionSet, dict[str, list[Response]]]:

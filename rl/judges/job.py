@@ -18,16 +18,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from probing.choices import GIVEN, MIN_CHARS
-from probing.errors import ConfigError, DataError
+from probing.errors import DataError
 from probing.files.headers import file_hash
-from probing.settings import Progress, no_progress
-from probing.traces.file import Trace, read_traces
+from probing.settings import Progress, check, choice, no_progress
+from probing.traces.file import ReadReport, Trace
 from probing.traces.labels import write_labels
-from probing.traces.segmenters import Segmenter, segment_trace
+from probing.traces.source import StepSource
 from rl.judges.client import AnswerCache, JudgeClient, NoVerdict
 from rl.judges.panel import Panel
-from rl.judges.votes import CONSENSUS, consensus_label, essential_share, fleiss_agreement
+from rl.judges.votes import Consensus, consensus_label, essential_share, fleiss_agreement
 
 TOO_LONG = "longer than max_chars"
 NO_STEPS = "without steps"
@@ -39,62 +38,39 @@ class JudgingConfig:
     """What to label, by whom.
 
     Args:
-        traces: the trace file.
+        source: the trace file, and how it is cut; labels that it holds are not shown to a judge.
         panel: the judges.
         out: the label file.
         cache: folder of the judges' answers.
-        consensus: `unanimous` or `majority` of all judges.
-        segmenter: `given`: the steps of the file; None of its labels is shown to a judge.
-        min_chars: the segmenter's minimum length.
-        concurrency: requests at a time, to all judges together.
-        rate: requests a second to each judge; 0: no limit.
-        limit: at most so many traces, the first ones.
 
     Raises:
         ConfigError: values out of range.
     """
 
-    traces: Path
+    source: StepSource
     panel: Panel
     out: Path
     cache: Path
-    consensus: str = "unanimous"
-    segmenter: str = GIVEN
-    min_chars: int = MIN_CHARS
-    concurrency: int = 8
-    rate: float = 0.0
-    limit: int | None = None
+    consensus: Consensus = choice("unanimous", "Of all judges.")
+    concurrency: int = choice(8, "Requests at a time, to all judges together.", least=1)
+    rate: float = choice(0.0, "Requests a second to each judge; 0: no limit.", least=0)
+    limit: int | None = choice(None, "Traces to label, the first ones; default all.", least=1)
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.consensus not in CONSENSUS:
-            known = " or ".join(CONSENSUS)
-            raise ConfigError(f"unknown consensus {self.consensus!r}; choose {known}")
-        if self.concurrency < 1 or self.rate < 0 or (self.limit is not None and self.limit < 1):
-            raise ConfigError("concurrency and limit must be at least 1, rate at least 0")
-        if self.segmenter != GIVEN:
-            Segmenter.parse(self.segmenter, self.min_chars)
+        check(self)
 
-    def segmenter_json(self) -> dict[str, Any]:
-        """The segmenter as it stands in the header."""
-        if self.segmenter == GIVEN:
-            return {"name": GIVEN}
-        return Segmenter.parse(self.segmenter, self.min_chars).to_json()
-
-    def cut_traces(self) -> Iterator[Trace]:
-        """The traces with the steps that are judged."""
-        cutter = None
-        if self.segmenter != GIVEN:
-            cutter = Segmenter.parse(self.segmenter, self.min_chars)
-        for trace in islice(read_traces(self.traces), self.limit):
-            yield segment_trace(trace, cutter) if cutter else trace
+    def traces(self, report: ReadReport | None = None) -> Iterator[Trace]:
+        """The traces with the steps that are judged; `report` counts bad lines."""
+        return islice(self.source.traces(report), self.limit)
 
 
 @dataclass
 class JudgingReport:
     """What became of the traces and of the requests."""
 
-    traces: int = 0  # read
+    reading: ReadReport = field(default_factory=ReadReport)
+    traces: int = 0  # read, without bad lines
     labelled: int = 0  # in the label file
     left_out: Counter[str] = field(default_factory=Counter)
     incomplete: int = 0  # in the file, but without the votes of all judges
@@ -115,6 +91,7 @@ class JudgingReport:
             "left_out": dict(self.left_out),
             "incomplete": self.incomplete,
             "labels": dict(self.labels),
+            "bad_lines": dict(self.reading.bad),
         }
 
 
@@ -131,15 +108,16 @@ def judge_traces(config: JudgingConfig, progress: Progress = no_progress) -> Jud
     lines = list(_lines(config, asked, votes, report))  # 3
     if not lines:
         reasons = {name: counts["failed"] for name, counts in report.requests.items()}
-        raise DataError(f"{config.traces}: no judge gave a usable answer: {reasons}")
+        raise DataError(f"{config.source.path}: no judge gave a usable answer: {reasons}")
     report.agreement = fleiss_agreement([line["votes"] for line in lines])
     write_labels(
         config.out,
         lines,
-        config.segmenter_json(),
+        config.source.segmenter_json(),
         source="judges",
-        traces=str(config.traces),
-        traces_hash=file_hash(config.traces),
+        traces=str(config.source.path),
+        traces_hash=file_hash(config.source.path),
+        think_end=config.source.think_end,
         consensus=config.consensus,
         **config.panel.to_json(),
         counts=report.to_json(),
@@ -151,7 +129,7 @@ def judge_traces(config: JudgingConfig, progress: Progress = no_progress) -> Jud
 
 def _judged_ids(config: JudgingConfig, report: JudgingReport) -> Iterator[str]:
     """Ids of the traces that are judged; the others are counted."""
-    for trace in config.cut_traces():
+    for trace in config.traces(report.reading):
         report.traces += 1
         if not trace.steps:
             report.left_out[NO_STEPS] += 1
@@ -161,7 +139,9 @@ def _judged_ids(config: JudgingConfig, report: JudgingReport) -> Iterator[str]:
             yield trace.id
     if report.traces == sum(report.left_out.values()):
         reasons = ", ".join(f"{number} {why}" for why, number in report.left_out.items())
-        raise DataError(f"{config.traces}: no trace can be judged ({reasons}); see --segmenter")
+        raise DataError(
+            f"{config.source.path}: no trace can be judged ({reasons}); see --segmenter"
+        )
 
 
 Votes = dict[str, dict[str, list[str] | None]]  # trace → judge → labels
@@ -191,7 +171,7 @@ def _jobs(
     config: JudgingConfig, ids: set[str], clients: list[JudgeClient], votes: Votes, advance: Any
 ) -> Iterator[tuple[JudgeClient, str, Trace, dict[str, list[str] | None], Any]]:
     """What has to be asked; what is on disk becomes a vote at once."""
-    for trace in config.cut_traces():
+    for trace in config.traces():
         if trace.id not in ids:
             continue
         prompt = config.panel.ask(trace)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
 from probing.errors import ConfigError
+from probing.settings import unknown
 
-CONSENSUS = ("unanimous", "majority")
+Consensus = Literal["unanimous", "majority"]
+CONSENSUS: tuple[Consensus, ...] = get_args(Consensus)
 ESSENTIAL, REDUNDANT = "essential", "redundant"
 
 
@@ -27,7 +30,7 @@ def consensus_label(votes: Sequence[str | None], rule: str) -> str | None:
         'essential'
     """
     if rule not in CONSENSUS:
-        raise ConfigError(f"unknown consensus {rule!r}; choose {' or '.join(CONSENSUS)}")
+        raise ConfigError(unknown("consensus", rule, CONSENSUS))
     for label in (ESSENTIAL, REDUNDANT):
         share = sum(vote == label for vote in votes) / len(votes)
         if share == 1 or (rule == "majority" and share > 0.5):

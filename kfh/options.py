@@ -54,7 +54,9 @@ def options(function: Callable[..., Any] | None = None, **defaults: Any) -> Any:
             empty |= {field} if default == () else set()
 
     @functools.wraps(function)
-    def command(**given: Any) -> Any:
+    def command(*settings: Any, **given: Any) -> Any:
+        if settings or any(isinstance(given.get(name), cls) for name, cls in classes.items()):
+            return function(*settings, **given)  # from Python, as it is written
         for name, value in given.items():
             if isinstance(value, list) or (value is None and name in empty):
                 given[name] = tuple(value or ())
@@ -99,7 +101,7 @@ def declaration(item: Field[Any], default: Any = None) -> Any:
     return typer.Option(*([name] if isinstance(name, str) else []), **shown)
 
 
-def like(cls: Any, name: str) -> Any:
+def declared(cls: Any, name: str) -> Any:
     """The declaration of a plain parameter that is handed on to a field of a settings class."""
     return declaration(cls.__dataclass_fields__[name])
 

@@ -54,9 +54,14 @@ def choice(
         parse: reads the text of a value, of a tuple that of each; else its type does.
         factory: makes the default, where it is a list or a mapping.
     """
-    about = {"help": help, "least": least, "most": most, "panel": panel, "option": option}
-    about |= {"argument": argument, "repeat": repeat, "parse": parse}
+    about: dict[str, Any] = {"help": help, "least": least, "most": most, "panel": panel}
+    about |= {"option": option, "argument": argument, "repeat": repeat, "parse": parse}
     return field(default=default, default_factory=factory, metadata=about)
+
+
+def like(cls: Any, name: str, default: Any) -> Any:
+    """The field of another settings class, with another default."""
+    return field(default=default, metadata=cls.__dataclass_fields__[name].metadata)
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> str:

@@ -12,12 +12,12 @@ from helpers import model_folder, write_lines
 from test_sampling import Handler, server  # noqa: F401  # a fixture
 from typer.testing import CliRunner
 
-from kfh.tables import Number
 from probing import intervals
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, read_object
 from probing.models.decode import Sampling
 from probing.models.load import load_model, load_tokenizer
+from probing.numbers import Number
 from probing.traces.phrases import phrase_counts
 from rl.evaluation import measures
 from rl.evaluation.job import EvalConfig, evaluate, evaluate_model

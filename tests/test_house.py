@@ -69,7 +69,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 # for that of `kfh`, which holds the version alone.
 ORDER = {
     "probing": [
-        "errors choices intervals",
+        "errors choices numbers intervals",
         "files settings",
         "models traces",
         "attention config headset",

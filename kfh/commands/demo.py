@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kfh.console import console, print_tables
-from kfh.tables import Number, Table
+from kfh.tables import Table
 from probing.models.load import pocket_model
+from probing.numbers import Number
 
 if TYPE_CHECKING:
     from rl.evaluation.summary import SetFigures

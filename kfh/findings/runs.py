@@ -19,7 +19,7 @@ from kfh.findings.base import (
     side_by_side,
 )
 from kfh.findings.summary import comparison_summary, runs_summary
-from kfh.tables import NONE, Cell, Number, Table, exists, markdown, number
+from kfh.tables import Cell, Table, markdown
 from probing.errors import DataError
 from probing.files.headers import (
     HEADER,
@@ -30,6 +30,7 @@ from probing.files.headers import (
     whole_file,
     write_json,
 )
+from probing.numbers import NONE, Number, exists, number
 from rl.runs.comparison import COLUMNS, DECODINGS, Difference, read_rows
 from rl.runs.comparison import Row as MethodRow
 from rl.runs.folders import INITIAL, Run

@@ -91,6 +91,17 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_overwriting(out: Path | str, *inputs: Path | str | None) -> None:
+    """Refuse to write a file over one that it is made from, under whatever name or link.
+
+    Raises:
+        ConfigError: `out` is one of the inputs; those that are None or no file are none.
+    """
+    for path in (Path(path) for path in inputs if path is not None):
+        if path.exists() and Path(out).exists() and path.samefile(out):
+            raise ConfigError(f"{out} is the input {path} and would be overwritten: choose another")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     with whole_file(path) as temporary:

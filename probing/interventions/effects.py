@@ -6,15 +6,18 @@ over the counted answer tokens), and what the part put into `extra`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from probing.intervals import estimate_mean, estimate_share
 from probing.interventions.outcomes import NONE, RANDOM, Outcome
 
 MATCHED = "matched"
+STEERING = "steering"
 OTHER_STEP = "other-step"  # steering: the head set, to another step
 CONTROLS = (RANDOM, MATCHED, OTHER_STEP)
 KEYS = ["part", "arm", "mode", "dose"]
@@ -115,3 +118,67 @@ def _references(cells: dict[Any, pd.DataFrame], key: Any) -> list[tuple[str, pd.
         if other is not None and arm not in CONTROLS:
             found.append((control, other))
     return found
+
+
+def dose_response(outcomes: Sequence[Outcome], seed: int) -> dict[str, dict[str, Any]]:
+    """Steering: the mean rank correlation of factor and `follow`, by arm, with intervals."""
+    groups = {outcome.trace: outcome.group for outcome in outcomes}
+    by_arm = {}
+    for arm, by_trace in dose_correlations(outcomes).items():
+        rows: dict[str, list[float]] = {}
+        for trace, value in sorted(by_trace.items(), key=lambda item: groups[item[0]]):
+            rows.setdefault(groups[trace], []).append(value)
+        mean = estimate_mean([*rows.values()], resamples=RESAMPLES, seed=(seed, len(rows)))
+        interval = {"value": mean.value, "low": mean.low, "high": mean.high}
+        by_arm[arm] = {**interval, "traces": len(by_trace)}
+    return by_arm
+
+
+def dose_correlation(
+    doses: Float[np.ndarray, "dose"], responses: Float[np.ndarray, "dose"]
+) -> float:
+    """Spearman's rank correlation of dose and response; not a number where either is constant.
+
+    Example:
+        >>> round(dose_correlation(np.array([0, 0.5, 1, 2]), np.array([-3.0, -1.0, 0.5, 4.0])), 9)
+        1.0
+    """
+    from scipy.stats import spearmanr
+
+    if np.ptp(doses) == 0 or np.ptp(responses) == 0:
+        return float("nan")
+    return float(spearmanr(doses, responses).statistic)
+
+
+def dose_correlations(
+    outcomes: Iterable[Outcome], measure: str = "follow"
+) -> dict[str, dict[str, float]]:
+    """For each arm and trace the rank correlation of factor and response.
+
+    The factor 1 of every arm is the trace's outcome without a change. Random draws are correlated
+    one by one and averaged within a trace.
+
+    Returns:
+        arm → trace → correlation; traces with a constant response are left out.
+    """
+    series: dict[tuple[str, int, str], dict[float, float]] = {}
+    ones: dict[str, float] = {}
+    for one in outcomes:
+        value = one.logprob if measure == "logprob" else one.extra.get(measure)
+        if one.part != STEERING or value is None:
+            continue
+        if one.arm == NONE:
+            ones[one.trace] = value
+        else:
+            series.setdefault((one.arm, one.draw, one.trace), {})[one.dose] = value
+    found: dict[str, dict[str, list[float]]] = {}
+    for (arm, _, trace), by_dose in series.items():
+        whole = {**by_dose, 1.0: ones[trace]} if trace in ones else by_dose
+        doses = np.array(sorted(whole))
+        rho = dose_correlation(doses, np.array([whole[dose] for dose in doses]))
+        if not np.isnan(rho):
+            found.setdefault(arm, {}).setdefault(trace, []).append(rho)
+    return {
+        arm: {trace: float(np.mean(rhos)) for trace, rhos in of.items()}
+        for arm, of in found.items()
+    }

@@ -10,13 +10,14 @@ from trl import GRPOConfig
 
 from probing.choices import ANSWERS
 from probing.errors import ConfigError
+from probing.files.headers import load_part, part_json
 from probing.models.processes import check_processes
 from probing.settings import unknown
 from rl.attnpo.methods import ADVANTAGES, method_of
 from rl.attnpo.rescale import Rescaling
-from rl.attnpo.rewards import check_penalty
+from rl.attnpo.rewards import PENALTIES, check_penalty
 from rl.attnpo.sharding import compact_reason, sharding_reasons
-from rl.attnpo.signals import signal_names
+from rl.attnpo.signals import SIGNALS, signal_names
 
 ROLLOUTS = ("trl", "compact")
 _SCALING = {"rloo": "none", "grpo": "group", "batch": "batch"}
@@ -31,12 +32,13 @@ class AttnPOConfig(GRPOConfig):
 
     Args:
         method: one of `rl.attnpo.methods.METHODS`.
-        length_penalty: none, tlmre, laser, dler, or one added to `rl.attnpo.rewards.PENALTIES`.
+        length_penalty: none, tlmre, laser, dler, one added to `rl.attnpo.rewards.PENALTIES`, or
+            `module:name` of a function that could be.
         length_coef: c of TLMRE; the bonus of LASER.
         target_length: in tokens; laser and dler need it.
         advantage: rloo, grpo or batch.
-        signal: none, heads, random-heads, all-heads, recency, labels, or one added to
-            `rl.attnpo.signals.SIGNALS`.
+        signal: none, heads, random-heads, all-heads, recency, labels, one added to
+            `rl.attnpo.signals.SIGNALS`, or `module:name` of a function that could be.
         positive_attenuation, negative_attenuation: PA and NA.
         difficulty_alpha, difficulty_beta: α and β.
         negative_alpha: α of the baseline that NA compares with; None: as difficulty_alpha.
@@ -91,6 +93,9 @@ class AttnPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         """Fill in the method, check, and refuse what is not proven."""
         self._fill()
+        for name, parts in self._parts().items():
+            if ":" in name and name not in parts:
+                parts[name] = load_part(name)
         for name, known in (
             ("advantage", ADVANTAGES),
             ("signal", signal_names()),
@@ -136,6 +141,20 @@ class AttnPOConfig(GRPOConfig):
     def rescales(self) -> bool:
         """Whether steps get scales of their own."""
         return self.signal != "none" and self.rescaling.acts
+
+    @property
+    def own_parts(self) -> dict[str, dict[str, Any]]:
+        """Name and hash of the code of the signal and the penalty that do not come with kfh."""
+        chosen = {name: parts[name] for name, parts in self._parts().items() if name in parts}
+        return {
+            name: part_json(part)
+            for name, part in chosen.items()
+            if part.__module__.partition(".")[0] != "rl"
+        }
+
+    def _parts(self) -> dict[str, dict[str, Any]]:
+        """The names of the signal and the penalty, each with the registry it stands in."""
+        return {str(self.signal): SIGNALS, str(self.length_penalty): PENALTIES}
 
     def _fill(self) -> None:
         """What is None becomes the method's; the constants are the release's."""

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
-from kfh.console import console, talk
+from kfh.console import console, talk, warn
 from probing.errors import ConfigError
 
 
@@ -28,12 +28,14 @@ def run_train(
     """Train; see `rl.training.job`. Layers of settings: the recipe, then options, then `--set`."""
     from transformers.utils import logging
 
+    from probing.headset import HeadSet, HeadSetWarning
     from rl.training.job import train
     from rl.training.recipe import find_recipe, parse_settings, read_recipe, train_config
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    warnings.filterwarnings("ignore", category=HeadSetWarning)  # said in a line of its own
     if recipe is None:
         if options["model"] not in (None, "pocket"):
             raise ConfigError(
@@ -42,6 +44,8 @@ def run_train(
             )
         recipe = options["method"] or "attnpo"
     config = train_config(out, read_recipe(find_recipe(recipe)), options, parse_settings(sets))
+    for text in HeadSet.load(config.heads, warn=False).caveats if config.heads else ():
+        warn(f"Caveat: {text}")
     result = train(config, resume=resume, watch=[LiveLine()])
     if int(os.environ.get("RANK", 0)):
         return result

@@ -219,6 +219,10 @@ def _former(
     return found
 
 
+def _head_set_caveats(config: TrainConfig) -> list[str]:
+    return list(HeadSet.load(config.heads, warn=False).caveats) if config.heads else []
+
+
 def _run_content(
     config: TrainConfig,
     args: AttnPOConfig,
@@ -237,6 +241,7 @@ def _run_content(
         "fingerprint": card.fingerprint,
         "steps": args.max_steps,
         "heads": trainer.credit.heads,
+        "head_set_caveats": _head_set_caveats(config),
         "data": questions.source,
         "cut": {**segmenter.to_json(), "rule": cutter.rule, "answer": cutter.answer},
         "rescaling": vars(args.rescaling) if args.rescales else None,

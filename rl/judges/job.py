@@ -175,24 +175,24 @@ def _jobs(
         if trace.id not in ids:
             continue
         prompt = config.panel.ask(trace)
-        own = votes.setdefault(trace.id, dict.fromkeys((c.judge.name for c in clients), None))
+        by_judge = votes.setdefault(trace.id, dict.fromkeys((c.judge.name for c in clients), None))
         for client in clients:
-            found = client.cached(prompt, len(trace.steps))
-            if found is not None:
-                own[client.judge.name] = found
+            labels = client.cached(prompt, len(trace.steps))
+            if labels is not None:
+                by_judge[client.judge.name] = labels
                 advance(1, 0)
             else:
-                yield client, prompt, trace, own, advance
+                yield client, prompt, trace, by_judge, advance
 
 
 async def _work(jobs: Iterator[Any], concurrency: int) -> None:
     """Workers that take jobs from one iterator, so that few traces are in memory."""
 
     async def worker() -> None:
-        for client, prompt, trace, own, advance in jobs:
+        for client, prompt, trace, by_judge, advance in jobs:
             before = sum(client.counts.tokens.values())
             with suppress(NoVerdict):  # counted by the client, with its reason
-                own[client.judge.name] = await client.ask(prompt, len(trace.steps))
+                by_judge[client.judge.name] = await client.ask(prompt, len(trace.steps))
             advance(1, sum(client.counts.tokens.values()) - before)
 
     tasks = [asyncio.create_task(worker()) for _ in range(concurrency)]
@@ -209,22 +209,22 @@ def _lines(
 ) -> Iterator[dict[str, Any]]:
     """A line a step, in the order of the traces."""
     for trace_id in ids:
-        own = votes[trace_id]
-        given = [labels for labels in own.values() if labels is not None]
+        by_judge = votes[trace_id]
+        given = [labels for labels in by_judge.values() if labels is not None]
         if not given:
             report.left_out[NO_VOTES] += 1
             continue
         report.labelled += 1
-        report.incomplete += len(given) < len(own)
+        report.incomplete += len(given) < len(by_judge)
         for step in range(len(given[0])):
-            by_judge = {name: labels[step] if labels else None for name, labels in own.items()}
-            label = consensus_label(list(by_judge.values()), config.consensus)
+            of_step = {name: labels[step] if labels else None for name, labels in by_judge.items()}
+            label = consensus_label(list(of_step.values()), config.consensus)
             report.labels[label or "without consensus"] += 1
             yield {
                 "id": trace_id,
                 "step": step,
                 "label": label,
-                "score": essential_share(list(by_judge.values())),
+                "score": essential_share(list(of_step.values())),
                 "source": f"judges, {config.consensus}",
-                "votes": by_judge,
+                "votes": of_step,
             }

@@ -168,18 +168,20 @@ def _select(
 
     The store holds no texts: what the text decides is looked at in one pass over the file.
     """
-    whys = {(one.id, one.sample): _reason(config, one) for one in store.stream()}
+    whys = {
+        (response.id, response.sample): _reason(config, response) for response in store.stream()
+    }
     chosen: set[tuple[str, int]] = set()
     for name, responses in store.responses.items():
         easy = share_correct(responses) >= config.easy
         report.problems += 1
         report.easy_problems += easy
         taken = 0
-        for one in sorted(responses, key=lambda item: item.sample):
+        for response in sorted(responses, key=lambda item: item.sample):
             report.responses += 1
-            if one.fault:
-                report.faults[one.fault] += 1
-            why = whys[name, one.sample] or ("" if easy else HARD)
+            if response.fault:
+                report.faults[response.fault] += 1
+            why = whys[name, response.sample] or ("" if easy else HARD)
             if not why and config.per_problem is not None and taken >= config.per_problem:
                 why = BEYOND
             if why:
@@ -187,20 +189,20 @@ def _select(
                 continue
             taken += 1
             report.traces += 1
-            chosen.add((name, one.sample))
+            chosen.add((name, response.sample))
     return chosen
 
 
-def _reason(config: CollectConfig, one: Response) -> str:
+def _reason(config: CollectConfig, response: Response) -> str:
     """Why a response by itself is no trace; empty where it is one."""
-    if not one.finished:
+    if not response.finished:
         return CUT_OFF
-    _, closed, answer = one.text.partition(config.asking.think_end)
+    _, closed, answer = response.text.partition(config.asking.think_end)
     if not closed:
         return NO_END
     if not answer.strip():
         return NO_ANSWER
-    return WRONG if config.keep == "correct" and not one.correct else ""
+    return WRONG if config.keep == "correct" and not response.correct else ""
 
 
 class _TraceMaker:
@@ -219,10 +221,10 @@ class _TraceMaker:
         config, report = self.config, self.report
         report.unverified = sum(len(questions.unverified) for questions, _, _ in parts)
         report.with_ids = sum(
-            one.token_ids is not None and self.tokenizer is not None
+            response.token_ids is not None and self.tokenizer is not None
             for _, store, chosen in parts
-            for one in store.stream()
-            if (one.id, one.sample) in chosen
+            for response in store.stream()
+            if (response.id, response.sample) in chosen
         )
         write_traces(
             config.out,
@@ -244,20 +246,20 @@ class _TraceMaker:
         seen: set[str] = set()
         for questions, store, chosen in parts:
             by_id = {question.id: question for question in questions.questions}
-            for one in store.stream():
-                if (one.id, one.sample) not in chosen:
+            for response in store.stream():
+                if (response.id, response.sample) not in chosen:
                     continue
-                share = share_correct(store.responses[one.id])
-                trace = self._trace(questions, by_id[one.id], one, share)
+                share = share_correct(store.responses[response.id])
+                trace = self._trace(questions, by_id[response.id], response, share)
                 if trace.id in seen:
                     raise DataError(
-                        f"two question sets hold the question {one.id!r}: collect them one by one"
+                        f"two question sets hold {response.id!r}: collect them one by one"
                     )
                 seen.add(trace.id)
                 yield trace
 
     def _trace(
-        self, questions: QuestionSet, question: Question, one: Response, share: float
+        self, questions: QuestionSet, question: Question, response: Response, share: float
     ) -> Trace:
         asking = self.config.asking
         prompt = bare_prompt(questions, question)
@@ -272,18 +274,18 @@ class _TraceMaker:
             "model": asking.model,
             "ground_truth": question.answer,
             "data": questions.name,
-            "sample": one.sample,
+            "sample": response.sample,
             "share_correct": share,
-            "tokens": one.tokens,
+            "tokens": response.tokens,
         }
-        text = one.text
-        if one.token_ids is not None and self.tokenizer is not None:
-            text, extra[TOKEN_IDS] = self._ids(one.token_ids, prompt)
+        text = response.text
+        if response.token_ids is not None and self.tokenizer is not None:
+            text, extra[TOKEN_IDS] = self._ids(response.token_ids, prompt)
         trace = Trace(
-            f"{one.id}/{one.sample}",
+            f"{response.id}/{response.sample}",
             prompt,
             text,
-            correct=one.correct,
+            correct=response.correct,
             problem=question.question,
             extra=extra,
             think_end=asking.think_end,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kfh.commands.train import run_train
 from probing.errors import ConfigError
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.methods import METHODS
@@ -64,6 +65,12 @@ def test_recipes(tmp_path):
         parse_settings(["learning_rate"])
     with pytest.raises(ConfigError, match="unknown recipe 'atnpo'; did you mean attnpo"):
         find_recipe("atnpo")
+
+
+def test_an_unknown_method_is_no_unknown_recipe(tmp_path):
+    nothing = dict.fromkeys(("model", "heads", "data", "seed"))
+    with pytest.raises(ConfigError, match="unknown method 'atnpo'; did you mean attnpo"):
+        run_train(tmp_path, None, [], False, method="atnpo", **nothing)
 
 
 def test_a_recipe_is_known_again_by_its_content(tmp_path):

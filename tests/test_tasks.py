@@ -128,7 +128,7 @@ def test_training_gets_its_labels(
         given.update(options)
         raise Reached
 
-    monkeypatch.setattr(rl.training.job, "_trainer", capture)
+    monkeypatch.setattr(rl.training.job, "AttnPOTrainer", capture)
     config = TrainConfig(
         model=str(data_path("pocket")),
         data="doubling:4",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files.headers import data_path
+from probing.headset import HeadSet, HeadSetWarning
 from probing.traces.phrases import phrase_counts
 from rl.attnpo.compact import in_trimmed_rows, margins
 from rl.attnpo.methods import METHODS, Method
@@ -32,7 +34,6 @@ def test_scale_one_is_plain_grpo(tmp_path):
         rows_per_forward=0,
         scale_floor=1.0,
         negative_attenuation=False,
-        max_completion_length=110,
     )
     assert ours.args.rescales
     plain_args = GRPOConfig(
@@ -273,6 +274,19 @@ def test_parts_that_give_too_little_are_named(tmp_path, monkeypatch):
         first_batch(make_trainer(tmp_path / "b", length_penalty="flat"))
 
 
+def test_caveats_of_the_head_set_are_told_and_kept(tmp_path):
+    """A set that is worse than chance where it was not chosen says so, in run.json too."""
+    weak = replace(HeadSet.load("pocket"), caveats=("worse than recency",))
+    weak.save(tmp_path / "weak.json")
+    short, told = {"max_steps": 1, "heads": str(tmp_path / "weak.json")}, []
+    with pytest.warns(HeadSetWarning, match="worse than recency"):
+        result = train(config(tmp_path / "a", **short), tell=told.append)
+    assert told == result["caveats"] == ["worse than recency"]
+    stored = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert stored["caveats"] == ["worse than recency"]
+    assert train(config(tmp_path / "b", "tlmre", **short), tell=told.append)["caveats"] == []
+
+
 # Bad input
 
 
@@ -281,7 +295,7 @@ def test_head_sets_and_data_are_checked(tmp_path):
         make_trainer(tmp_path, heads="deepseek-r1-distill-qwen-1.5b")
     stored = json.loads(data_path("heads", "pocket.json").read_text())
     stored["heads"][0]["head"] = 9
-    (str(tmp_path / "heads.json")).write_text(json.dumps(stored))
+    (tmp_path / "heads.json").write_text(json.dumps(stored))
     with pytest.raises(DataError, match=r"no head 2\.9"):
         make_trainer(tmp_path, heads=str(tmp_path / "heads.json"))
     with pytest.raises(ConfigError, match="needs a head set"):

@@ -18,8 +18,9 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
-from kfh.console import console, talk
+from kfh.console import console, print_tables, talk
 from probing.errors import ConfigError
+from probing.headset import HeadSetWarning
 
 
 def run_train(
@@ -31,14 +32,17 @@ def run_train(
     """
     from transformers.utils import logging
 
+    from rl.attnpo.methods import method_of
     from rl.training.job import former_run, train
     from rl.training.recipe import parse_settings, recipe_settings, train_config
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    warnings.filterwarnings("ignore", category=HeadSetWarning)  # its caveats are printed
     former = former_run(out, resume)
     if former is None and recipe is None:
+        method_of(options["method"] or "attnpo")
         if options["model"] not in (None, "pocket"):
             raise ConfigError(
                 "--model needs --recipe: without one the recipe of the method is taken, whose "
@@ -48,7 +52,11 @@ def run_train(
     named = recipe_settings(recipe) if recipe else {}
     kept = {**former["settings"], "recipe": named.get("recipe")} if former else {}
     config = train_config(out, named, kept, options, parse_settings(sets))
-    result = train(config, resume=resume, watch=[LiveLine()])
+
+    def tell(text: str) -> None:
+        print_tables([], [text])
+
+    result = train(config, resume=resume, watch=[LiveLine()], tell=tell)
     if int(os.environ.get("RANK", 0)):
         return result
     last = result["final"]

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Shaped
 
 from probing.choices import BACKENDS, BATCH_TOKENS, Head
 from probing.errors import ConfigError
+from probing.models.identity import shortest_window
 from probing.traces.tokens import EncodedTrace
 
 if TYPE_CHECKING:
@@ -222,9 +223,8 @@ def score_traces(
 
 def _prove_on(capture: Any, trace: EncodedTrace, device: torch.device) -> None:
     """Prove the capture where the model looks through a window shorter than the trace."""
-    config = capture.model.config.get_text_config()
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    if not any(window and window < len(trace) for window in windows):
+    window = shortest_window(capture.model.config)
+    if window is None or window >= len(trace):
         return
     answer = np.zeros_like(trace.answer)
     answer[np.flatnonzero(trace.answer)[:16]] = True

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from probing.answers.context import PreparedTrace
-from probing.choices import BATCH_TOKENS, MIN_CHARS, THINK_END, Answer, Backend, Keep
+from probing.choices import BATCH_TOKENS, MIN_CHARS, THINK_END, Answer, Keep
 from probing.errors import ConfigError, DataError
 from probing.files.headers import file_hash
 from probing.headset import HeadSet
@@ -61,7 +61,6 @@ class InterventionConfig:
         "Factors on the attention to a step.",
         panel=STEERING,
     )
-    backend: Backend = choice("transformers", "What edits heads.", panel=HEADS)
     draws: int = choice(5, "Random draws of each control.", least=1, panel=CONTROLS)
     seed: int = choice(0, "Of random draws and bootstrap.", panel=CONTROLS)
     answer: Answer = choice(

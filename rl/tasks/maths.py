@@ -14,7 +14,7 @@ from probing.choices import THINK_END
 from probing.traces.text import BOX, answer_part, last_box
 
 TIMEOUT = 5  # seconds for one parse or comparison
-LONGEST = 4000  # characters of an answer that are looked at, from its end
+LONGEST = 4000  # characters of an answer without a box that are looked at, from its end
 
 # It says at every call in a thread that its time-out is off, which is meant (see `_timeout`).
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -40,7 +40,7 @@ def maths_correct(reference: str, response: str, think_end: str = THINK_END) -> 
     answer = answer_part(response, think_end)
     if answer is None:
         return False
-    box = last_box(answer[-LONGEST:])
+    box = last_box(answer)
     if box is not None and _plain(box) == _plain(reference):
         return True
     words = _words(reference)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from probing.errors import DataError
 from probing.traces.file import Trace
-from probing.traces.text import answer_part, boxed_spans, last_box
+from probing.traces.text import answer_part, boxes, last_box
 from rl.tasks.base import TASKS, Question, QuestionSet, load_task, speaker
 from rl.tasks.questions import Maths
 
@@ -76,7 +76,7 @@ class AnswerVerifier:
         if not question.answer:
             return False
         if self.boxed:
-            spans = boxed_spans(text)
+            spans = boxes(text)
             text = text[: spans[0][1] + 1] if spans else ""
         text = text.split(self.tokenizer.eos_token or "\0")[0]
         return self.questions.correct(question, text, think_end="")

@@ -80,6 +80,7 @@ def run_ablate(
     from transformers.utils import logging
 
     from kfh.findings.interventions import ablation_tables, left_out
+    from probing.files.headers import refuse_overwriting
     from probing.headset import HeadSet
     from probing.interventions.job import check_parts, intervene
     from probing.interventions.result import OUTCOMES, RESULT
@@ -91,6 +92,7 @@ def run_ablate(
     if model != POCKET and (heads is None or choice.is_pocket):
         raise ConfigError("--model needs --heads and --traces: its head set, and traces, best its")
     head_set = HeadSet.load(heads or SHIPPED)
+    refuse_overwriting(out / OUTCOMES, choice.traces, choice.labels)
     chosen = choice.choose(head_set)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     verifier = AnswerVerifier(tokenizer, chosen.traces, config.answer == "boxed")

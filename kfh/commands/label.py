@@ -54,6 +54,7 @@ def run_judges(
     from rl.judges.job import JudgingConfig, judge_traces
     from rl.judges.panel import Panel
 
+    refuse_overwriting(out, judges)
     config = JudgingConfig(
         source,
         Panel.load(judges),

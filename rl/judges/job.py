@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from probing.errors import DataError
-from probing.files.headers import file_hash
+from probing.files.headers import file_hash, refuse_overwriting
 from probing.settings import Progress, check, choice, no_progress
 from probing.traces.file import ReadReport, Trace
 from probing.traces.labels import write_labels
@@ -102,6 +102,7 @@ def judge_traces(config: JudgingConfig, progress: Progress = no_progress) -> Jud
         KfhError: a bad trace or setting; a judge that cannot be asked. Answers that came before
             are kept, and are not asked for again.
     """
+    refuse_overwriting(config.out, config.source.path)
     report = JudgingReport()
     asked = list(_judged_ids(config, report))  # 1
     votes = asyncio.run(_ask_all(config, set(asked), report, progress))  # 2

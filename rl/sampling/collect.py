@@ -21,6 +21,7 @@ import numpy as np
 
 from probing.choices import MIN_CHARS, Keep
 from probing.errors import ConfigError, DataError
+from probing.files.headers import refuse_overwriting
 from probing.models.decode import encode_prompt
 from probing.models.identity import tokenizer_fingerprint
 from probing.settings import Progress, check, choice, no_progress
@@ -128,6 +129,7 @@ def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> C
         KfhError: a bad setting, question set or model; or no response that can be kept.
     """
     asking = config.asking
+    refuse_overwriting(config.out, *asking.data)
     sets = load_sets(asking)  # 1
     tokenizer = prompt_tokenizer(asking)
     sampler = open_backend(asking, tokenizer, keep_ids=True)

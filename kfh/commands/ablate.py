@@ -39,6 +39,7 @@ def ablate(
     from transformers.utils import logging
 
     from kfh.findings.interventions import ablation_tables, left_out
+    from probing.files.headers import refuse_overwriting
     from probing.headset import HeadSet
     from probing.interventions.job import intervene
     from probing.interventions.result import OUTCOMES, RESULT
@@ -48,6 +49,7 @@ def ablate(
     if source.model != POCKET and (heads is None or choice.is_pocket):
         raise ConfigError("--model needs --heads and --traces: its head set, and traces, best its")
     head_set = HeadSet.load(heads or SHIPPED)
+    refuse_overwriting(out / OUTCOMES, choice.traces, choice.labels)
     chosen = choice.choose(head_set)
     model, tokenizer = source.load()
     verifier = AnswerVerifier(tokenizer, chosen.traces, config.answer == "boxed")

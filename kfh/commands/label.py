@@ -41,6 +41,7 @@ def run_judges(source: StepSource, judges: Path, out: Path, config: JudgingConfi
     from rl.judges.job import judge_traces
     from rl.judges.panel import Panel
 
+    refuse_overwriting(out, judges)
     report = judge_traces(source, Panel.load(judges), out, config, progress=progress_bar)
     report_bad_lines(report.reading)
     print_report(report, config.consensus)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probing.choices import THINK_END
-from probing.files.headers import HEADER, file_header, write_json
+from probing.files.headers import HEADER, file_header, refuse_overwriting, write_json
 from probing.models.decode import Sampling
 from probing.settings import Progress, no_progress, to_json
 from rl.evaluation.config import EvalConfig
@@ -56,6 +56,7 @@ def evaluate(config: EvalConfig, progress: Progress = no_progress) -> EvalResult
     sets = load_sets(config)  # 1
     base = Base.load(config.base) if config.base else None
     if base:
+        refuse_overwriting(Path(config.out) / "eval.json", base.path)
         base.check(sets)
     tokenizer = prompt_tokenizer(config)
     sampler = open_backend(config, tokenizer)  # 2

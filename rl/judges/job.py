@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from probing.errors import DataError
-from probing.files.headers import file_hash
+from probing.files.headers import file_hash, refuse_overwriting
 from probing.settings import Progress, no_progress
 from probing.traces.file import ReadReport, Trace
 from probing.traces.labels import write_labels
@@ -98,6 +98,7 @@ def judge_traces(
         KfhError: a bad trace or setting; a judge that cannot be asked. Answers that came before
             are kept, and are not asked for again.
     """
+    refuse_overwriting(out, source.path)
     config = config or JudgingConfig()
     job = _Job(source, panel, config, config.cache_beside(out))
     report = JudgingReport()

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from probing.errors import DataError
+from probing.files.headers import refuse_overwriting
 from probing.models.decode import encode_prompt
 from probing.models.identity import tokenizer_fingerprint
 from probing.settings import Progress, no_progress
@@ -87,6 +88,7 @@ def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> C
     Raises:
         KfhError: a bad setting, question set or model; or no response that can be kept.
     """
+    refuse_overwriting(config.out, *config.data)
     sets = load_sets(config)  # 1
     tokenizer = prompt_tokenizer(config)
     sampler = open_backend(config, tokenizer, keep_ids=True)

@@ -27,8 +27,8 @@ from probing.traces.segmenters import Segmenter
 from probing.traces.tokens import TOKEN_IDS, decode_with_offsets, encode_trace, token_offsets
 from rl.sampling.backends import TransformersSampler
 from rl.sampling.base import Sample
-from rl.sampling.collect import CollectConfig, collect_traces, share_correct
-from rl.sampling.job import AskConfig
+from rl.sampling.collect import collect_traces, share_correct
+from rl.sampling.config import CollectConfig
 from rl.sampling.responses import Response
 
 POCKET = data_path("pocket")
@@ -151,8 +151,8 @@ def scripted(
     tokenizer = byte_tokenizer()
     monkeypatch.setattr(rl.sampling.collect, "prompt_tokenizer", lambda config: tokenizer)
     monkeypatch.setattr(rl.sampling.collect, "open_backend", lambda *a, **k: Scripted(script))
-    asking = AskConfig("m", (str(folder / "q.jsonl"),), folder / "responses", samples=4)
-    report = collect_traces(CollectConfig(asking, folder / "traces.jsonl", **changes))
+    asked = {"data": (str(folder / "q.jsonl"),), "out": folder / "traces.jsonl", "samples": 4}
+    report = collect_traces(CollectConfig("m", **{"segmenter": "none", **asked, **changes}))
     return report, list(read_traces(folder / "traces.jsonl"))
 
 

@@ -37,6 +37,7 @@ RULES: tuple[Rule, ...] = get_args(Rule)
 Label = Literal["essential", "redundant"]
 LABELS: tuple[Label | None, ...] = (*get_args(Label), None)
 
+POCKET = "pocket"  # by name: the embedded model, and its traces
 GIVEN = "given"  # the steps that the trace file holds
 MIN_CHARS = 80  # the release's minimum length of a step
 THINK_END = "</think>"

@@ -9,11 +9,10 @@ import typer
 
 from kfh.console import console, print_tables, progress_bar, warn
 from kfh.options import options, split
-from probing.choices import Dtype
+from probing.choices import POCKET, Dtype
 from probing.errors import ConfigError, DataError
 from probing.interventions.setup import InterventionConfig, TraceChoice
 
-POCKET = "pocket"
 SHIPPED = "pocket-3"  # the three heads of the embedded model: what one leaves, another does
 
 

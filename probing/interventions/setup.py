@@ -24,7 +24,6 @@ from probing.traces.source import (
     TraceList,
     TraceSource,
     cut_traces,
-    pocket_traces,
     prepare_traces,
 )
 
@@ -116,7 +115,7 @@ class TraceChoice:
         """The file cut as the head set's traces were; a published set: by the paper's rules."""
         cut = heads.segmenter or {}
         return TraceSource(
-            pocket_traces() if self.is_pocket else self.traces,
+            self.traces,
             cut.get("phrases") or cut.get("name", "attnpo"),
             cut.get("min_chars", MIN_CHARS),
             self.skip_bad,

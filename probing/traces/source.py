@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from probing.choices import GIVEN, MIN_CHARS, THINK_END, Keep
+from probing.choices import GIVEN, MIN_CHARS, POCKET, THINK_END, Keep
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, file_hash, text_hash
 from probing.settings import check, choice
@@ -25,7 +25,7 @@ class StepSource:
     """A trace file, and how its traces are cut into steps.
 
     Args:
-        path: the trace file.
+        path: the trace file; `pocket`: the embedded model's.
         segmenter: `given`: the steps of the file, as they are; or the name of a segmenter or a
             phrase file, or a function `text → list[Step]`: cut anew, with the file's labels carried
             over by their characters.
@@ -49,6 +49,7 @@ class StepSource:
     def __post_init__(self) -> None:
         """Check that the file is there."""
         check(self)
+        object.__setattr__(self, "path", trace_path(self.path))
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such trace file")
 
@@ -216,8 +217,13 @@ def cut_traces(source: TraceSource, report: SourceReport) -> Iterator[Trace]:
 
 
 def pocket_traces() -> Path:
-    """The labelled traces that were sampled from it."""
+    """The labelled traces that were sampled from the embedded model."""
     return data_path("pocket", "traces.jsonl")
+
+
+def trace_path(name: Path | str) -> Path:
+    """The trace file of this path; `pocket`: of the embedded model."""
+    return pocket_traces() if str(name) == POCKET else Path(name)
 
 
 def step_counts(source: StepSource | TraceList, report: ReadReport) -> dict[str, int]:

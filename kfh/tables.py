@@ -7,116 +7,19 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from probing.numbers import Number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-NONE = "–"  # stands where there is no number
 # Spaces between the columns of a terminal, and whether intervals stay on one line: what is tried.
 FITS = ((2, True), (1, True), (1, False))
 SHORT = 14  # characters of a text that is not broken in a terminal
-MOST = 8  # decimals
-
-
-def exists(value: Any) -> bool:
-    """Whether there is a number at all: JSON has null, tables have not-a-number."""
-    return value is not None and value == value
-
-
-def number(value: Any, digits: int = 3, signed: bool = False) -> str:
-    """A number with so many decimals, or the sign for none; never a negative zero.
-
-    Example:
-        >>> number(1234.5, 1), number(-0.0001), number(0.25, 2, signed=True), number(None)
-        ('1,234.5', '0.000', '+0.25', '–')
-    """
-    if not exists(value):
-        return NONE
-    text = f"{value:{'+' if signed else ''},.{digits}f}"
-    return text if text.strip("+-0.,") else text.lstrip("+-")
-
-
-def interval(low: Any, high: Any, digits: int = 3, signed: bool = False) -> str:
-    """The two ends of an interval; empty where one is not known.
-
-    Example:
-        >>> interval(0.591, 0.816), interval(-0.2, -0.05, 2)
-        ('0.591–0.816', '-0.20 to -0.05')
-    """
-    if not (exists(low) and exists(high)):
-        return ""
-    ends = [number(end, digits, signed) for end in (low, high)]
-    return (" to " if any(end[0] in "+-" for end in ends) else "–").join(ends)
-
-
-@dataclass(frozen=True)
-class Number:
-    """A cell: a measured value, with its 95 % interval where it has one.
-
-    Args:
-        digits: decimals. A difference (`signed`) whose interval excludes zero has as many as it
-            takes to show that.
-
-    Example:
-        >>> str(Number(0.714, 0.591, 0.816)), str(Number(-5, -9, 1, digits=1, signed=True))
-        ('0.714 (0.591–0.816)', '-5.0 (-9.0 to +1.0)')
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    digits: int = 3
-    signed: bool = False
-
-    @classmethod
-    def of(cls, estimate: Any, digits: int = 3, signed: bool = False, scale: float = 1) -> Number:
-        """Of an `Estimate`, of a mapping with `value`, `low`, `high`, or of None.
-
-        Args:
-            scale: what all three are multiplied by, such as 100 for points.
-        """
-        if estimate is None:
-            return cls(None)
-        fields = estimate if isinstance(estimate, Mapping) else vars(estimate)
-        value, low, high = (
-            scale * fields[key] if exists(fields.get(key)) else None
-            for key in ("value", "low", "high")
-        )
-        return cls(value, low, high, digits, signed)
-
-    @classmethod
-    def column(cls, row: Any, name: str, digits: int = 3, signed: bool = False) -> Number:
-        """Of a row that holds `NAME`, `NAME_low` and `NAME_high`."""
-        return cls(row[name], row[f"{name}_low"], row[f"{name}_high"], digits, signed)
-
-    @property
-    def decimals(self) -> int:
-        """The decimals that are shown."""
-        if not (self.signed and exists(self.low) and exists(self.high)):
-            return self.digits
-        assert self.low is not None and self.high is not None
-        nearest = max(self.low, -self.high)  # to zero; negative where the interval holds it
-        if nearest <= 0:
-            return self.digits
-        return next((d for d in range(self.digits, MOST) if round(nearest, d)), MOST)
-
-    @property
-    def text(self) -> str:
-        """The value alone."""
-        return number(self.value, self.decimals, self.signed)
-
-    @property
-    def interval(self) -> str:
-        """The interval in brackets; empty where there is none."""
-        ends = interval(self.low, self.high, self.decimals, self.signed)
-        return f"({ends})" if ends and exists(self.value) else ""
-
-    def __str__(self) -> str:
-        return f"{self.text} {self.interval}".rstrip()
 
 
 Cell = str | Number

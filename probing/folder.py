@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from probing.attention.capture import check_heads
 from probing.attention.scores import ScoredTrace
 from probing.attention.store import ScoreStore, stored_labels, stored_settings
 from probing.choices import METRIC_NAMES, METRICS, Head
@@ -342,12 +344,11 @@ class ProbeResult(Ranking):
         """Rows of these heads in the scores.
 
         Raises:
-            ConfigError: a head that the model does not have.
+            ModelError: a head that the model does not have.
         """
         rows = {pair: row for row, pair in enumerate(self.pairs)}
-        for layer, head in heads:
-            if (layer, head) not in rows:
-                raise ConfigError(f"{self.folder}: the probed model has no head {layer}.{head}")
+        layers = Counter(layer for layer, _ in rows)
+        check_heads(f"{self.folder}: the probed model", layers, heads)
         return [rows[pair] for pair in heads]
 
     def ratios(self, trace: Trace, heads: Sequence[Head]) -> Float[np.ndarray, "step"]:

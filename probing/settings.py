@@ -17,6 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from probing.choices import METRICS
 from probing.errors import ConfigError
 
+MOST_LISTED = 40  # names that a message lists; TRL alone has hundreds of settings
+
 # progress(name, total) is a context that gives advance(traces, tokens)
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -51,7 +53,7 @@ def choice(
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> str:
-    """The message for a name that does not exist, with the nearest ones that do.
+    """The message for a name that does not exist: the nearest that do, and all if they are few.
 
     Example:
         >>> unknown("metric", "sar", ["sra", "gating"])
@@ -59,8 +61,10 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> str:
     """
     names = [str(item) for item in known]
     near = difflib.get_close_matches(str(name), names, 3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? Choose" if near else "choose"
-    return f"unknown {kind} {name!r}; {hint} {', '.join(names)}"
+    hints = [f"did you mean {' or '.join(near)}?"] if near else []
+    if len(names) <= MOST_LISTED:
+        hints.append(f"{'Choose' if near else 'choose'} {', '.join(names)}")
+    return f"unknown {kind} {name!r}{'; ' if hints else ''}{' '.join(hints)}"
 
 
 def literals(cls: type) -> dict[str, tuple[Any, ...]]:

@@ -2,5 +2,10 @@ from .attnpo.config import AttnPOConfig as AttnPOConfig
 from .attnpo.rescale import Rescaling as Rescaling
 from .attnpo.rescale import step_scales as step_scales
 from .attnpo.trainer import AttnPOTrainer as AttnPOTrainer
+from .evaluation.job import EvalConfig as EvalConfig
+from .evaluation.job import evaluate as evaluate
+from .tasks.base import TASKS as TASKS
+from .tasks.base import Task as Task
 from .tasks.questions import load_questions as load_questions
+from .training.job import train as train
 from .training.recipe import TrainConfig as TrainConfig

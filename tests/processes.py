@@ -1,6 +1,7 @@
-"""Run by test_processes.py under torchrun: the same checks in one process and in two.
+"""Run by test_processes.py in one process and in two: the same checks.
 
-Usage: processes.py FOLDER. The folder holds rollouts.json; results go to FOLDER/COUNT.json.
+The folder holds rollouts.json; results go to FOLDER/COUNT.json. By hand, under a real launcher:
+torchrun --nproc_per_node 2 tests/processes.py FOLDER.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
-from test_training import first_batch, make_trainer, run, weights
+from pocket_runs import first_batch, make_trainer, resumable, weights
 from transformers import TrainerCallback
 
+from rl.attnpo.completions import Batch
 from rl.training.job import train
 
 GROUP = 4
@@ -41,10 +43,10 @@ class Fixed:
 
     def __call__(self, prompts, trainer):
         first = trainer.accelerator.process_index * len(prompts)
-        found = [self.ids[p][(first + place) % GROUP] for place, p in enumerate(prompts)]
+        ids = [self.ids[p][(first + place) % GROUP] for place, p in enumerate(prompts)]
         prompt_ids = [trainer._tokenizer(prompt)["input_ids"] for prompt in prompts]
-        logprobs = [[0.0] * len(ids) for ids in found]
-        return {"prompt_ids": prompt_ids, "completion_ids": found, "logprobs": logprobs}
+        logprobs = [[0.0] * len(sampled) for sampled in ids]
+        return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": logprobs}
 
 
 def fixed_trainer(folder, name, method, rows, accumulation=1, batch=GROUP, **settings):
@@ -104,48 +106,45 @@ def train_case(folder, name):
 
 
 def sharded(folder):
-    """The scorer and the training step on parameters sharded over the processes (FSDP2)."""
+    """Scores and the training step on parameters sharded over the processes (FSDP2)."""
     from torch.distributed.fsdp import fully_shard
 
     state = PartialState()
     trainer = fixed_trainer(folder, "sharded", "attnpo", 1, batch=8)
     trainer.current_gradient_accumulation_steps = 1
     whole_batch = first_batch(trainer)
-    prompts, responses = everyone(trainer)
-    whole_scores = trainer.credit.scorer(prompts, responses)
+    whole_scores = trainer.signal(stored_batch(trainer, slice(0, 8)))
     gradients = {}
     for rows in (0, 1):
         trainer.args.rows_per_forward = rows
         trainer._compute_loss(trainer.model, whole_batch).backward()
         for parameter in trainer.model.parameters():
             torch.distributed.all_reduce(parameter.grad)
-        found = {n: p.grad / state.num_processes for n, p in trainer.model.named_parameters()}
-        gradients[rows] = found
+        named = trainer.model.named_parameters()
+        gradients[rows] = {name: p.grad / state.num_processes for name, p in named}
         trainer.model.zero_grad()
-    assert not trainer.credit.sharded
+    trainer.settle()
+    assert trainer.signal.passes is None
 
     for layer in trainer.model.model.layers:
         fully_shard(layer)
     trainer.model_wrapped = fully_shard(trainer.model)
-    trainer.credit.__dict__.pop("sharded")
-    found = {"sharded": trainer.credit.sharded}
+    trainer.settle()
+    results = {"sharded": trainer.signal.passes is not None}
     # Zero differences mean something only where there are scales and gradients.
-    found["attenuated"] = gather_object([len(set(x)) > 1 for x in by_response(whole_batch)])
-    found["gradient"] = float(sum(value.abs().sum() for value in gradients[0].values()))
-    scorer = trainer.credit._sharded_scorer()
+    results["attenuated"] = gather_object([len(set(x)) > 1 for x in by_response(whole_batch)])
+    results["gradient"] = float(sum(value.abs().sum() for value in gradients[0].values()))
     worst = 0.0
     # Rows of each process: uneven passes, none at all in one, none in both.
     for shares in ((slice(0, 5), slice(0, 0)), (slice(0, 1), slice(1, 8)), (slice(0, 0),) * 2):
-        own = shares[state.process_index]
-        scores = scorer(prompts[own], responses[own])
-        assert len(scores) == len(prompts[own])
-        for ours, theirs in zip(scores, whole_scores[own], strict=True):
+        here = shares[state.process_index]
+        scores = trainer.signal(stored_batch(trainer, here))
+        for ours, theirs in zip(scores, whole_scores[here], strict=True):
             assert ours.shape == theirs.shape
             worst = max(worst, np.abs(ours - theirs).max(initial=0) / theirs.max(initial=1e-12))
-    found["scores"] = float(max(gather_object([worst])))
+    results["scores"] = float(max(gather_object([worst])))
     again = first_batch(trainer)
-    found["advantages"] = largest(again["advantages"], whole_batch["advantages"])
-    found["scored"] = gather_object([trainer.credit.scored])
+    results["advantages"] = largest(again["advantages"], whole_batch["advantages"])
     for rows in (0, 1):
         trainer.args.rows_per_forward = rows
         trainer._compute_loss(trainer.model, whole_batch).backward()
@@ -153,22 +152,30 @@ def sharded(folder):
             (parameter.grad.full_tensor(), gradients[rows][name])
             for name, parameter in trainer.model.named_parameters()
         ]
-        found[f"gradients-{rows}"] = max(largest(*pair) for pair in pairs)
+        results[f"gradients-{rows}"] = max(largest(*pair) for pair in pairs)
         trainer.model.zero_grad()
     trainer.use_vllm, trainer._last_loaded_step = True, 0  # TRL scores old log-probabilities
     trainer.args.rows_per_forward = 1
     passing = first_batch(trainer)
     assert "old_per_token_logps" in passing
-    found["in-passing"] = largest(passing["advantages"], whole_batch["advantages"])
-    return found
+    results["in-passing"] = largest(passing["advantages"], whole_batch["advantages"])
+    return results
 
 
-def everyone(trainer):
-    """All stored prompts and responses, the same in every process."""
+def stored_batch(trainer, here):
+    """Some of the eight stored responses, the same in every process, all to be scored."""
     fixed = trainer.rollout_func
-    pairs = [(p, ids) for p in sorted(fixed.ids)[:2] for ids in fixed.ids[p]]
-    prompts = [trainer._tokenizer(prompt)["input_ids"] for prompt, _ in pairs]
-    return prompts, [trainer.credit.cutter(ids) for _, ids in pairs]
+    pairs = [(p, ids) for p in sorted(fixed.ids)[:2] for ids in fixed.ids[p]][here]
+    one = torch.ones(len(pairs))
+    return Batch(
+        prompts=[trainer._tokenizer(prompt)["input_ids"] for prompt, _ in pairs],
+        responses=[trainer.cutter(ids) for _, ids in pairs],
+        mask=torch.ones((len(pairs), 1), dtype=torch.bool),
+        advantage=one,
+        correct=one.bool(),
+        p=one,
+        needs_scores=one.bool(),
+    )
 
 
 def largest(ours, theirs):
@@ -191,12 +198,12 @@ class SignalAt(TrainerCallback):
 def resumed(folder):
     """A run of four steps, and one that SIGINT to one process stops after three."""
     settings = {"max_steps": 4, "per_device_train_batch_size": 4}
-    whole = train(run(folder / "whole", **settings))
-    stopped = train(run(folder / "parts", **settings), watch=[SignalAt(3, process=1)])
+    whole = train(resumable(folder / "whole", **settings))
+    stopped = train(resumable(folder / "parts", **settings), watch=[SignalAt(3, process=1)])
     names = sorted(path.name for path in (folder / "parts" / "checkpoint-3").iterdir())
     steps = gather_object([stopped["final"] and stopped["final"]["step"]])
     statuses = gather_object([stopped["status"]])
-    done = train(run(folder / "parts", **settings), resume=True)
+    done = train(resumable(folder / "parts", **settings), resume=True)
     return {
         "statuses": statuses,
         "steps": steps,
@@ -205,8 +212,7 @@ def resumed(folder):
     }
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
     state = PartialState(cpu=True)
     results = {"processes": state.num_processes}
@@ -223,4 +229,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

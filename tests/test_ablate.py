@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,10 @@ from probing.attention.scores import open_capture, score_batch
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files.headers import data_path
 from probing.headset import HeadFigures, HeadSet
-from probing.interventions.setup import (
-    InterventionConfig,
-    Setup,
-    choose_traces,
-    prepare_interventions,
-    source_of,
-)
-from probing.interventions.steps import ablate_steps, removals
+from probing.interventions.job import intervene, prepare_answers
+from probing.interventions.result import InterventionResult
+from probing.interventions.setup import InterventionConfig, Setup, TraceChoice
+from probing.interventions.steps import removals, remove_steps
 from probing.models.identity import ModelCard
 from probing.models.load import load_tokenizer
 from probing.ranking.metrics import RankedTrace
@@ -155,7 +151,7 @@ def test_outcomes_say_what_was_removed() -> None:
         return trace.id == "x"
 
     setup = Setup(model, None, heads, traces, traces, config, judge, frozenset([2]))
-    first, second = ablate_steps(setup)
+    first, second = remove_steps(setup)
     assert {(o.arm, o.dose, o.draw) for o in first} == {
         ("none", 0, 0), ("high", 2, 0), ("low", 2, 0), ("recent", 2, 0),
         ("random", 2, 0), ("random", 2, 1), ("matched", 2, 0), ("matched", 2, 1),
@@ -182,12 +178,13 @@ def test_traces_are_prepared_as_the_head_set_says(tmp_path: Path) -> None:
     heads = HeadSet(
         tuple(HeadFigures(*pair) for pair in pairs), card, {"name": "given"}, answer="values"
     )
-    source = source_of(heads, path)
+    source = TraceChoice(path).source(heads)
     assert (source.segmenter, source.rule) == ("given", "overlap")
-    choice = choose_traces(source, heads)
-    assert choice.report.left_out == {"wrong answer": 1, "no steps": 1}
+    choice = TraceChoice(path).choose(heads)
+    assert choice.rule == "overlap" and choice.report.left_out == {"wrong answer": 1, "no steps": 1}
     config = InterventionConfig(answer="boxed")
-    found = list(prepare_interventions(model, tokenizer, choice, heads, config, rule=source.rule))
+    setup = Setup(model, tokenizer, heads, (), (), config, lambda trace, ids: True)
+    found = list(prepare_answers(setup, choice))
     capture = open_capture(model)
     for trace in found:
         raw = parse_trace(json.dumps(lines[int(trace.id[2:])]))
@@ -201,17 +198,16 @@ def test_traces_are_prepared_as_the_head_set_says(tmp_path: Path) -> None:
         assert trace.group == raw.problem and len(trace.labels) == len(raw.steps)
     other = tiny("llama", vocab_size=len(tokenizer), num_hidden_layers=2)
     with pytest.raises(ModelError, match="does not fit"):
-        next(prepare_interventions(other, tokenizer, choice, heads, config, rule="overlap"))
+        next(prepare_answers(replace(setup, model=other), choice))
 
 
 def test_traces_that_the_heads_were_chosen_on_are_left_out(tmp_path: Path) -> None:
     heads, path = HeadSet.load("pocket"), data_path("pocket", "traces.jsonl")
-    source = source_of(heads, path)
-    choice = choose_traces(source, heads)
+    choice = TraceChoice(path).choose(heads)
     assert choice.report.left_out == {"the heads were chosen on it": 225, "wrong answer": 50}
     assert len(choice.traces) == 225 and choice.held_out.startswith("yes: the half")
-    assert len(choose_traces(source, heads, "all").traces) == 450
-    again = choose_traces(source, heads, limit=3)
+    assert len(TraceChoice(path, only="all").choose(heads).traces) == 450
+    again = TraceChoice(path, limit=3).choose(heads)
     assert [t.id for t in again.traces] == [t.id for t in choice.traces[:3]]
     ranked = [t for t in read_traces(path) if t.correct]
     none, both = np.zeros((1, 2)), np.array([True, False])
@@ -221,7 +217,7 @@ def test_traces_that_the_heads_were_chosen_on_are_left_out(tmp_path: Path) -> No
     assert [t.id for t in choice.traces] == [ranked[place].id for place in halves[1]]
     lines = path.read_text(encoding="utf-8").splitlines()[1:9]
     other = write_lines(tmp_path / "few.jsonl", lines)
-    assert "another trace file" in choose_traces(source_of(heads, other), heads).held_out
+    assert "another trace file" in TraceChoice(other).choose(heads).held_out
 
 
 def test_answers_are_judged_by_the_task() -> None:
@@ -251,26 +247,12 @@ def test_answers_are_judged_by_the_task() -> None:
         AnswerVerifier(pocket, [raw])
 
 
-SETTINGS = {
-    "model": None,
-    "heads": None,
-    "traces": None,
-    "parts": "steps",
-    "only": "held-out",
-    "limit": None,
-    "resume": True,
-    "device": "cpu",
-    "dtype": "auto",
-    "trust_remote_code": False,
-}
-
-
-def ablated(out: Path, **changes: object) -> dict:
+def ablated(out: Path, *, config: dict | None = None, **changes: object) -> dict:
     """Run `kfh ablate` in this process; the content of its result without the header."""
-    config = {"remove": (1, 2), "draws": 2, "max_answer_tokens": 24}
-    config.update(changes.pop("config", {}))
-    source = changes.pop("source", {})
-    run_ablate(**{**SETTINGS, "out": out, "config": config, "source": source, **changes})
+    settings = {"remove": (1, 2), "draws": 2, "max_answer_tokens": 24, **(config or {})}
+    names = [item.name for item in fields(TraceChoice)]
+    choice = TraceChoice(**{name: changes.pop(name) for name in names if name in changes})
+    run_ablate(out, InterventionConfig(**settings), choice, device="cpu", **changes)
     content = json.loads((out / "ablation.json").read_text(encoding="utf-8"))
     del content["kfh"]
     return content
@@ -300,6 +282,34 @@ def test_on_the_pocket_model_high_scores_matter_and_low_ones_do_not(tmp_path: Pa
     (torn / "outcomes.jsonl").write_bytes(b"".join(lines[:20]) + lines[20][:99])
     assert ablated(torn, limit=25) == content
     assert (torn / "outcomes.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_interventions_in_memory_are_those_of_the_folder(tmp_path: Path) -> None:
+    lines = [trace_line(n, steps=4 + n) for n in range(3)]
+    traces = [parse_trace(json.dumps(line)) for line in lines]
+    tokenizer = byte_tokenizer()
+    model = tiny("llama", vocab_size=len(tokenizer))
+    card = ModelCard.of("tiny", model.config)
+    heads = HeadSet((HeadFigures(1, 2),), card, {"name": "given"}, rule="overlap")
+
+    def even(trace: PreparedTrace, ids: object) -> bool:
+        return int(trace.id[2:]) % 2 == 0
+
+    both = {"config": InterventionConfig(remove=(1,), draws=1, max_answer_tokens=2)}
+    result = intervene(model, tokenizer, heads, traces, even, **both)
+    accuracy = result.table[result.table["measure"] == "accuracy"]
+    assert accuracy["value"].to_numpy() == pytest.approx(2 / 3), "the verdict is the caller's"
+    assert {o.trace for o in result.outcomes} == {"t/0", "t/1", "t/2"}
+    out = tmp_path / "out"
+    again = intervene(model, tokenizer, heads, traces, even, out=out, **both)
+    assert again.to_json() == result.to_json() == InterventionResult.load(out).to_json()
+    assert "3 problems are few: the intervals are rough." in result.caveats
+    assert "3 problems are few" in result._repr_html_() and "matched" in result._repr_html_()
+    choice = TraceChoice(write_lines(tmp_path / "traces.jsonl", lines)).choose(heads)
+    of_file = intervene(model, tokenizer, heads, choice, even, **both)
+    assert of_file.table.equals(result.table)
+    with pytest.raises(ConfigError, match=r"holds outcomes made with .*traces"):
+        intervene(model, tokenizer, heads, traces[:2], even, out=out, **both)
 
 
 def test_labels_and_answers_may_be_missing(tmp_path: Path) -> None:
@@ -335,9 +345,10 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
     wrong = write_lines(tmp_path / "wrong.jsonl", [{**line, "correct": False}])
     short = write_lines(tmp_path / "short.jsonl", [line])
     for changes, error, said in (
-        ({"parts": "steps,feet"}, ConfigError, "unknown part .*feet"),
-        ({"only": "some"}, ConfigError, "unknown --only"),
-        ({"limit": 0}, ConfigError, "leaves no trace"),
+        ({"parts": ("steps", "stears")}, ConfigError, "unknown part .*did you mean steps or steer"),
+        ({"parts": ()}, ConfigError, "unknown part"),
+        ({"only": "some"}, ConfigError, "unknown only"),
+        ({"limit": 0}, ConfigError, "limit must be at least 1"),
         ({"model": "x"}, ConfigError, "needs --heads and --traces"),
         ({"config": {"remove": (0,)}}, ConfigError, "at least 1"),
         ({"config": {"draws": 0}}, ConfigError, "draws must be"),
@@ -358,6 +369,6 @@ def test_the_command_reads_its_options(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 1 and "--remove takes numbers" in done.stderr
+    assert done.returncode == 1 and "--remove '1,x': write numbers" in done.stderr
     assert "Traceback" not in done.stderr
     assert asdict(InterventionConfig())["remove"] == (1, 2, 3)

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 from families import tiny
-from helpers import byte_tokenizer, trace_file, trace_line, write_lines
+from helpers import byte_tokenizer, model_folder, trace_file, trace_line, write_lines
 
-from kfh.commands.label import run_ablation, run_rules
+from kfh.commands.label import run_cause, run_rules
 from probing.answers.context import CauseTrace, encode_causes
 from probing.answers.hiding import StepHiding
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files.headers import data_path
 from probing.labelling.agreement import Labelling, cohen_agreement, cohen_kappa, scores_auc
-from probing.labelling.cause import CauseConfig, cause_label
+from probing.labelling.cause import CauseConfig, cause_label, label_by_cause
 from probing.labelling.rules import numbers, results, rule_labels
 from probing.models.load import load_model, load_tokenizer
 from probing.traces.file import parse_trace, read_traces
@@ -187,8 +187,8 @@ def test_ablation_goes_on_after_a_kill_and_refuses_other_settings(tmp_path: Path
     lines.append({**trace_line(9), "steps": []})
     source = StepSource(write_lines(tmp_path / "traces.jsonl", lines))
     whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
-    options = (None, "cpu", "auto", True)
-    run_ablation(source, whole, CauseConfig(deletion=True), *options)
+    options = ("pocket", "cpu", "auto", True)
+    run_cause(source, whole, CauseConfig(deletion=True), *options)
     found = read_labels(whole)
     assert found.segmenter == {"name": "given"}
     assert {id: len(of) for id, of in found.labels.items()} == {
@@ -199,15 +199,38 @@ def test_ablation_goes_on_after_a_kill_and_refuses_other_settings(tmp_path: Path
         assert row["source"] == "ablation" and np.isfinite([row["score"], row["deletion"]]).all()
     text = whole.read_bytes().splitlines(keepends=True)
     torn.write_bytes(b"".join(text[:7]) + text[7][:20])  # within the second trace
-    run_ablation(source, torn, CauseConfig(deletion=True), *options)
+    run_cause(source, torn, CauseConfig(deletion=True), *options)
     assert rows(torn)[1:] == rows(whole)[1:]
     with pytest.raises(ConfigError, match=r"high 0\.5; now asked for high 2\.0"):
-        run_ablation(source, torn, CauseConfig(high=2.0, deletion=True), *options)
+        run_cause(source, torn, CauseConfig(high=2.0, deletion=True), *options)
     torn.write_bytes(b"".join([*text[:3], b"{\n", *text[3:]]))
     with pytest.raises(DataError, match="line 4: damaged"):
-        run_ablation(source, torn, CauseConfig(deletion=True), *options)
+        run_cause(source, torn, CauseConfig(deletion=True), *options)
     with pytest.raises(ConfigError, match="low must lie below high"):
         CauseConfig(high=0.1, low=0.2)
+
+
+def test_a_moved_model_goes_on_and_traces_may_be_in_memory(tmp_path: Path) -> None:
+    """The weights decide, not the folder; an older file has the folder in its header."""
+    traces, out = trace_file(tmp_path / "traces.jsonl", 3), tmp_path / "labels.jsonl"
+    folder = model_folder(tmp_path / "here")
+    run_cause(StepSource(traces), out, CauseConfig(), str(folder), "cpu")
+    whole = out.read_text(encoding="utf-8")
+    header, *lines = whole.splitlines(keepends=True)
+    old = json.loads(header)
+    old["kfh"]["settings"]["model"]["id"] = str(folder)
+    out.write_text("".join([json.dumps(old) + "\n", *lines[:5]]), encoding="utf-8")
+    folder = folder.rename(tmp_path / "there")
+    run_cause(StepSource(traces), out, CauseConfig(), str(folder), "cpu")
+    assert out.read_text(encoding="utf-8").splitlines(keepends=True)[1:] == lines
+    loaded = load_model(str(folder), device="cpu"), load_tokenizer(str(folder))
+    given = list(read_traces(traces))
+    report = label_by_cause(*loaded, given, tmp_path / "given.jsonl")
+    assert rows(tmp_path / "given.jsonl")[1:] == rows(out)[1:]
+    assert report.labels.total() == sum(len(trace.steps) for trace in given)
+    assert (report.traces, report.resumed, report.left_out) == (3, 0, {})
+    again = label_by_cause(*loaded, given, tmp_path / "given.jsonl")
+    assert (again.traces, again.resumed, again.labels) == (3, 3, report.labels)
 
 
 def test_rules_by_hand(tmp_path: Path) -> None:
@@ -272,7 +295,6 @@ def test_command_labels_compares_and_the_probe_takes_it(tmp_path: Path) -> None:
     for arguments, said in (
         (("--compare", out), "two labellings"),
         (("--compare", "steps", out), "--traces"),
-        (("--by", "guess"), "unknown --by"),
         (("--by", "judges", "--traces", traces, "--out", out), "--judges"),
     ):
         done = command(*arguments)

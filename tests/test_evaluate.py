@@ -12,12 +12,12 @@ from helpers import model_folder, write_lines
 from test_sampling import Handler, server  # noqa: F401  # a fixture
 from typer.testing import CliRunner
 
-from kfh.tables import Number
 from probing import intervals
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, read_object
 from probing.models.decode import Sampling
 from probing.models.load import load_model, load_tokenizer
+from probing.numbers import Number
 from probing.traces.phrases import phrase_counts
 from rl.evaluation import measures
 from rl.evaluation.job import EvalConfig, evaluate, evaluate_model
@@ -25,7 +25,8 @@ from rl.evaluation.summary import set_figures
 from rl.pocket.parse import parse_problem
 from rl.pocket.task import shortest_trace
 from rl.sampling.responses import Response
-from rl.tasks.questions import Question, QuestionSet, load_questions
+from rl.tasks.base import Question, QuestionSet
+from rl.tasks.questions import Maths, load_questions
 
 POCKET = data_path("pocket")
 GREEDY = {"temperature": 0.0, "max_tokens": 400, "batch": 128}
@@ -43,39 +44,6 @@ def test_pass_at_k_is_the_share_of_all_draws() -> None:
     for bad in ((4, 5, 1), (4, 1, 5), (4, 1, 0)):
         with pytest.raises(ValueError, match="pass@k"):
             measures.pass_at_k(*bad)
-
-
-def test_samples_of_a_question_are_one_cluster() -> None:
-    rows = [[1.0] * 16] * 10 + [[0.0] * 16] * 10
-    clustered = intervals.share_figure(rows)
-    single = intervals.share_figure([[row[0]] for row in rows])
-    alone = intervals.share_figure([[value] for row in rows for value in row])
-    assert clustered.value == single.value == alone.value == 0.5
-    # 320 responses to 20 questions tell as much as 20 do: not a quarter of the width.
-    assert clustered.high - clustered.low > 2.5 * (alone.high - alone.low)
-    assert clustered.high - clustered.low == pytest.approx(single.high - single.low, abs=0.07)
-    sure = intervals.share_figure([[1.0, 1.0]] * 10)
-    assert (
-        sure.value == sure.high == 1.0 and 0.6 < sure.low < 0.8
-    )  # Wilson: ten of ten are no proof
-
-
-def test_nothing_right_and_everything_right_stay_in_range() -> None:
-    for value in (0.0, 1.0):
-        for n in range(1, 60):
-            found = intervals.share_figure([[value]] * n)
-            assert 0 <= found.low <= value <= found.high <= 1
-
-
-def test_intervals_cover_as_often_as_they_say() -> None:
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        chance = rng.beta(2, 2, size=60)
-        rows = (rng.random((60, 4)) < chance[:, None]).astype(float)
-        found = intervals.share_figure(rows.tolist())
-        hits += found.low <= 0.5 <= found.high
-    assert 180 <= hits <= 198  # 95 % of 200, within three standard errors
 
 
 def test_efficiency_score_by_hand() -> None:
@@ -96,14 +64,8 @@ def test_phrases_are_counted_as_steps_are_cut() -> None:
     assert phrase_counts(text) == {"confused": 2, "forward": 1, "summary": 2}
     # The longest match takes its characters: "Hmm, wait" is one phrase, "Wait" not another.
     assert phrase_counts("Let me double-check")["confused"] == 1
-    rate = intervals.rate_figure([[2, 0], [4, 0]], [[100, 100], [300, 500]])
+    rate = intervals.estimate_rate([[2, 0], [4, 0]], [[100, 100], [300, 500]], per=1000)
     assert rate.value == 6.0
-
-
-def test_mean_of_benchmarks_has_equal_weights() -> None:
-    found = intervals.mean_of_means([[[1.0]] * 30 + [[0.0]] * 30, [[1.0]] * 1000])
-    assert found.value == 0.75
-    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5 * (0.25 / 60) ** 0.5, rel=0.1)
 
 
 def pocket_responses() -> tuple[QuestionSet, dict[str, list[Response]]]:
@@ -133,9 +95,9 @@ def test_figures_of_a_set_by_hand() -> None:
     assert found.tokens.value == pytest.approx(np.mean([50, 56, 50, 50, 1000, 1006, 1000, 1000]))
     assert found.truncated.value == 0.25 and found.no_answer == 2
     assert found.faults == {"ValueError": 2}
-    assert found.pocket is not None and found.pocket.unreadable == 4
-    assert found.pocket.redundant_steps is not None
-    assert found.pocket.redundant_steps.value == 0.5  # of the four that can be read
+    assert found.redundancy is not None and found.redundancy.unreadable == 4
+    assert found.redundancy.redundant_steps is not None
+    assert found.redundancy.redundant_steps.value == 0.5  # of the four that can be read
 
 
 # From end to end
@@ -165,8 +127,8 @@ def test_greedy_equals_the_pocket_decoder_and_in_process(tmp_path: Path) -> None
     lengths = [len(ids) + 1 for ids in tokenizer(texts)["input_ids"]]
     assert result.sets[0].tokens.value == np.mean(lengths)
     shortest = [len(tokenizer(shortest_trace(p).response)["input_ids"]) + 1 for p in problems]
-    assert result.sets[0].pocket is not None
-    above = result.sets[0].pocket.redundant_tokens.value
+    assert result.sets[0].redundancy is not None
+    above = result.sets[0].redundancy.redundant_tokens.value
     assert above == pytest.approx(np.mean(lengths) - np.mean(shortest))
     model.train()
     inside = evaluate_model(model, tokenizer, questions, Sampling(0, 1.0, 400), 1)
@@ -320,7 +282,7 @@ def test_model_in_training_is_put_back_after_an_error() -> None:
     model, tokenizer = load_model(str(POCKET)), load_tokenizer(str(POCKET))
     model.train()
     question = Question("x", "b = 1 ; b ?" * 400, "01")
-    broken = QuestionSet("x", (question,), "maths", {"spec": "x"})
+    broken = QuestionSet("x", (question,), Maths(), {"spec": "x"})
     with pytest.raises(ConfigError, match="context"):
         evaluate_model(model, tokenizer, broken, Sampling(0, 1.0, 4), 1)
     assert model.training

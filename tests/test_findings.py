@@ -14,9 +14,10 @@ from kfh.commands.show import plot_runs
 from kfh.findings.base import Kind, Picture, Place, Section
 from kfh.findings.kinds import KINDS
 from kfh.findings.page import run_report
-from kfh.tables import Number, Table
+from kfh.tables import Table
 from probing.errors import DataError
 from probing.files.headers import RESULTS, file_header, kind_of, read_object
+from probing.numbers import Number
 
 
 def write(path: Path, content: object) -> Path:

@@ -1,4 +1,4 @@
-"""Edits of heads against surgery on weights and eager references; both backends; the parts."""
+"""Edits of heads against surgery on weights and eager references; TransformerLens; the parts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from families import tiny
+from lens_witness import LensWitness
 from torch import Tensor
 
 from probing.answers.context import PreparedTrace
@@ -18,8 +19,8 @@ from probing.answers.hiding import StepHiding
 from probing.attention.capture import AttentionCapture
 from probing.errors import ConfigError, ModelError
 from probing.interventions.copies import copy_sources, hiding_drops, source_shares
+from probing.interventions.effects import dose_correlation
 from probing.interventions.heads import random_heads
-from probing.interventions.steering import dose_correlation
 
 HEADS = ((1, 1), (2, 3), (2, 0), (3, 2))
 EDITS = [
@@ -184,16 +185,14 @@ def test_means_are_of_the_tokens_they_say(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "gpt_neox"])
 def test_transformer_lens_agrees(family: str) -> None:
-    from probing.answers.lens_edits import LensAnswers
-
     model = tiny(family)
-    lens = LensAnswers(model, frozenset({2}))
+    lens = LensWitness(model, frozenset({2}))
     with HeadEdits(model) as edits:  # the model itself must not have been rebuilt
         answers = EditedAnswers(model, edits, frozenset({2}))
         plain = answers.read(TRACES)
         means = {}
         for where in (ALL, ANSWER):
-            means[where] = answers.means(TRACES, HEADS, where, batch_tokens=90)
+            means[where] = head_means(answers, TRACES, HEADS, where, batch_tokens=90)
             theirs = lens.means(TRACES, HEADS, where)
             for head in HEADS:
                 torch.testing.assert_close(theirs[head], means[where][head], atol=1e-5, rtol=0)
@@ -201,9 +200,9 @@ def test_transformer_lens_agrees(family: str) -> None:
             edit = HeadEdit.of_mode(mode, HEADS, means[mode.split("/")[1]])
             reading = answers.read(TRACES, edit) if edit.where == ALL else plain
             ours = answers.log_probabilities(reading, edit)
-            for a, b in zip(ours, lens.log_probabilities(lens.read(TRACES), edit), strict=True):
+            for a, b in zip(ours, lens.log_probabilities(TRACES, edit), strict=True):
                 np.testing.assert_allclose(a, b, atol=1e-4)
-        decoded = lens.greedy(lens.read(TRACES), edit, max_tokens=3)
+        decoded = lens.greedy(TRACES, edit, max_tokens=3)
         assert decoded == answers.greedy(plain, edit, max_tokens=3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -19,8 +20,8 @@ from kfh.commands.label import run_judges
 from probing.errors import ConfigError, DataError, ModelError
 from probing.traces.file import read_traces
 from probing.traces.labels import read_labels
-from probing.traces.source import TraceSource, prepare_traces
-from rl.judges.client import GIVE_UP, AnswerCache
+from probing.traces.source import StepSource, TraceSource, prepare_traces
+from rl.judges.client import GIVE_UP, AnswerCache, RateLimit
 from rl.judges.panel import Panel
 
 ROOT = Path(__file__).parent.parent
@@ -29,8 +30,9 @@ import sys
 from pathlib import Path
 from rl.judges.panel import Panel
 from rl.judges.job import JudgingConfig, judge_traces
+from probing.traces.source import StepSource
 folder = Path(sys.argv[1])
-judge_traces(JudgingConfig(folder / "traces.jsonl", Panel.load(folder / "judges.yaml"),
+judge_traces(JudgingConfig(StepSource(folder / "traces.jsonl"), Panel.load(folder / "judges.yaml"),
              folder / "labels.jsonl", folder / "judge-cache", "majority", concurrency=16))
 """
 
@@ -44,11 +46,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
 
 def label(folder: Path, **changes: object) -> list[dict]:
     """Run the job on the folder's traces; the lines of its label file."""
-    options = {"consensus": "unanimous", "segmenter": "given", "min_chars": 80}
-    limits = {"concurrency": 4, "rate": 0.0, "cache": None, "limit": None}
-    files = [folder / name for name in ("traces.jsonl", "judges.yaml", "labels.jsonl")]
-    run_judges(*files, **{**options, **limits, **changes})  # type: ignore[arg-type]
-    return [json.loads(line) for line in files[2].read_text(encoding="utf-8").splitlines()]
+    cut = {key: changes.pop(key) for key in ("segmenter", "min_chars") if key in changes}
+    source = StepSource(folder / "traces.jsonl", **cut)  # type: ignore[arg-type]
+    options = {"consensus": "unanimous", "concurrency": 4, "rate": 0.0, "cache": None}
+    files = [folder / name for name in ("judges.yaml", "labels.jsonl")]
+    run_judges(source, *files, **{**options, "limit": None, **changes})  # type: ignore[arg-type]
+    return [json.loads(line) for line in files[1].read_text(encoding="utf-8").splitlines()]
 
 
 def no_key_in(folder: Path, *texts: str) -> None:
@@ -230,17 +233,38 @@ def test_traces_that_a_judge_refuses_do_not_stop_it_once_it_has_answered(
     assert header["kfh"]["counts"]["left_out"] == left_out
 
 
-def test_rate_and_concurrency_are_kept(tmp_path: Path, server: JudgeServer) -> None:
+def test_concurrency_is_kept(tmp_path: Path, server: JudgeServer) -> None:
     trace_file(tmp_path / "traces.jsonl", 12)
     judge_file(tmp_path / "judges.yaml", server, "a")
     server.delay = 0.05
     label(tmp_path, concurrency=3)
     assert server.most_busy == 3
-    server.times.clear()
-    server.delay = 0
-    label(tmp_path, rate=40.0, concurrency=12, cache=tmp_path / "other")
-    # Twelve starts, eleven gaps of 25 ms; the last may come late, but the first not early.
-    assert len(server.times) == 12 and max(server.times) - min(server.times) >= 10 * 0.025
+
+
+def test_rate_is_kept(tmp_path: Path, server: JudgeServer) -> None:
+    """Twelve starts at 40 a second: none before its time, on however busy a machine."""
+    times: list[float] = []
+
+    async def starts() -> float:
+        limit, began = RateLimit(40.0), time.monotonic()
+
+        async def start() -> None:
+            await limit.wait()
+            times.append(time.monotonic() - began)
+
+        await asyncio.gather(*(start() for _ in range(12)))
+        limit.hold(0.05)
+        held = time.monotonic()
+        await limit.wait()
+        return time.monotonic() - held
+
+    assert asyncio.run(starts()) >= 0.049  # a server that is asked too often is left alone
+    assert all(at >= 0.025 * number - 0.001 for number, at in enumerate(sorted(times)))
+    trace_file(tmp_path / "traces.jsonl", 12)
+    judge_file(tmp_path / "judges.yaml", server, "a")
+    began = time.monotonic()
+    label(tmp_path, rate=40.0, concurrency=12)
+    assert server.answered.total() == 12 and time.monotonic() - began >= 11 * 0.025
 
 
 def test_long_traces_and_traces_without_steps_are_counted(
@@ -261,6 +285,31 @@ def test_long_traces_and_traces_without_steps_are_counted(
     write_lines(tmp_path / "traces.jsonl", lines[1:])
     with pytest.raises(DataError, match="1 longer than max_chars, 1 without steps"):
         label(tmp_path)
+
+
+def test_the_command_takes_the_end_of_the_reasoning_and_leaves_bad_lines_out(
+    tmp_path: Path, server: JudgeServer
+) -> None:
+    from typer.testing import CliRunner
+
+    from kfh.cli import app
+
+    lines = [trace_line(n, steps=2) for n in range(3)]
+    for line in lines:
+        line["response"] = line["response"].replace("</think>", "[/END]")
+    write_lines(tmp_path / "traces.jsonl", [*lines[:2], {"id": "t/bad"}, lines[2]])
+    judge_file(tmp_path / "judges.yaml", server, "a")
+    words = ["label", "--by", "judges", "--skip-bad", "--think-end", "[/END]"]
+    for option, name in (("traces", "traces.jsonl"), ("judges", "judges.yaml"), ("out", "l.jsonl")):
+        words += [f"--{option}", str(tmp_path / name)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    header, *rows = map(json.loads, (tmp_path / "l.jsonl").read_text().splitlines())
+    assert {row["id"] for row in rows} == {"t/0", "t/1", "t/2"}
+    assert sum(header["kfh"]["counts"]["bad_lines"].values()) == 1
+    assert header["kfh"]["think_end"] == "[/END]"
+    # The judge is shown what stands behind it as the answer, and not the mark.
+    assert all("FINAL ANSWER\nThe sum = " in prompt for _, prompt in server.answered)
 
 
 def test_a_damaged_answer_is_asked_for_again(tmp_path: Path, server: JudgeServer) -> None:
@@ -315,14 +364,26 @@ def test_bad_details_of_a_label_are_refused(tmp_path: Path, details: dict) -> No
     ("text", "message"),
     [
         ("judges: [", "line 1: no YAML"),
-        ("a: 1", "needs a list"),
+        ("a: 1", "judges is missing; unknown key 'a'"),
+        ("3", "the file should be keys with values"),
         ("judges: []", "at least one judge"),
-        ("judges: [{name: a}]", "base_url, model missing"),
-        ("judges: [{name: a, base_url: u, model: m, api_key: X}]", "unknown api_key.*environment"),
-        ("judges: [{name: a, base_url: u, model: m, temperature: -1}]", "temperature cannot"),
-        ("judges: [{name: a, base_url: u, model: m, max_tokens: many}]", "max_tokens cannot"),
-        ("judges: [{name: a, base_url: u, model: m, format: xml}]", "format cannot"),
-        ("judges: [{name: a, base_url: 'http://u:KEY@h', model: m}]", "holds a password"),
+        ("judges: [3]", "judge 1: it should be keys"),
+        ("judges: [{name: a}]", "judge 1: base_url is missing; judge 1: model is missing"),
+        ("judges: [{name: a, base_url: u, model: m, api_key: X}]", "'api_key'.*environment"),
+        ("judges: [{name: a, base_url: u, model: m, temprature: 0}]", "did you mean temperature"),
+        ("judges: [{name: a, base_url: u, model: m, temperature: -1}]", "temperature should be gr"),
+        ("judges: [{name: a, base_url: u, model: m, temperature: .nan}]", "temperature should be"),
+        ("judges: [{name: a, base_url: u, model: m, max_tokens: KEYS}]", "max_tokens should be"),
+        ("judges: [{name: a, base_url: u, model: m, max_tokens: 0}]", "max_tokens should be"),
+        (
+            "judges: [{name: a, base_url: u, model: m, format: KEYS}]",
+            "format should be 'json_schem",
+        ),
+        (
+            "judges: [{name: a, base_url: u, model: m, key_env: KEYS+}]",
+            "key_env should be the name",
+        ),
+        ("judges: [{name: a, base_url: 'http://u:KEYS@h', model: m}]", "base_url holds a password"),
         ("judges: [{name: a, base_url: u, model: m, key_env: NOT_SET_ANYWHERE}]", "is not set"),
         ("judges: [{name: a, base_url: u, model: m, key_env: KFH_SHORT}]", "is no key"),
         (
@@ -346,7 +407,21 @@ def test_a_bad_judge_file_is_named(
     (tmp_path / "judges.yaml").write_text(text.replace("KEY}] # KEY", f"KEY}}] # {KEY}"))
     with pytest.raises(ConfigError, match=message) as caught:
         Panel.load(tmp_path / "judges.yaml")
-    assert KEY not in str(caught.value)
+    assert "judges.yaml" in str(caught.value) or "p.txt" in str(caught.value)
+    assert KEY not in str(caught.value) and "KEYS" not in str(caught.value)
+
+
+def test_kept_answers_are_found_as_before(tmp_path: Path) -> None:
+    """The names of files that version 0.12 wrote, a whole and a broken temperature."""
+    (tmp_path / "judges.yaml").write_text(
+        "judges:\n"
+        "- {name: a, base_url: 'http://h/v1', model: m, temperature: 0, "
+        "extra: {reasoning: {effort: low}}}\n"
+        "- {name: b, base_url: 'http://h/v1', model: m, temperature: 0.7, max_tokens: 100}\n"
+        "- {name: c, base_url: u, model: m}\n"
+    )
+    names = [AnswerCache.name(j, "hello")[:8] for j in Panel.load(tmp_path / "judges.yaml").judges]
+    assert names == ["421beb08", "3c22cf51", "857e8970"]
 
 
 # Answers and votes

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kfh.commands.ablate import dose_response
 from probing.errors import ConfigError, DataError
-from probing.figures.interventions import InterventionFigures
-from probing.intervals import group_interval
-from probing.interventions.claims import verdicts
-from probing.interventions.effects import differences, summarise
+from probing.figures.interventions import intervention_figures
+from probing.intervals import estimate_mean
+from probing.interventions.claims import claims_of
+from probing.interventions.effects import differences, dose_response, summarise
 from probing.interventions.outcomes import Outcome, OutcomeStore
+from probing.interventions.result import InterventionResult
 
 
 def outcome(arm: str, trace: int, value: float, *, k: float = 1, draw: int = 0, **own) -> Outcome:
@@ -57,9 +56,9 @@ def test_intervals_over_problems_hold_the_truth() -> None:
     for _ in range(300):
         values = rng.normal(size=40)[groups] + 0.2 * rng.normal(size=160)
         for together in inside:
-            own = groups if together else np.arange(160)
-            _, low, high = group_interval(values, own)
-            inside[together] += low <= 0 <= high
+            rows = values.reshape((40, 4) if together else (160, 1))
+            found = estimate_mean(rows.tolist())
+            inside[together] += found.low <= 0 <= found.high
     assert 0.90 < inside[True] / 300 < 0.98
     assert inside[False] / 300 < 0.80
 
@@ -69,7 +68,7 @@ def test_verdicts_need_the_whole_interval() -> None:
     outcomes = [outcome("none", t, 1.0, k=0) for t in range(60)]
     for arm, mean in (("high", -1.0), ("low", 1.0), ("random", 0.6)):
         outcomes += [outcome(arm, t, mean + 0.3 * rng.normal()) for t in range(60)]
-    said = {v.text: v.holds for v in verdicts(differences(outcomes)) if v.measure == "logprob"}
+    said = {v.text: v.holds for v in claims_of(differences(outcomes)) if v.measure == "logprob"}
     assert said == {
         "removing high-score steps lowers logprob": True,
         "… more than removing random steps": True,
@@ -78,7 +77,7 @@ def test_verdicts_need_the_whole_interval() -> None:
     }
     few = [o for o in outcomes if o.trace in ("t0", "t1")]
     few = [replace(o, logprob=1.0 if o.trace == "t0" else o.logprob) for o in few]
-    lowered = next(v for v in verdicts(differences(few)) if v.measure == "logprob")
+    lowered = next(v for v in claims_of(differences(few)) if v.measure == "logprob")
     assert lowered.doses[0]["value"] < 0 and not lowered.holds
 
 
@@ -99,8 +98,11 @@ def test_heads_and_steering_are_claimed_and_drawn_from_their_own_measures(tmp_pa
             for arm, slope in (("chosen", 1.0), ("random", 0.1), ("other-step", -1.0)):
                 extra = {"follow": kept["follow"] + slope * (factor - 1) + 0.01 * rng.normal()}
                 outcomes.append(Outcome("steering", arm, "scale", factor, 0, extra=extra, **base))
-    table, against = summarise(outcomes), differences(outcomes)
-    said = {(v.text, v.measure): v for v in verdicts(against)}
+    settings = {"seed": 0}
+    head_set = {"heads": [[2, 3]], "model": {"id": "m"}}
+    counts = {"parts": {part: {"traces": 30} for part in ("heads", "steering")}}
+    made = InterventionResult.of(outcomes, settings, head_set, counts)
+    said = {(claim.text, claim.measure): claim for claim in made.claims}
     assert said["ablating the chosen heads lowers follow", "follow"].holds
     assert said["… more than random heads of the same layers", "source_kept"].holds
     assert not said["ablating the chosen heads lowers logprob", "logprob"].holds
@@ -111,14 +113,11 @@ def test_heads_and_steering_are_claimed_and_drawn_from_their_own_measures(tmp_pa
     correlations = dose_response(outcomes, 0)
     assert correlations["chosen"]["value"] == pytest.approx(1)
     assert correlations["other-step"]["value"] == pytest.approx(-1)
-    parts = {part: {"traces": 30} for part in ("heads", "steering")}
-    run = {
-        "summary": table.to_dict("records"),
-        "head_set": {"heads": [[2, 3]], "model": {"id": "m"}},
-        "counts": {"parts": parts},
-    }
-    (tmp_path / "ablation.json").write_text(json.dumps(run), encoding="utf-8")
-    figures = InterventionFigures.load(tmp_path).all()
+    made.write(tmp_path)
+    result = InterventionResult.load(tmp_path)
+    assert result.to_json() == made.to_json() and result.header == made.header
+    assert result.caveats == made.caveats and result._repr_html_() == made._repr_html_()
+    figures = intervention_figures(result)
     assert set(figures) == {"ablation-heads", "ablation-steering"}
     panels = [axes for axes in figures["ablation-heads"].axes if axes.patches]
     assert len(panels) == 4

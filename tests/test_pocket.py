@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.pocket.decode import Decoding, _Guard
+from rl.pocket.decode import Decoding, Guard
 from rl.pocket.parse import boxed_value, is_correct, parse_problem, read
 from rl.pocket.task import Definition, Problem, TaskConfig, make_problem, make_trace, shortest_trace
 from rl.pocket.tokens import build_tokenizer, vocabulary, words
@@ -162,11 +162,12 @@ def test_guard_forbids_checks_by_operation() -> None:
     import torch
 
     ids = vocabulary()
-    guard = _Guard("easy", 2)
-    guard.see(torch.tensor([ids[" +"], ids[" *"]]))
-    guard.see(torch.tensor([ids[" gives"], ids[" gives"]]))
-    logits = guard.apply(torch.zeros(2, len(ids)))
-    assert torch.isinf(logits[:, ids["Wait"]]).tolist() == [True, False]
+    adds, multiplies = ([ids[sign], ids[" gives"], ids[" +"]] for sign in (" +", " *"))
+    written = [adds, multiplies, [*multiplies, *adds], [*adds, *multiplies], [], [ids[" +"]]]
+    for forbid, expected in (("easy", [1, 0, 1, 0, 0, 0]), ("all", [1] * 6)):
+        logits = Guard(forbid)(torch.zeros(6, len(ids)), written)
+        assert torch.isinf(logits[:, ids["Wait"]]).int().tolist() == expected
+        assert torch.isinf(logits).sum() == sum(expected)
 
 
 def test_shipped_traces_have_the_labels_of_the_parser() -> None:

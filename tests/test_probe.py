@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from families import tiny
 from helpers import check_texts, model_folder, trace_file, trace_line, write_lines
 from typer.testing import CliRunner
@@ -24,7 +25,13 @@ from kfh.cli import app
 from kfh.findings.base import Place
 from kfh.findings.probe import probe_tables, read_probe
 from kfh.findings.runs import run_caveats
-from probing.attention.scores import ScoredTrace, batches_by_length, open_capture, score_batch
+from probing.attention.scores import (
+    ScoredTrace,
+    batch_masses,
+    batches_by_length,
+    open_capture,
+    score_batch,
+)
 from probing.attention.store import ScoreStore
 from probing.config import ProbeConfig
 from probing.errors import ConfigError, DataError, KfhError, ModelError
@@ -197,6 +204,23 @@ def test_batches_are_sorted_and_bounded(setting: dict) -> None:
     assert sorted(t.id for b in batches for t in b) == sorted(t.id for t in traces)
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= budget
+    assert [len(b) for b in batches_by_length(traces, 10**6, rows=3)] == [3, 3, 2]
+    for bad in ({"batch_tokens": 0}, {"rows": 0}):
+        with pytest.raises(ConfigError, match=r"at least 1 row|must be positive"):
+            list(batches_by_length(traces, **bad))
+
+
+def test_a_batch_without_traces_is_a_pass_without_masses(setting: dict) -> None:
+    """A process of a sharded run that has none left still makes the pass of the others."""
+    capture, passes = open_capture(load_model(setting["model"])), []
+
+    def forward(**arguments):
+        passes.append(tuple(arguments["input_ids"].shape))
+        return capture.trunk(**arguments)
+
+    with capture:
+        assert batch_masses(capture, [], torch.device("cpu"), forward=forward) == []
+    assert passes == [(1, 1)]
 
 
 def test_store_keeps_every_number(tmp_path: Path) -> None:
@@ -442,7 +466,7 @@ def test_training_with_such_a_set_says_so(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*base, *sets])
     assert done.exit_code == 0, done.output or done.exception
     assert f"Caveat: {caveat}" in done.output
-    assert json.loads((out / "run.json").read_text())["head_set_caveats"] == [caveat]
+    assert json.loads((out / "run.json").read_text())["caveats"] == [caveat]
     assert any(caveat in text for text in run_caveats([read_run(out)]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import socket
@@ -14,10 +15,11 @@ import numpy as np
 import processes
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from pocket_runs import POCKET, config, pocket_model, step_lines
 
 from probing.attention.capture import AttentionCapture
 from probing.errors import ConfigError
-from probing.files.headers import data_path
 from probing.models.decode import Draws, Sampling, decode
 from probing.models.load import load_model, load_tokenizer
 from probing.models.processes import check_processes
@@ -33,33 +35,40 @@ pytestmark = pytest.mark.pocket
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
-def torchrun(count, *command, check=True, **changes):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", **changes}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-    done = subprocess.run(
-        [*launch, "--master_port", str(free_port()), *map(str, command)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done
+def one_of(rank, count, port, folder):
+    """One process, with the environment that torchrun gives it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}
+    for state in (AcceleratorState, PartialState, GradientState):  # of the tests before
+        state._reset_state()
+    with (folder / f"{count}.{rank}.log").open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    processes.main(folder)
+
+
+def run_processes(count, folder):
+    """Forked, so that what they import is there already."""
+    context, port = multiprocessing.get_context("fork"), free_port()
+    started = [
+        context.Process(target=one_of, args=(rank, count, port, folder)) for rank in range(count)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(300)
+    logs = [path.read_text()[-3000:] for path in sorted(folder.glob(f"{count}.*.log"))]
+    assert [process.exitcode for process in started] == [0] * count, "\n".join(logs)
 
 
 def store_rollouts(folder):
     """Four responses to each of two prompts, of different lengths, some right and some wrong."""
-    from test_training import config
-
-    tokenizer = load_tokenizer(str(data_path("pocket")))
-    model = load_model(str(data_path("pocket")), device="cpu", dtype="float32")
+    tokenizer, model = load_tokenizer(POCKET), pocket_model()
     questions = load_questions("pocket:12", seed=0)
     dataset = prompt_dataset(questions, tokenizer, config(folder))
     prompts = [row["prompt"] for row in dataset for _ in range(4)]
@@ -87,7 +96,7 @@ def results(tmp_path_factory):
     torch.manual_seed(0)
     store_rollouts(folder)
     for count in (1, 2):
-        torchrun(count, ROOT / "tests" / "processes.py", folder)
+        run_processes(count, folder)
     return folder, *(json.loads((folder / f"{count}.json").read_text()) for count in (1, 2))
 
 
@@ -116,8 +125,8 @@ def test_two_processes_train_as_one_does(results, name):
                 assert ours[key] == pytest.approx(value, rel=0.01)
                 continue
             assert ours[key] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), key
-    start = load_model(str(data_path("pocket")), device="cpu", dtype="float32").parameters()
-    before = np.concatenate([p.detach().double().flatten().numpy() for p in start])
+    start = [p.detach().double().flatten().numpy() for p in pocket_model().parameters()]
+    before = np.concatenate(start)
     single, double = (np.load(folder / f"{count}-{name}.npy") for count in (1, 2))
     moved = np.abs(single - before).max()
     assert moved > 1e-4
@@ -126,21 +135,20 @@ def test_two_processes_train_as_one_does(results, name):
 
 def test_sharded_parameters(results):
     """FSDP2 by hand: scores, advantages and gradients are those of the whole model."""
-    found = results[2]["sharded"]
-    assert found["sharded"]
-    assert sum(found["scored"]) > 0 and any(found["attenuated"]) and found["gradient"] > 0.1
+    sharded = results[2]["sharded"]
+    assert sharded["sharded"] and any(sharded["attenuated"]) and sharded["gradient"] > 0.1
     for name in ("scores", "advantages", "in-passing", "gradients-0", "gradients-1"):
-        assert found[name] < 1e-4, (name, found[name])
+        assert sharded[name] < 1e-4, (name, sharded[name])
 
 
 def test_sigint_to_one_process_stops_both_and_the_run_goes_on(results):
     """Both stop after the same step, the checkpoint is whole, and resuming changes nothing."""
     folder, _, two = results
-    found = two["resumed"]
-    assert found["statuses"] == ["interrupted"] * 2 and found["done"] == ["done"] * 4
-    assert found["steps"] == [3, None]  # the main process alone keeps figures
+    resumed = two["resumed"]
+    assert resumed["statuses"] == ["interrupted"] * 2 and resumed["done"] == ["done"] * 4
+    assert resumed["steps"] == [3, None]  # the main process alone keeps figures
     needed = {"model.safetensors", "optimizer.pt", "rng_state_0.pth", "rng_state_1.pth"}
-    assert needed <= set(found["files"])
+    assert needed <= set(resumed["files"])
     whole, parts = (lines(folder / name) for name in ("whole", "parts"))
     assert len(whole) == 4 and whole == parts
     a, b = (load_model(str(folder / name / "model")) for name in ("whole", "parts"))
@@ -149,14 +157,10 @@ def test_sigint_to_one_process_stops_both_and_the_run_goes_on(results):
 
 def lines(folder):
     """Figures of each step, times left out."""
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").open()][1:]
+    times = ("seconds", "step_time", "scoring_share")
     return [
-        {
-            k: v
-            for k, v in line.items()
-            if not k.startswith(("seconds", "step_time", "scoring_share"))
-        }
-        for line in found
+        {key: value for key, value in line.items() if not key.startswith(times)}
+        for line in step_lines(folder)
     ]
 
 
@@ -227,8 +231,8 @@ def test_partitioned_parameters_are_gathered_for_the_proof(monkeypatch, tmp_path
 
     import rl.attnpo.sharding
 
-    model = load_model(str(data_path("pocket")), device="cpu", dtype="float32")
-    held = {id(p): p.data for p in model.parameters()}
+    model = pocket_model()
+    weights = {id(p): p.data for p in model.parameters()}
     for parameter in model.parameters():
         parameter.data = torch.empty(0)
 
@@ -238,7 +242,7 @@ def test_partitioned_parameters_are_gathered_for_the_proof(monkeypatch, tmp_path
 
         def __enter__(self):
             for parameter in self.parameters:
-                parameter.data = held[id(parameter)]
+                parameter.data = weights[id(parameter)]
 
         def __exit__(self, *_):
             for parameter in self.parameters:

@@ -16,17 +16,18 @@ from typer.testing import CliRunner
 
 from kfh.cli import app
 from kfh.findings.evaluation import benchmark_caveats, evaluation_caveats, evaluation_table
-from kfh.findings.interventions import ablation_caveats
 from kfh.findings.page import read_sections
 from kfh.findings.robustness import sample_size_caveats
 from kfh.findings.runs import comparison_caveats
-from kfh.tables import Number, markdown_text
+from kfh.tables import markdown_text
 from probing.config import ProbeConfig
 from probing.errors import DataError
 from probing.folder import ProbeResult
-from probing.interventions.claims import verdicts
+from probing.interventions.claims import claims_of
 from probing.interventions.effects import differences, summarise
 from probing.interventions.outcomes import Outcome
+from probing.interventions.result import InterventionResult
+from probing.numbers import Number
 from probing.ranking.rank import best_control
 from probing.robustness.sample_size import measure_folder, write_sample_size
 from probing.robustness.stability import compare_probes, write_stability
@@ -406,8 +407,12 @@ def ablation_content(effect: float, control: float, traces: int = 24) -> dict:
         "counts": {"left_out": {"wrong answer": 3}, "parts": {"steps": {"traces": traces}}},
         "summary": summarise(outcomes).to_dict("records"),
         "differences": against.to_dict("records"),
-        "verdicts": [verdict.to_json() for verdict in verdicts(against)],
+        "verdicts": [claim.to_json() for claim in claims_of(against)],
     }
+
+
+def caveats_of(content: dict) -> list[str]:
+    return InterventionResult.from_json(content).caveats
 
 
 def test_interventions_are_reported_with_the_controls_that_they_do_not_beat(tmp_path):
@@ -425,13 +430,13 @@ def test_interventions_are_reported_with_the_controls_that_they_do_not_beat(tmp_
             if row["measure"] == measure:
                 shown_as = cells[row["arm"], f"{row['dose']:g}"][columns[row["against"]]]
                 assert shown_as == str(Number.of(row, digits, signed=True))
-    logprob = [t for t in ablation_caveats(content) if "logprob" in t]
+    logprob = [t for t in caveats_of(content) if "logprob" in t]
     assert not any("high" in text for text in logprob)  # it beats its control
-    weak = ablation_caveats(ablation_content(effect=1.0, control=1.0))
+    weak = caveats_of(ablation_content(effect=1.0, control=1.0))
     assert any("high against random, logprob" in t and "not beaten" in t for t in weak)
-    none = ablation_caveats(ablation_content(effect=0.0, control=0.0))
+    none = caveats_of(ablation_content(effect=0.0, control=0.0))
     assert any("high against none, logprob" in t and "not shown" in t for t in none)
-    few = ablation_caveats(ablation_content(effect=3.0, control=1.0, traces=9))
+    few = caveats_of(ablation_content(effect=3.0, control=1.0, traces=9))
     assert "9 problems are few: the intervals are rough." in few
 
 

@@ -21,10 +21,10 @@ from kfh.findings.summary import (
     runs_summary,
     stability_summary,
 )
-from kfh.tables import Number
 from probing.interventions.claims import verdicts
 from probing.interventions.effects import differences
 from probing.interventions.outcomes import Outcome
+from probing.numbers import Number
 
 ROOT = Path(__file__).parent.parent
 

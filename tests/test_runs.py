@@ -11,14 +11,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import check_texts
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
 
 from probing.errors import DataError
-from rl.runs.direct_labels import label_ends, label_points, spread_out
-from rl.runs.figures import LOOKS, all_figures, stability, training
-from rl.runs.folders import find_runs, group, read_evaluations, read_points, read_run, table
+from probing.intervals import Estimate
+from rl.runs.figures import all_figures, stability, tradeoff, training
+from rl.runs.folders import (
+    PolicyPoint,
+    find_runs,
+    group,
+    read_evaluations,
+    read_points,
+    read_run,
+    table,
+)
 from rl.runs.intervals import averaged, over_seeds, smoothed
 
 ROOT = Path(__file__).parent.parent
@@ -158,7 +164,7 @@ def test_points_of_an_evaluation(tmp_path: Path) -> None:
     drawn = all_figures([], points=points)["tradeoff"]
     panels = [axes for axes in drawn.axes if axes.axison]
     assert [axes.get_title(loc="left") for axes in panels] == [f"{n}, 30 problems" for n in "abcd"]
-    assert {text.get_text() for text in panels[3].texts} == {"one", "two"}
+    assert named(drawn) == ["one", "two"]
     (tmp_path / "one" / "eval.json").write_text('{"benchmarks": {"a": {"tokens": 3}}}')
     with pytest.raises(DataError, match="no evaluation of `kfh eval`"):
         read_points(tmp_path / "one")
@@ -195,46 +201,19 @@ def test_smoothing_keeps_a_line_and_the_mean_of_its_window() -> None:
     assert smoothed(spike, 3).tolist() == [0, 1, 1, 1, 0] and smoothed(spike, 1) is spike
 
 
-def test_places_are_apart_and_moved_as_little_as_can_be() -> None:
-    rng = np.random.default_rng(0)
-    assert spread_out([0, 1, 10], 4, -9, 20) == pytest.approx([-1.5, 2.5, 10])
-    for _ in range(200):
-        wanted = rng.uniform(0, 100, rng.integers(1, 9)).tolist()
-        places = spread_out(wanted, 10, 0, 100)
-        gaps = np.diff(np.sort(places))
-        assert (gaps > 10 - 1e-9).all() and min(places) >= -1e-9 and max(places) <= 100 + 1e-9
-        assert np.argsort(places).tolist() == np.argsort(wanted).tolist()
-    assert np.diff(sorted(spread_out([5.0] * 21, 10, 0, 100))) == pytest.approx([5.0] * 20)
+def named(figure: Figure) -> list[str]:
+    """The entries of a figure's legend."""
+    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def boxes(figure: Figure) -> list:
-    """The boxes of all direct labels, after drawing."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    notes = [note for axes in figure.axes for note in axes.texts if note.get_text()]
-    assert all(isinstance(note, Annotation) for note in notes)
-    return [Text.get_window_extent(note, canvas.get_renderer()) for note in notes]
-
-
-def apart(found: list) -> bool:
-    return not any(a.overlaps(b) for i, a in enumerate(found) for b in found[:i])
-
-
-def test_direct_labels_do_not_overlap() -> None:
-    rng = np.random.default_rng(1)
-    names = [*LOOKS]
-    figure = Figure(figsize=(4, 3))
-    axes = figure.subplots()
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    label_ends(axes, [(1.0, 0.5 + 0.001 * i, name, "k") for i, name in enumerate(names)])
-    assert apart(boxes(figure))
-    figure = Figure(figsize=(4, 3))
-    axes = figure.subplots()
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    points = [(*rng.uniform(0.35, 0.65, 2), name, "k") for name in names]
-    label_points(axes, points, [(x, x, y, y) for x, y, _, _ in points])
-    found = boxes(figure)
-    assert len(found) == len(names) and apart(found)
+def test_more_policies_than_looks_are_told_apart() -> None:
+    half = Estimate(0.5, 0.4, 0.6, 30)
+    points = [PolicyPoint(f"policy {n}", "set", half, half) for n in range(20)]
+    figure = tradeoff((), points)
+    assert figure is not None and named(figure) == [point.name for point in points]
+    lines = [container.lines[0] for container in figure.axes[0].containers]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 20
+    check_texts(figure)
 
 
 def test_figures_draw_what_the_runs_say(tmp_path: Path) -> None:
@@ -249,13 +228,13 @@ def test_figures_draw_what_the_runs_say(tmp_path: Path) -> None:
     assert "redundant steps per response" not in titles and "reward" in titles
     tokens = figures["training"].axes[titles.index("tokens per response")]
     assert [list(line.get_ydata()) for line in tokens.lines[:1]] == [[100.0 - k for k in range(6)]]
-    assert {note.get_text() for note in tokens.texts} == {"attnpo", "grpo"}
+    assert named(figures["training"]) == ["attnpo", "grpo"]
+    assert named(stability(runs[:1]) or Figure()) == ["head 2.1", "head 2.3", "attnpo"]
     attenuated = figures["training"].axes[titles.index("share of steps attenuated")]
     assert len(attenuated.lines) == 1  # an outcome-level method has none
     assert "attnpo 3, grpo 1" in figures["training"].get_suptitle()
     assert "t-interval" in figures["training"].get_suptitle()
     for figure in figures.values():
-        assert apart(boxes(figure))
         check_texts(figure)
     assert training([]) is None
 

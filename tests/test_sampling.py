@@ -112,7 +112,7 @@ def test_chances_are_those_of_temperature_and_top_p(settings: Sampling, chances:
     logits[0, order] = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     # A number in the middle of each of 4000 equal parts of [0, 1): shares without noise.
     draws = (np.arange(4000) + 0.5) / 4000
-    tokens = choose(logits.expand(4000, 4), settings, lambda: draws)
+    tokens = choose(logits.expand(4000, 4), settings, draws)
     counts = Counter(tokens.tolist())
     found = [counts[token] / 4000 for token in order]
     assert found == pytest.approx(chances, abs=0.0006)
@@ -121,7 +121,7 @@ def test_chances_are_those_of_temperature_and_top_p(settings: Sampling, chances:
 def test_the_ends_of_the_range_choose_possible_tokens() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]] * 2)
     for p in (1.0, 0.5):
-        tokens = choose(logits, Sampling(1.0, p), lambda: np.array([0.0, np.nextafter(1, 0)]))
+        tokens = choose(logits, Sampling(1.0, p), np.array([0.0, np.nextafter(1, 0)]))
         assert tokens.tolist() == [1, 1]
 
 

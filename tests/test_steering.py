@@ -6,21 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from lens_witness import LensWitness
 
 from probing.files.headers import data_path
 from probing.headset import HeadFigures, HeadSet
 from probing.interventions.copies import Alterer, value_runs
-from probing.interventions.heads import ablate_heads
+from probing.interventions.effects import dose_correlations
+from probing.interventions.heads import head_arms, open_answers, silence_heads
+from probing.interventions.job import prepare_answers
 from probing.interventions.outcomes import Outcome
-from probing.interventions.setup import (
-    InterventionConfig,
-    Setup,
-    choose_traces,
-    prepare_interventions,
-    source_of,
-)
-from probing.interventions.steering import dose_correlations, other_step, steer
+from probing.interventions.setup import InterventionConfig, Setup, TraceChoice
+from probing.interventions.steering import other_step, steer
 from probing.models.load import load_model, load_tokenizer
 
 COPYING = ((2, 1), (2, 2), (2, 3))
@@ -34,21 +30,21 @@ def setup() -> Setup:
     heads = replace(
         HeadSet.load("pocket"), heads=tuple(HeadFigures(layer, head) for layer, head in COPYING)
     )
-    source = source_of(heads, data_path("pocket", "traces.jsonl"))
-    choice = choose_traces(source, heads, "all", 4)
+    choice = TraceChoice(only="all", limit=4).choose(heads)
     config = InterventionConfig(
         modes=("zero/all", "mean/answer-to-steps"),
         factors=(0.0, 1e-2, 1.0, 4.0),
         draws=3,
         max_answer_tokens=20,
     )
-    traces = list(prepare_interventions(model, tokenizer, choice, heads, config, rule=source.rule))
     ends = frozenset({tokenizer.eos_token_id})
 
     def judge(trace, ids) -> bool:
         return list(ids[:-1]) == trace.ids[trace.answer :].tolist() and ids[-1] in ends
 
-    return Setup(model, tokenizer, heads, traces, traces, config, judge, ends)
+    empty = Setup(model, tokenizer, heads, (), (), config, judge, ends)
+    traces = list(prepare_answers(empty, choice))
+    return replace(empty, traces=traces, reference=traces)
 
 
 def by_arm(outcomes: list[list[Outcome]], arm: str, mode: str, dose: float) -> list[Outcome]:
@@ -88,7 +84,7 @@ def test_an_altered_trace_differs_in_one_step(setup: Setup) -> None:
 
 
 def test_the_chosen_heads_carry_the_copies(setup: Setup) -> None:
-    outcomes = list(ablate_heads(setup))
+    outcomes = list(silence_heads(setup))
     assert [of[0].trace for of in outcomes] == [trace.id for trace in setup.traces]
     none = by_arm(outcomes, "none", "", 0)
     assert all(o.correct for o in none)
@@ -131,8 +127,8 @@ def test_the_answer_follows_the_step_as_far_as_the_heads_look_at_it(setup: Setup
 def test_a_resumed_part_gives_the_same_outcomes(setup: Setup) -> None:
     """Outcomes depend on trace, settings and reference, not on which traces are left to do."""
     config = replace(setup.config, modes=("mean/all",), max_answer_tokens=0)
-    whole = list(ablate_heads(replace(setup, config=config)))
-    rest = list(ablate_heads(replace(setup, config=config, traces=setup.traces[3:])))
+    whole = list(silence_heads(replace(setup, config=config)))
+    rest = list(silence_heads(replace(setup, config=config, traces=setup.traces[3:])))
     for of, again in zip(whole[3:], rest, strict=True):
         for a, b in zip(of, again, strict=True):
             assert (a.arm, a.draw, a.trace, a.correct) == (b.arm, b.draw, b.trace, b.correct)
@@ -142,11 +138,15 @@ def test_a_resumed_part_gives_the_same_outcomes(setup: Setup) -> None:
 def test_transformer_lens_gives_the_same_outcomes(setup: Setup) -> None:
     config = replace(setup.config, modes=("mean/answer-to-steps",), draws=1, max_answer_tokens=3)
     small = replace(setup, config=config, traces=setup.traces[:2], reference=setup.traces[:2])
-    ours = [o for of in ablate_heads(small) for o in of]
-    lens = replace(small, config=replace(config, backend="transformer-lens"))
-    theirs = [o for of in ablate_heads(lens) for o in of]
-    for a, b in zip(ours, theirs, strict=True):
-        assert (a.arm, a.draw, a.correct) == (b.arm, b.draw, b.correct)
-        assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
-        assert a.extra["follow"] == pytest.approx(b.extra["follow"], abs=1e-3)
-    assert torch.isfinite(torch.tensor([o.logprob for o in ours])).all()
+    lens = LensWitness(setup.model, setup.ends)
+    with open_answers(small) as answers:
+        arms = head_arms(small, answers, tuple(setup.heads.pairs))
+    ours = list(silence_heads(small))
+    for place, arm in enumerate(arms):
+        chances = lens.log_probabilities(small.traces, arm.edit)
+        decoded = lens.greedy(small.traces, arm.edit, 3)
+        for trace, of, log_p, ids in zip(small.traces, ours, chances, decoded, strict=True):
+            outcome, counted = of[place], trace.counted[trace.context + 1 :]
+            assert (outcome.arm, outcome.draw) == (arm.name, arm.draw)
+            assert outcome.logprob == pytest.approx(log_p[counted].sum(), abs=1e-3)
+            assert outcome.correct == setup.verdict(trace, ids)

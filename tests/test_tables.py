@@ -8,8 +8,9 @@ import re
 import pytest
 from rich.console import Console
 
-from kfh.tables import Number, Table, html_table, markdown, number, terminal
+from kfh.tables import Table, html_table, markdown, terminal
 from probing.intervals import Estimate
+from probing.numbers import Number, number
 
 
 def shown(table: Table, width: int) -> list[str]:

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from probing.errors import ConfigError
 from probing.traces.file import Trace, parse_trace
 from probing.traces.segmenters import Segmenter, segment_trace
-from probing.traces.text import boxed_spans
+from probing.traces.text import boxes, last_box
 from probing.traces.tokens import answer_tokens, encode_trace, token_offsets, token_spans
+from rl.pocket.parse import boxed_value
+from rl.tasks.maths import maths_correct
 
 TOKENIZER = byte_tokenizer()
 
@@ -66,8 +68,54 @@ def test_answer_is_what_starts_after_the_end_marker() -> None:
 
 
 def test_boxed_braces() -> None:
-    assert boxed_spans(r"\boxed{\frac{1}{2}} \boxed{open") == [(7, 18)]
-    assert boxed_spans(r"\boxed{a} \boxed{b}", 5) == [(17, 18)]
+    assert boxes(r"\boxed{\frac{1}{2}} \boxed{open") == [(7, 18)]
+    assert boxes(r"\boxed{a} \boxed{b}", 5) == [(17, 18)]
+
+
+def chosen_box(text: str) -> str:
+    """What `--answer boxed` chooses, character by character."""
+    places = np.arange(len(text))
+    chosen = answer_tokens(np.stack([places, places + 1], axis=1), text, 0, "boxed")
+    return "".join(text[place] for place in places[chosen])
+
+
+def closed_boxes(text: str) -> list[str]:
+    """Every box by its depth alone, brace by brace."""
+    found = []
+    for start in (at + 7 for at in range(len(text)) if text.startswith("\\boxed{", at)):
+        depth, end = 1, start
+        while end < len(text) and depth:
+            if text[end] == "\\" and not text.startswith("\\boxed{", end + 1):
+                end += 1  # what is escaped is no brace
+            elif text[end] in "{}":
+                depth += 1 if text[end] == "{" else -1
+            end += 1
+        if not depth:
+            found.append(text[start : end - 1])
+    return found
+
+
+TEX = ["\\boxed{", "\\left\\{", "\\right.", "\\}", "\\\\", "{", "}", "\\frac{1}{2}", "x", "7", " "]
+
+
+def test_the_verifier_and_the_answer_tokens_see_the_same_box() -> None:
+    """An escaped brace has no partner; neither reader may wait for one."""
+    right = r"\left\{ x \right."
+    answer = f"It is 3, so \\boxed{{{right}}} it is. " + "Now let us see. " * 400
+    assert chosen_box(answer) == right
+    assert maths_correct(right, "</think>" + answer)
+    assert not maths_correct(right, "</think>" + answer.replace("x", "y"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(TEX), max_size=24).map("".join))
+def test_any_tex_has_one_last_box(text: str) -> None:
+    expected = closed_boxes(text)
+    assert [text[a:b] for a, b in boxes(text)] == expected
+    assert chosen_box(text) == (expected[-1] if expected else "")
+    assert last_box(text) == (expected[-1].strip() if expected else None)
+    boxed = boxed_value("</think>" + text)
+    assert boxed == (expected[0] if len(expected) == 1 else None)
 
 
 @settings(max_examples=200, deadline=None)

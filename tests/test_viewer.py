@@ -184,8 +184,8 @@ def test_a_segmenter_keeps_its_kind() -> None:
     cases = [("Alternatively, x", "confused", "branching"), ("So x", "forward", "forward")]
     for text, given, shown in cases:
         step = Step(0, len(text), kind=given)
-        assert opening(text, step, phrases, phrases.pattern())[0] == shown
-    assert opening("x So", Step(0, 4), phrases, phrases.pattern()) == (None, None)
+        assert opening(text, step, phrases)[0] == shown
+    assert opening("x So", Step(0, 4), phrases) == (None, None)
 
 
 # ---- what is refused, and what is left out

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kfh.console import console, print_tables
-from kfh.tables import Number, Table
+from kfh.tables import Table
 from probing.models.load import pocket_model
+from probing.numbers import Number
 
 if TYPE_CHECKING:
     from rl.evaluation.summary import SetFigures
@@ -97,9 +98,9 @@ def before_and_after(before: SetFigures, after: SetFigures) -> Table:
     """A table of both measurements, with 95 % intervals over problems."""
     rows = [("accuracy", before.accuracy, after.accuracy, 3)]
     rows += [("tokens", before.tokens, after.tokens, 1)]
-    if before.pocket and after.pocket:
+    if before.redundancy and after.redundancy:
         for name in ("redundant_steps", "redundant_tokens"):
-            pair = getattr(before.pocket, name), getattr(after.pocket, name)
+            pair = getattr(before.redundancy, name), getattr(after.redundancy, name)
             rows.append((name.replace("_", " "), *pair, 1))
     title = f"{len(before.correct)} held-out problems, temperature 1; in brackets 95 %"
     cells = [

@@ -1,44 +1,44 @@
-"""`kfh label --by judges`: the job of `rl.judges.job`, and what it prints.
-
-`kfh label`: labels of steps, by cause or by rule, and how far labellings agree.
-"""
+"""`kfh label`: labels of steps by cause, by rules or by judges, and how far labellings agree."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from kfh.console import console, print_tables, progress_bar, report_bad_lines, warn
-from kfh.tables import NONE, Table, number
-from probing.errors import ConfigError, DataError
-from probing.files.headers import file_hash
-from probing.labelling.agreement import STEPS, read_labelling
+from kfh.options import options
+from kfh.tables import Table
+from probing.choices import Dtype
+from probing.errors import ConfigError
+from probing.files.headers import file_hash, refuse_overwriting
+from probing.labelling.cause import BY_CAUSE, CauseConfig
+from probing.numbers import NONE, number
+from probing.settings import choice
 from probing.traces.file import ReadReport
+from probing.traces.source import STEPS as TRACES
 from probing.traces.source import StepSource, step_counts
+from rl.judges.votes import Consensus
 
 if TYPE_CHECKING:
-    from probing.answers.context import CauseTrace
-    from probing.answers.hiding import Drops
     from probing.labelling.agreement import Agreement
-    from probing.labelling.cause import CauseConfig
     from rl.judges.job import JudgingReport
 
 
 CACHE = "judge-cache"
+Way = Literal["cause", "ablation", "rules", "judges"]
+BY_JUDGES, COMPARE = "By judges", "Compare"  # panels of the command line
 
 
 def run_judges(
-    traces: Path,
+    source: StepSource,
     judges: Path,
     out: Path,
-    consensus: str,
-    segmenter: str,
-    min_chars: int,
+    consensus: Consensus,
     concurrency: int,
     rate: float,
     cache: Path | None,
@@ -54,19 +54,19 @@ def run_judges(
     from rl.judges.job import JudgingConfig, judge_traces
     from rl.judges.panel import Panel
 
+    refuse_overwriting(out, judges)
     config = JudgingConfig(
-        traces,
+        source,
         Panel.load(judges),
         out,
         cache or out.parent / CACHE,
         consensus,
-        segmenter,
-        min_chars,
         concurrency,
         rate,
         limit,
     )
     report = judge_traces(config, progress=progress_bar)
+    report_bad_lines(report.reading)
     print_report(report, consensus)
     console.print(f"→ {out}; the judges' answers: {config.cache}", soft_wrap=True)
 
@@ -111,7 +111,6 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} × {kind}" for kind, count in counts.items()) or "0"
 
 
-WAYS = ("ablation", "rules", "judges")
 SHOWN = 160  # characters of a step's text
 
 
@@ -126,115 +125,40 @@ def needed(value: Path | None, option: str) -> Path:
     return value
 
 
-def check_label_options(by: str, compare: bool, files: list[str] | None) -> None:
-    """Refuse options of `kfh label` that contradict each other.
-
-    Raises:
-        ConfigError: an unknown way, or label files where none are read.
-    """
-    if compare:
-        return
-    if by not in WAYS:
-        raise ConfigError(f"unknown --by {by!r}; choose {', '.join(WAYS)}")
-    if files:
-        raise ConfigError(f"{files[0]}: label files are for --compare; traces go to --traces")
-
-
-def run_ablation(
+def run_cause(
     source: StepSource,
     out: Path,
     config: CauseConfig,
-    model: str | None,
-    device: str,
-    dtype: str,
-    resume: bool,
+    model: str = "pocket",
+    device: str = "auto",
+    dtype: str = "auto",
+    resume: bool = True,
 ) -> None:
-    """`kfh label --by ablation`: see `probing.answers.hiding`.
+    """`kfh label --by cause`: see `probing.labelling.cause`.
 
     Raises:
         KfhError: a bad trace or setting, or a model in which a step cannot be hidden.
     """
     from transformers.utils import logging
 
-    from probing.answers.context import encode_causes
-    from probing.answers.hiding import StepHiding
-    from probing.files.jsonl import LabelStore
-    from probing.models.identity import model_settings
-    from probing.models.load import load_model, load_tokenizer, pocket_model
+    from probing.labelling.cause import label_by_cause
+    from probing.models.load import load_model, load_tokenizer
 
     logging.disable_progress_bar()
-    report = ReadReport()
-    sizes = step_counts(source, report)
-    report_bad_lines(report)
-    name = model or str(pocket_model())
-    tokenizer = load_tokenizer(name)
-    loaded = load_model(name, device=device, dtype=dtype)
-    ablation = StepHiding(loaded)
-    settings = {
-        "by": "ablation",
-        **asdict(config),
-        **model_settings(loaded),
-        **source.settings(),
-    }
-    store = LabelStore(out, source.segmenter_json(), settings, sizes)
-    done = store.open(resume)
-    left_out: dict[str, str] = {}
-    proven = False
-    with progress_bar("hiding steps", len(sizes) - len(done)) as advance:
-        for trace in source.traces():
-            if trace.id in done or trace.id not in sizes:
-                continue
-            try:
-                encoded = encode_causes(
-                    tokenizer,
-                    trace,
-                    rule=source.rule,
-                    answer=config.answer,
-                    limit=config.limit or None,
-                )
-            except DataError as error:
-                left_out[trace.id] = str(error)
-                advance(1, 0)
-                continue
-            if not proven:
-                ablation.prove(encoded)
-                proven = True
-            drops = ablation.drops(
-                encoded, deletion=config.deletion, advance=lambda tokens: advance(0, tokens)
-            )
-            store.add(label_lines(encoded, drops, config))
-            advance(1, 0)
-    if left_out:
-        first = next(iter(left_out.values()))
-        warn(f"left out {len(left_out)} traces, first {first}")
-    if len(left_out) == len(sizes):
-        raise DataError(f"{source.path}: no trace could be labelled; first {first}")
-    _report(out, resumed=len(done))
-
-
-def label_lines(trace: CauseTrace, drops: Drops, config: CauseConfig) -> list[dict[str, Any]]:
-    """The lines of a label file for one trace; a step without a token has neither score nor label.
-
-    `score` is the mean drop per counted answer token, `total` their sum, by which a step is
-    labelled, `deletion` the sum with the step deleted instead; all in nats.
-    """
-    from probing.labelling.cause import cause_label
-
-    lines = []
-    for step, total in enumerate(drops.total):
-        known = total == total  # not so for not a number
-        line = {
-            "id": trace.id,
-            "step": step,
-            "label": cause_label(float(total), config.high, config.low) if known else None,
-            "score": float(drops.mean[step]) if known else None,
-            "total": float(total) if known else None,
-            "source": "ablation",
-        }
-        if drops.deletion is not None:
-            line["deletion"] = float(drops.deletion[step]) if known else None
-        lines.append(line)
-    return lines
+    report = label_by_cause(
+        load_model(model, device=device, dtype=dtype),
+        load_tokenizer(model),
+        source,
+        out,
+        config,
+        resume=resume,
+        progress=progress_bar,
+    )
+    report_bad_lines(report.reading)
+    if report.left_out:
+        first = next(iter(report.left_out.values()))
+        warn(f"left out {len(report.left_out)} traces, first {first}")
+    _print_counts(out, report.traces, report.labels, report.resumed)
 
 
 def run_rules(source: StepSource, out: Path) -> None:
@@ -245,29 +169,28 @@ def run_rules(source: StepSource, out: Path) -> None:
     report = ReadReport()
     sizes = step_counts(source, report)
     report_bad_lines(report)
+    labels: Counter[str | None] = Counter()
 
     def lines() -> Iterator[dict[str, Any]]:
         with progress_bar("reading steps", len(sizes)) as advance:
             for trace in source.traces():
                 for step, label in enumerate(rule_labels(trace)):
+                    labels[label] += 1
                     yield {"id": trace.id, "step": step, "label": label, "source": "rules"}
                 advance(1, 0)
 
     settings = {"by": "rules", "traces": file_hash(source.path), "think_end": source.think_end}
+    refuse_overwriting(out, source.path)
     write_labels(out, lines(), source.segmenter_json(), settings=settings)
-    _report(out)
+    _print_counts(out, len(sizes), labels)
     warn("Rules are rough: hold them against others with --compare")
 
 
-def _report(out: Path, resumed: int = 0) -> None:
-    """Count the labels of a file."""
-    from probing.traces.labels import read_labels
-
-    found = read_labels(out)
-    counts = Counter(label or "unlabelled" for of in found.labels.values() for label in of.values())
-    said = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
+def _print_counts(out: Path, traces: int, labels: Counter[str | None], resumed: int = 0) -> None:
+    """The labels of a file."""
+    said = ", ".join(sorted(f"{count} {label or 'unlabelled'}" for label, count in labels.items()))
     already = f"; {resumed} traces were there already" if resumed else ""
-    console.print(f"{len(found.labels)} traces, {counts.total()} steps ({said}) → {out}{already}")
+    console.print(f"{traces} traces, {labels.total()} steps ({said}) → {out}{already}")
 
 
 def run_compare(names: list[str], source: StepSource | None, show: int) -> None:
@@ -280,7 +203,7 @@ def run_compare(names: list[str], source: StepSource | None, show: int) -> None:
     """
     from itertools import combinations
 
-    from probing.labelling.agreement import cohen_agreement
+    from probing.labelling.agreement import cohen_agreement, read_labelling
 
     if len(names) < 2:
         raise ConfigError("--compare needs two labellings or more: label files, or `steps`")
@@ -303,6 +226,7 @@ def run_compare(names: list[str], source: StepSource | None, show: int) -> None:
 
 def _same_segmenter(names: list[str]) -> None:
     """Refuse label files whose headers name different segmenters."""
+    from probing.labelling.agreement import STEPS
     from probing.traces.labels import read_labels
 
     cut = {name: read_labels(Path(name)).segmenter for name in names if name != STEPS}
@@ -346,72 +270,85 @@ def _texts(source: StepSource, compared: list[Agreement], show: int) -> dict[tup
     return texts
 
 
+@dataclass(frozen=True)
+class LabelSource(StepSource):
+    """The trace file, which label files can be compared without."""
+
+    path: Path | None = choice(  # type: ignore[assignment]  # wider than a labelling's
+        None, "Trace file (JSONL, .gz too).", option="--traces", panel=TRACES
+    )
+
+    def __post_init__(self) -> None:
+        """Check what there is."""
+        if self.path is not None:
+            super().__post_init__()
+
+
+@options
 def label(
+    source: LabelSource,
+    config: CauseConfig,
     files: Annotated[
         list[str] | None,
         typer.Argument(metavar="[A B ...]", help="With --compare: label files, or `steps`."),
     ] = None,
-    by: Annotated[str, typer.Option(help="ablation, rules or judges.")] = "ablation",
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Do not label: say how far labellings agree.")
-    ] = False,
-    traces: Annotated[Path | None, typer.Option(help="Trace file (JSONL, .gz too).")] = None,
+    by: Annotated[Way, typer.Option(help="ablation is another word for cause.")] = "cause",
     out: Annotated[Path | None, typer.Option(help="Label file to write.")] = None,
-    segmenter: Annotated[
-        str,
-        typer.Option(help="given: the file's steps; or attnpo, line, sentence, paragraph, *.json."),
-    ] = "given",
-    min_chars: Annotated[
-        int, typer.Option(help="Steps shorter than this are merged (attnpo).")
-    ] = 80,
-    skip_bad: Annotated[
-        bool, typer.Option(help="Leave bad lines out (counted) instead of stopping.")
-    ] = False,
-    think_end: Annotated[str, typer.Option(help="The text that ends the reasoning.")] = "</think>",
     model: Annotated[
-        str | None, typer.Option(help="Ablation: hub id, folder or .gguf; default: pocket.")
+        str,
+        typer.Option(
+            help="Hub id, folder or .gguf; pocket: the embedded model.", rich_help_panel=BY_CAUSE
+        ),
+    ] = "pocket",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, …", rich_help_panel=BY_CAUSE)
+    ] = "auto",
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of the weights.", rich_help_panel=BY_CAUSE)
+    ] = "auto",
+    resume: Annotated[
+        bool, typer.Option(help="Go on with the labels in --out.", rich_help_panel=BY_CAUSE)
+    ] = True,
+    judges: Annotated[
+        Path | None, typer.Option(help="YAML file of the judges.", rich_help_panel=BY_JUDGES)
     ] = None,
-    answer: Annotated[
-        str, typer.Option(help="Ablation: answer tokens that count: all, values or boxed.")
-    ] = "all",
-    answer_limit: Annotated[
-        int, typer.Option(help="Ablation: the first so many answer tokens; 0: all.")
-    ] = 32,
-    high: Annotated[float, typer.Option(help="Ablation: essential from this drop on, nats.")] = 0.5,
-    low: Annotated[float, typer.Option(help="Ablation: redundant up to this drop, nats.")] = 0.01,
-    deletion: Annotated[
-        bool, typer.Option("--deletion", help="Ablation: delete each step from the text as well.")
+    consensus: Annotated[
+        Consensus, typer.Option(help="Whose word counts.", rich_help_panel=BY_JUDGES)
+    ] = "unanimous",
+    concurrency: Annotated[
+        int, typer.Option(help="Requests at a time.", rich_help_panel=BY_JUDGES)
+    ] = 8,
+    rate: Annotated[
+        float, typer.Option(help="Requests a second; 0: no limit.", rich_help_panel=BY_JUDGES)
+    ] = 0.0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of their answers.", rich_help_panel=BY_JUDGES)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Traces to label; default all.", rich_help_panel=BY_JUDGES)
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="Do not label: say how far labellings agree.", rich_help_panel=COMPARE
+        ),
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    resume: Annotated[bool, typer.Option(help="Ablation: go on with the labels in --out.")] = True,
-    judges: Annotated[Path | None, typer.Option(help="Judges: YAML file of the judges.")] = None,
-    consensus: Annotated[str, typer.Option(help="Judges: unanimous or majority.")] = "unanimous",
-    concurrency: Annotated[int, typer.Option(help="Judges: requests at a time.")] = 8,
-    rate: Annotated[float, typer.Option(help="Judges: requests a second; 0: no limit.")] = 0.0,
-    cache: Annotated[Path | None, typer.Option(help="Judges: folder of their answers.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Judges: traces to label; default all.")] = None,
-    show: Annotated[int, typer.Option(help="Compare: steps to print of those that differ.")] = 10,
+    show: Annotated[
+        int, typer.Option(help="Steps to print of those that differ.", rich_help_panel=COMPARE)
+    ] = 10,
 ) -> None:
     """Label the steps of traces by cause, by rules or by judges; or compare labellings."""
-    from probing.traces.source import StepSource
-
-    check_label_options(by, compare, files)
     if compare:
-        cut = StepSource(traces, segmenter, min_chars, skip_bad, think_end) if traces else None
-        run_compare(files or [], cut, show)
+        run_compare(files or [], source if source.path else None, show)
         return
-    path, target = needed(traces, "--traces"), needed(out, "--out")
-    source = StepSource(path, segmenter, min_chars, skip_bad, think_end)
+    if files:
+        raise ConfigError(f"{files[0]}: label files are for --compare; traces go to --traces")
+    needed(source.path, "--traces")
+    target = needed(out, "--out")
     if by == "judges":
         panel = needed(judges, "--judges: the file that names them")
-        run_judges(
-            path, panel, target, consensus, segmenter, min_chars, concurrency, rate, cache, limit
-        )
+        run_judges(source, panel, target, consensus, concurrency, rate, cache, limit)
     elif by == "rules":
         run_rules(source, target)
     else:
-        from probing.labelling.cause import CauseConfig
-
-        config = CauseConfig(answer, answer_limit, high, low, deletion)
-        run_ablation(source, target, config, model, device, dtype, resume)
+        run_cause(source, target, config, model, device, dtype, resume)

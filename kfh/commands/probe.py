@@ -22,10 +22,11 @@ def segment(
     out: Annotated[Path, typer.Option(help="Trace file to write.")],
 ) -> None:
     """Cut the reasoning of each trace into steps that tile it."""
-    from probing.files.headers import file_hash
+    from probing.files.headers import file_hash, refuse_overwriting
     from probing.traces.file import read_traces, write_traces
     from probing.traces.segmenters import Segmenter, segment_trace
 
+    refuse_overwriting(out, path)
     cutter = Segmenter.parse(source.segmenter, source.min_chars)
     report = ReadReport()
     steps: Counter[str] = Counter()
@@ -71,13 +72,16 @@ def run_probe(config: ProbeConfig) -> None:
         return
     from kfh.findings.base import heads_text
     from kfh.findings.probe import probe_tables
+    from probing.choices import METRIC_NAMES
     from probing.figures.probe import heatmap
     from probing.figures.style import save_figure
 
     _report_left_out(result.counts)
     print_tables(probe_tables(result))
-    chosen = f"{heads_text(result.chosen)}, by {result.config.select} {result.config.by}"
-    console.print(f"[bold]Head set[/bold] (*): {chosen}")
+    way = f"{result.config.select} {METRIC_NAMES[result.config.by]}"
+    console.print(
+        f"[bold]Head set[/bold] (*): {heads_text(result.chosen)}, by {way}", soft_wrap=True
+    )
     print_tables([], result.caveats)
     save_figure(heatmap(result, result.config.by), result.folder / "heatmap.png")
     if result.speed["traces"]:

@@ -10,6 +10,7 @@ import typer
 from kfh.console import console, progress_bar, warn
 
 if TYPE_CHECKING:
+    from probing.choices import Keep
     from rl.sampling.collect import CollectReport
 
 
@@ -17,7 +18,7 @@ def run_rollout(
     *,
     out: Path,
     data: list[str],
-    keep: str,
+    keep: Keep,
     easy: float,
     segmenter: str,
     min_chars: int,
@@ -28,22 +29,22 @@ def run_rollout(
     from transformers.utils import logging
 
     from probing.models.load import pocket_model
-    from rl.evaluation.job import EvalConfig
-    from rl.sampling.collect import CollectConfig, collect, parse_segmenter
+    from rl.sampling.collect import CollectConfig, collect_traces, parse_segmenter
+    from rl.sampling.job import AskConfig
 
     logging.disable_progress_bar()  # ours are enough
     if settings["model"] is None:
         settings["model"] = str(pocket_model())
     folder = out.with_name(f"{out.name}.responses")
     config = CollectConfig(
-        EvalConfig(data=tuple(data), out=folder, **settings),
+        AskConfig(data=tuple(data), out=folder, **settings),
         out,
         keep,
         easy,
         parse_segmenter(segmenter, min_chars),
         per_problem,
     )
-    report = collect(config, progress=progress_bar)
+    report = collect_traces(config, progress=progress_bar)
     print_report(report, config.easy)
     console.print(f"→ {out}; all responses: {folder}", soft_wrap=True)
 

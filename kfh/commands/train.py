@@ -18,35 +18,45 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
-from kfh.console import console, talk, warn
+from kfh.console import console, print_tables, talk
 from probing.errors import ConfigError
+from probing.headset import HeadSetWarning
 
 
 def run_train(
     out: Path, recipe: str | None, sets: list[str], resume: bool, **options: Any
 ) -> dict[str, Any]:
-    """Train; see `rl.training.job`. Layers of settings: the recipe, then options, then `--set`."""
+    """Train; see `rl.training.job`. Layers of settings: the recipe, then options, then `--set`.
+
+    A run that goes on keeps its settings: they stand above a recipe's, and below what is given.
+    """
     from transformers.utils import logging
 
-    from probing.headset import HeadSet, HeadSetWarning
-    from rl.training.job import train
-    from rl.training.recipe import find_recipe, parse_settings, read_recipe, train_config
+    from rl.attnpo.methods import method_of
+    from rl.training.job import former_run, train
+    from rl.training.recipe import parse_settings, recipe_settings, train_config
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    warnings.filterwarnings("ignore", category=HeadSetWarning)  # said in a line of its own
-    if recipe is None:
+    warnings.filterwarnings("ignore", category=HeadSetWarning)  # its caveats are printed
+    former = former_run(out, resume)
+    if former is None and recipe is None:
+        method_of(options["method"] or "attnpo")
         if options["model"] not in (None, "pocket"):
             raise ConfigError(
                 "--model needs --recipe: without one the recipe of the method is taken, whose "
                 "batch and learning rate are those of the pocket model"
             )
         recipe = options["method"] or "attnpo"
-    config = train_config(out, read_recipe(find_recipe(recipe)), options, parse_settings(sets))
-    for text in HeadSet.load(config.heads, warn=False).caveats if config.heads else ():
-        warn(f"Caveat: {text}")
-    result = train(config, resume=resume, watch=[LiveLine()])
+    named = recipe_settings(recipe) if recipe else {}
+    kept = {**former["settings"], "recipe": named.get("recipe")} if former else {}
+    config = train_config(out, named, kept, options, parse_settings(sets))
+
+    def tell(text: str) -> None:
+        print_tables([], [text])
+
+    result = train(config, resume=resume, watch=[LiveLine()], tell=tell)
     if int(os.environ.get("RANK", 0)):
         return result
     last = result["final"]

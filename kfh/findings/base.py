@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kfh.tables import NONE, Table, exists
+from kfh.tables import Table
 from probing.files.headers import RESULTS, kind_of
+from probing.numbers import NONE, exists
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,9 +8,10 @@ from typing import Any
 
 from kfh.findings.base import Place, Row, Section, header_facts, pictures
 from kfh.findings.summary import evaluation_summary
-from kfh.tables import NONE, Cell, Number, Table, number
+from kfh.tables import Cell, Table
 from probing.errors import DataError
 from probing.files.headers import HEADER, read_object
+from probing.numbers import NONE, Number, number
 
 CUT_OFF = 0.05  # of responses; more, and their length is not known
 FEW_QUESTIONS = 100

@@ -1,12 +1,12 @@
-"""Interventions: tables, figures and caveats, from the content of ablation.json."""
+"""Interventions: their result as facts, tables and figures of a page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kfh.findings.base import (
-    FEW_TRACES,
     Place,
     Row,
     Section,
@@ -16,13 +16,14 @@ from kfh.findings.base import (
     pictures,
 )
 from kfh.findings.summary import ablation_summary
-from kfh.tables import NONE, Cell, Number, Table
-from probing.files.headers import HEADER, read_object
-from probing.interventions.claims import MEASURES
+from kfh.tables import Cell, Table
+from probing.interventions.claims import DIGITS, MEASURES, Claim
 from probing.interventions.outcomes import NONE as AS_IT_IS
+from probing.numbers import NONE, Number
 
-ABLATION = "ablation.json"
-DIGITS = {"logprob": 2, "follow": 2}  # of measures in nats; others are shares
+if TYPE_CHECKING:
+    from probing.interventions.result import InterventionResult
+
 UNITS = {
     "accuracy": "accuracy of the new answer",
     "logprob": "log-probability of the correct answer, nats",
@@ -34,51 +35,52 @@ DOSES = {"steps": "k", "heads": "heads", "steering": "factor"}
 
 def read_ablation(place: Place) -> Section:
     """Interventions: settings, counts, means, paired differences, claims, figures."""
-    from probing.figures.interventions import InterventionFigures
+    from probing.figures.interventions import intervention_figures
+    from probing.interventions.result import InterventionResult
 
-    content = read_object(place.folder / ABLATION)
-    section = Section(f"Interventions: {Path(content['head_set']['model']['id']).name}")
-    section.summary = ablation_summary(content)
-    section.facts = [*header_facts(content[HEADER]), *_facts(content)]
-    section.tables = ablation_tables(content)
-    section.caveats = ablation_caveats(content)
-    drawn = InterventionFigures.load(place.folder).all()
+    result = InterventionResult.load(place.folder)
+    section = Section(f"Interventions: {Path(result.head_set['model']['id']).name}")
+    section.summary = ablation_summary(result.claims)
+    section.facts = [*header_facts(result.header), *_facts(result)]
+    section.tables = ablation_tables(result)
+    section.caveats = result.caveats
+    drawn = intervention_figures(result)
     captions = {name: f"{name.replace('_', ' ')}: what each change costs" for name in drawn}
     section.pictures = pictures(captions, drawn)
     return section
 
 
-def _facts(content: Row) -> list[tuple[str, str]]:
-    settings, counts = content[HEADER]["settings"], content["counts"]
-    model = content["head_set"]["model"]
+def _facts(result: InterventionResult) -> list[tuple[str, str]]:
+    settings, counts, model = result.header["settings"], result.counts, result.head_set["model"]
     parts = {name: part["traces"] for name, part in counts["parts"].items()}
     return [
         ("model", f"{model['id']} ({model['layers']} layers × {model['heads']} heads)"),
         ("fingerprint", str(model.get("fingerprint", NONE))),
         ("weights", str(settings.get("weights", NONE))),
         ("traces", str(settings.get("traces", NONE))),
-        ("head set", heads_text(content["head_set"]["heads"])),
+        ("head set", heads_text(result.head_set["heads"])),
         ("held out from the choice of heads", str(counts.get("held_out", NONE))),
         ("traces by part", counted(parts)),
         ("left out", counted({**counts["left_out"], **counts.get("bad_lines", {})})),
     ]
 
 
-def ablation_tables(content: Row) -> list[Table]:
+def ablation_tables(result: InterventionResult) -> list[Table]:
     """Part by part: a table of each measure, one of what else was measured, the claims."""
+    means, differences = (of.to_dict("records") for of in (result.table, result.differences))
     tables = []
-    for part in dict.fromkeys(row["part"] for row in content["summary"]):
-        rows = [row for row in content["summary"] if row["part"] == part]
-        pairs = [row for row in content["differences"] if row["part"] == part]
+    for part in dict.fromkeys(row["part"] for row in means):
+        rows = [row for row in means if row["part"] == part]
+        pairs = [row for row in differences if row["part"] == part]
         for measure in MEASURES[part]:
             if any(row["measure"] == measure for row in rows):
                 tables.append(measure_table(part, measure, rows, pairs))
         if others := [row for row in rows if row["measure"] not in MEASURES[part]]:
             tables.append(_others_table(part, others))
-        if claims := [claim for claim in content["verdicts"] if claim["part"] == part]:
+        if claims := [claim for claim in result.claims if claim.question.part == part]:
             tables.append(_claims_table(part, claims))
-    if content.get("dose_correlations"):
-        tables.append(_doses_table(content["dose_correlations"]))
+    if result.dose_correlations:
+        tables.append(_doses_table(result.dose_correlations))
     return tables
 
 
@@ -145,17 +147,17 @@ def _others_table(part: str, rows: Sequence[Row]) -> Table:
     return Table(title, ("arm", DOSES[part], *titles), cells)
 
 
-def _claims_table(part: str, claims: Sequence[Row]) -> Table:
+def _claims_table(part: str, claims: Sequence[Claim]) -> Table:
     """A row a claim, mode and dose: does it hold, and by how much."""
     cells = [
         (
-            claim["claim"].replace("_", " ") + (f" ({claim['mode']})" if claim["mode"] else ""),
+            claim.text.replace("_", " ") + (f" ({claim.mode})" if claim.mode else ""),
             f"{dose['dose']:g}",
             "yes" if dose["holds"] else "no",
-            Number.of(dose, DIGITS.get(claim["measure"], 3), signed=True),
+            Number.of(dose, DIGITS.get(claim.measure, 3), signed=True),
         )
         for claim in claims
-        for dose in claim["doses"]
+        for dose in claim.doses
     ]
     title = f"{part}: claims; yes where the whole interval lies on the claim's side"
     return Table(title, ("claim", DOSES[part], "holds", "difference (95 %)"), cells)
@@ -165,39 +167,6 @@ def _doses_table(correlations: Row) -> Table:
     rows = [(arm, Number.of(row), str(row["traces"])) for arm, row in correlations.items()]
     title = "steering: rank correlation of factor and follow within each trace, mean"
     return Table(title, ("arm", "correlation (95 %)", "traces"), rows)
-
-
-def ablation_caveats(content: Row) -> list[str]:
-    """What to hold against interventions: claims that the intervals do not bear, dose by dose.
-
-    That removing low-score steps lowers a measure is no claim of the method: it is a caveat where
-    it is so. Where it is not shown, that does not show equality, which is said too.
-
-    Args:
-        content: of ablation.json.
-    """
-    caveats = []
-    for claim in content["verdicts"]:
-        harm = (claim["arm"], claim["against"]) == ("low", "none")
-        name = f"{claim['part']}, {_name(claim)} against {claim['against']}, {claim['measure']}"
-        for dose in claim["doses"]:
-            difference = Number.of(dose, DIGITS.get(claim["measure"], 3), signed=True)
-            pair = f"{name}: {difference} at {dose['dose']:g}, {dose['traces']} traces"
-            if harm and dose["holds"]:
-                caveats.append(f"{pair}: low-score steps are needed, too.")
-            elif harm and dose["low"] < 0:
-                caveats.append(f"{pair}: no harm is shown, nor ruled out.")
-            elif not harm and not dose["holds"]:
-                beaten = claim["against"] != "none"
-                caveats.append(
-                    f"{pair}: the control is not beaten."
-                    if beaten
-                    else f"{pair}: an effect is not shown."
-                )
-    groups = min((row["groups"] for row in content["summary"]), default=0)
-    if groups < FEW_TRACES:
-        caveats.append(f"{groups} problems are few: the intervals are rough.")
-    return caveats
 
 
 def left_out(counts: Row) -> list[str]:

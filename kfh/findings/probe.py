@@ -6,9 +6,10 @@ from pathlib import Path
 
 from kfh.findings.base import Place, Section, counted, header_facts, heads_text, pictures
 from kfh.findings.summary import probe_summary
-from kfh.tables import NONE, Cell, Number, Table, number
+from kfh.tables import Cell, Table
 from probing.choices import METRIC_NAMES, METRICS
 from probing.folder import ProbeResult, heads_of
+from probing.numbers import NONE, Number, number
 
 SCORERS = {"all heads": "mean of all heads"}  # controls by a longer name
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from kfh.findings.base import Place, Row, Section, header_facts, heads_text, pictures
 from kfh.findings.summary import sample_size_summary, stability_summary
-from kfh.tables import NONE, Number, Table, number
+from kfh.tables import Table
 from probing.choices import METRIC_NAMES
 from probing.files.headers import HEADER, read_object
+from probing.numbers import NONE, Number, number
 
 STABILITY, SAMPLE_SIZE = "stability.json", "sample_size.json"
 POOR = 0.7  # reliability below which a probe is called noisy

@@ -19,7 +19,7 @@ from kfh.findings.base import (
     side_by_side,
 )
 from kfh.findings.summary import comparison_summary, runs_summary
-from kfh.tables import NONE, Cell, Number, Table, exists, markdown, number
+from kfh.tables import Cell, Table, markdown
 from probing.errors import DataError
 from probing.files.headers import (
     HEADER,
@@ -30,6 +30,7 @@ from probing.files.headers import (
     whole_file,
     write_json,
 )
+from probing.numbers import NONE, Number, exists, number
 from rl.runs.comparison import COLUMNS, DECODINGS, Difference, read_rows
 from rl.runs.comparison import Row as MethodRow
 from rl.runs.folders import INITIAL, Run
@@ -112,7 +113,7 @@ def run_caveats(runs: Sequence[Run]) -> list[str]:
         if run.status != "done":
             steps = f"{len(run.metrics)} of {run.info.get('steps')} steps"
             caveats.append(f"{run.folder.name} is not finished: {run.status}, {steps}.")
-        caveats += [f"{run.folder.name}: {text}" for text in run.info.get("head_set_caveats", ())]
+        caveats += [f"{run.folder.name}: {text}" for text in run.info.get("caveats", ())]
         if run.torn:
             caveats.append(f"{run.folder.name}: {run.torn} cut last line(s) were left out.")
         first, last = ends(run, "accuracy")

@@ -10,18 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kfh.findings.base import Row, ends, excludes_zero, heads_text
-from kfh.tables import Number, exists, number
 from probing.choices import METRIC_NAMES
 from probing.folder import ProbeResult
-from probing.interventions.claims import LOWER, MEASURES
+from probing.interventions.claims import DIGITS, MEASURES, Claim
 from probing.interventions.outcomes import NONE as AS_IT_IS
+from probing.numbers import Number, exists, number
 from probing.ranking.rank import best_control
 
 if TYPE_CHECKING:
     from rl.runs.folders import Run
 
 FEW_PAIRS = 3  # of probes; of more the lowest and the highest are named
-DIGITS = {"logprob": 2, "follow": 2}
 
 
 def probe_summary(result: ProbeResult) -> list[str]:
@@ -81,36 +80,32 @@ def _pair(pair: Row, metric: str) -> str:
     )
 
 
-def ablation_summary(content: Row) -> list[str]:
+def ablation_summary(claims: Sequence[Claim]) -> list[str]:
     """Of each part what is claimed against controls, at the strongest dose, and how many hold."""
     texts = []
-    claims = content["verdicts"]
-    for part in dict.fromkeys(claim["part"] for claim in claims):
-        asked = [claim for claim in claims if claim["part"] == part]
-        holding = sum(bool(claim["holds"]) for claim in asked)
+    for part in dict.fromkeys(claim.question.part for claim in claims):
+        asked = [claim for claim in claims if claim.question.part == part]
+        holding = sum(claim.holds for claim in asked)
         texts.append(f"Of {len(asked)} claims on {part} {holding} hold at every dose.")
-        measured = [m for m in MEASURES[part] if any(claim["measure"] == m for claim in asked)]
+        measured = [m for m in MEASURES[part] if any(claim.measure == m for claim in asked)]
         texts += [
             _claim(claim)
             for claim in asked
-            if claim["measure"] == measured[0] and claim["against"] != AS_IT_IS
+            if claim.measure == measured[0] and claim.question.against != AS_IT_IS
         ]
     return texts
 
 
-def _claim(claim: Row) -> str:
+def _claim(claim: Claim) -> str:
     """One claim at the dose that changes most."""
-    low = claim["way"] == LOWER
-    dose = (min if claim.get("down") else max)(claim["doses"], key=lambda dose: dose["dose"])
-    digits = DIGITS.get(claim["measure"], 3)
-    value = Number(dose["value"], dose["low"], dose["high"], digits, signed=True)
-    side = "lower" if low else "higher"
-    mode = f" ({claim['mode']})" if claim["mode"] else ""
+    question = claim.question
+    dose = (min if question.down else max)(claim.doses, key=lambda dose: dose["dose"])
+    value = Number.of(dose, DIGITS.get(claim.measure, 3), signed=True)
+    mode = f" ({claim.mode})" if claim.mode else ""
     return (
-        f"{claim['part'].capitalize()}{mode}, {claim['arm']} against {claim['against']}, dose "
-        f"{dose['dose']:g}: "
-        f"{claim['measure'].replace('_', ' ')} {value} on {dose['traces']} traces, "
-        f"{side if dose['holds'] else f'not shown to be {side}'}."
+        f"{question.part.capitalize()}{mode}, {question.arm} against {question.against}, dose "
+        f"{dose['dose']:g}: {claim.measure.replace('_', ' ')} {value} on {dose['traces']} traces, "
+        f"{question.way if dose['holds'] else f'not shown to be {question.way}'}."
     )
 
 

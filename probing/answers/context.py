@@ -1,4 +1,10 @@
-"""A trace as the ablation sees it: context, queries, and the answer tokens that count."""
+"""A trace as a context and the answer to it: what hiding, removal and edits of heads work on.
+
+The context is prompt and reasoning. The queries Q are the tokens from the first of the end marker
+on: the first token of the answer is predicted from the last of them that stands before it. Of the
+answer, the tokens that count are the chosen ones (all, values, the box), up to the last of which
+the trace is kept.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from probing.errors import DataError
 from probing.traces.file import Step, Trace
-from probing.traces.text import boxed_spans
+from probing.traces.text import BOX, boxes
 from probing.traces.tokens import encode_trace
 
 if TYPE_CHECKING:
@@ -19,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class CauseTrace:
-    """A trace as token ids: context, queries, and which of the queries' successors count."""
+    """A trace as token ids: its context, and which of the tokens behind it count."""
 
     id: str
     ids: Int[np.ndarray, "token"]
     context: int  # tokens before the first one of the end marker; Q is the rest
     spans: Int[np.ndarray, "step 2"]  # half open, in tokens of the context
-    counted: Bool[np.ndarray, "token"]
+    counted: Bool[np.ndarray, "token"]  # those whose log-probability is asked for
     behind: int = 0  # first token behind the end marker; 0: not known
 
     def __len__(self) -> int:
@@ -37,6 +43,24 @@ class CauseTrace:
         """The columns that each step takes up."""
         places = np.arange(self.context)
         return (places >= self.spans[:, :1]) & (places < self.spans[:, 1:])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PreparedTrace(CauseTrace):
+    """A trace as token ids, with what the interventions need to know of it.
+
+    `ids[:context]` is prompt and reasoning, `ids[context:behind]` the end marker,
+    `ids[behind:]` the correct answer up to its last counted token. The model answers from
+    `ids[:answer]`: `answer` is `behind`, but where the box alone is asked for it is the place
+    behind the opened box.
+    """
+
+    group: str  # its problem
+    prompt_tokens: int
+    answer: int
+    scores: Float[np.ndarray, "step"]  # by the head set, nothing changed; not a number: no token
+    labels: tuple[str | None, ...]  # of the steps: essential, redundant, None
+    own_correct: bool = True  # the answer that follows is correct, so its log-probability counts
 
 
 def encode_causes(
@@ -63,40 +87,28 @@ def encode_causes(
         DataError: no token of the answer counts.
     """
     marks = [Step(trace.reasoning_end, trace.answer_start)]
-    boxes = boxed_spans(trace.response, trace.answer_start)[-1:] if answer == "boxed" else []
-    marks += [Step(start - len("\\boxed{"), end) for start, end in boxes]
-    marked = trace.with_steps([*trace.steps, *marks])
+    if answer == "boxed":
+        spans = boxes(trace.response, trace.answer_start)[-1:]
+        marks += [Step(start - len(BOX), end) for start, end in spans]
+    marked = trace.with_steps([*trace.steps, *marks])  # so that marks, too, become tokens
     encoded = encode_trace(tokenizer, marked, rule=rule, answer=answer)
-    spans, starts = np.split(encoded.spans, [len(trace.steps)])
+    steps, ((context, _), *box) = np.split(encoded.spans, [len(trace.steps)])
     whole = encoded if answer == "all" else encode_trace(tokenizer, trace, rule=rule)
-    context, first = int(starts[0, 0]), int(whole.answer.argmax())  # first of Q, of the answer
-    counted = encoded.answer.copy()
+    first = int(whole.answer.argmax())  # token of the answer
     kept = np.ones(len(encoded), dtype=bool)
-    if boxes:
-        kept[first : starts[1, 0]] = False
+    if box:
+        kept[first : box[0][0]] = False
     elif limit is not None:
         kept[first + limit :] = False
-    counted &= kept
+    counted = encoded.answer & kept
     if not counted.any():
         raise DataError(f"trace {trace.id}: no token of its answer counts ({answer}); see --answer")
     kept[np.flatnonzero(counted)[-1] + 1 :] = False  # nothing is read off behind the last
-    spans = np.minimum(spans, context)
-    return CauseTrace(trace.id, encoded.ids[kept], context, spans, counted[kept], first)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PreparedTrace(CauseTrace):
-    """A trace as token ids, with what the interventions need to know of it.
-
-    `ids[:context]` is prompt and reasoning, `ids[context:behind]` the end marker,
-    `ids[behind:]` the correct answer up to its last counted token. The model answers from
-    `ids[:answer]`: `answer` is `behind`, but where the box alone is asked for it is the place
-    behind the opened box.
-    """
-
-    group: str  # its problem
-    prompt_tokens: int
-    answer: int
-    scores: Float[np.ndarray, "step"]  # by the head set, nothing changed; not a number: no token
-    labels: tuple[str | None, ...]  # of the steps: essential, redundant, None
-    own_correct: bool = True  # the answer that follows is correct, so its log-probability counts
+    return CauseTrace(
+        trace.id,
+        encoded.ids[kept],
+        int(context),
+        np.minimum(steps, context),
+        counted[kept],
+        first,
+    )

@@ -1,19 +1,20 @@
-"""Answers under an edit: their log-probabilities, and what is decoded greedily.
+"""Answers under an edit of heads: their log-probabilities, and what is decoded greedily.
 
-A batch of traces is laid out so that all contexts (prompt and reasoning) end in one column: padded
-on the left before them, on the right behind the answers. The contexts go through the model once;
-their keys and values are kept, and each answer is computed over a fork of this cache. An edit from
-the answer to the steps leaves the context as it was, so that all such edits share one reading of
-it; an edit at all positions needs its own. The edited queries are Q, the tokens from the first of
-`</think>` on (docs/PAPER.md, section 4): from the last of them the answer's first is predicted.
+1. A batch of traces is laid out so that all contexts (prompt and reasoning) end in one column,
+   padded on the left. They go through the model once; their keys and values are kept (`Reading`).
+2. Each answer is computed over a fork of this cache, padded on the right. The edited queries are
+   Q, the tokens from the first of `</think>` on (docs/PAPER.md, section 4): from the last of them
+   the answer's first is predicted. The edited columns are the steps, or some of them.
+3. Decoding goes on over another fork (`probing.models.decode`), every pass under the edit.
 
-Mean outputs of heads over reference traces: what a mean edit writes in their place.
+An edit from the answer to the steps leaves the context as it was, so that all such edits share
+one reading of it; an edit at all positions needs its own. A mean edit needs the heads' mean
+outputs over reference traces: an observer sums them in the same passes (`head_means`).
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,14 +27,25 @@ from torch import Tensor
 
 from probing.answers.context import PreparedTrace
 from probing.answers.edits import ANSWER, HeadEdit, HeadEdits, edited_rows, weighted_values
+from probing.answers.hiding import Layers
 from probing.attention.call import AttentionCall, Workspace
+from probing.attention.capture import check_heads
+from probing.attention.scores import pad_batch
 from probing.choices import Head
 from probing.errors import ModelError
-from probing.models.decode import token_log_probabilities, up_to_end
+from probing.models.decode import (
+    Sampling,
+    Start,
+    cached_logits,
+    decode_from,
+    pad_left,
+    token_log_probabilities,
+)
 
 # Called with the real tokens that go in and the edited columns, before a pass under it.
 Observe = Callable[[Tensor, Tensor | None], AbstractContextManager[None]]
 Spans = Sequence[Int[np.ndarray, "_ 2"]]  # of each trace: half open, in tokens of its context
+Means = dict[Head, Float[Tensor, "dim"]]  # of a head's output z, or of a part of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +76,13 @@ class Reading:
                 chosen[row, pad + int(start) : pad + int(end)] = True
         return chosen.to(self.mask.device)
 
-    def layers_of(self, row: int) -> list[tuple[Tensor, Tensor]] | None:
+    def layers_of(self, row: int) -> Layers | None:
         """Keys and values of one trace, layer by layer; None where a window has dropped some."""
-        trace, found = self.traces[row], []
-        for layer in self.cache.layers:
-            if layer.keys.shape[2] != self.width:
-                return None
-            place = (slice(row, row + 1), slice(None), slice(self.width - trace.context, None))
-            found.append((layer.keys[place], layer.values[place]))
-        return found
+        if any(layer.keys.shape[2] != self.width for layer in self.cache.layers):
+            return None
+        first = self.width - self.traces[row].context
+        place = (slice(row, row + 1), slice(None), slice(first, None))
+        return [(layer.keys[place], layer.values[place]) for layer in self.cache.layers]
 
 
 def every_step(traces: Sequence[PreparedTrace]) -> Spans:
@@ -91,11 +101,8 @@ class EditedAnswers:
 
     def __init__(self, model: Any, edits: HeadEdits, ends: frozenset[int] = frozenset()) -> None:
         self.model, self.edits = model.eval(), edits
-        self.ends = torch.tensor(sorted(ends), dtype=torch.long)
+        self.ends = ends
         self.device = next(model.parameters()).device
-        takes = inspect.signature(model.forward).parameters
-        self._last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        self._places = "position_ids" in takes
 
     @property
     def layers(self) -> dict[int, int]:
@@ -103,21 +110,8 @@ class EditedAnswers:
         return self.edits.layers
 
     def check(self, heads: Sequence[Head]) -> None:
-        """Raise ModelError for a head that the model has not."""
-        self.edits.check(heads)
-
-    def means(
-        self,
-        traces: Sequence[PreparedTrace],
-        heads: Sequence[Head],
-        where: str,
-        *,
-        batch_tokens: int,
-        advance: Callable[[int], None] = lambda tokens: None,
-    ) -> dict[Head, Tensor]:
-        """Mean outputs of heads over traces, see `probing.answers.edited.head_means`."""
-
-        return head_means(self, traces, heads, where, batch_tokens=batch_tokens, advance=advance)
+        """Raise ModelError for a head that the model does not have."""
+        check_heads(type(self.model).__name__, self.layers, heads)
 
     @torch.inference_mode()
     def read(
@@ -139,17 +133,11 @@ class EditedAnswers:
         """
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
-        width = max(trace.context for trace in traces)
-        ids = torch.zeros((len(traces), width), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, trace in enumerate(traces):
-            ids[row, width - trace.context :] = torch.from_numpy(trace.ids[: trace.context])
-            mask[row, width - trace.context :] = 1
+        contexts = pad_left([trace.ids[: trace.context] for trace in traces])
+        ids, mask = (part.to(self.device) for part in contexts)
         cache = DynamicCache(config=self.model.config)
-        mask = mask.to(self.device)
-        manager = observe(mask.bool(), None) if observe else self.edits.under(edit)
-        with manager:
-            self._forward(ids.to(self.device), mask, cache, **self._last)
+        with observe(mask.bool(), None) if observe else self.edits.under(edit):
+            cached_logits(self.model, ids, mask, cache, keep=1)  # 1
         for number, layer in enumerate(cache.layers):
             if not isinstance(layer, DynamicLayer):
                 raise ModelError(
@@ -180,24 +168,21 @@ class EditedAnswers:
         Returns:
             For each trace the log-probabilities of tail[1:].
         """
-        own = [trace.ids[trace.context :] for trace in reading.traces]
-        tails = own if tails is None else tails
-        longest = max(map(len, tails)) - 1  # the last token predicts nothing
-        ids = torch.zeros((len(tails), longest), dtype=torch.long)
-        real = torch.zeros((len(tails), longest), dtype=torch.bool)
-        for row, tail in enumerate(tails):
-            ids[row, : len(tail) - 1] = torch.from_numpy(tail[:-1])
-            real[row, : len(tail) - 1] = True
-        ids, real = ids.to(self.device), real.to(self.device)
-        columns = reading.columns(spans or every_step(reading.traces), longest)
+        if tails is None:
+            tails = [trace.ids[trace.context :] for trace in reading.traces]
+        # The last token of a tail predicts nothing.
+        ids = pad_batch([tail[:-1] for tail in tails]).to(self.device)
+        real = pad_batch([np.ones(len(tail) - 1, dtype=bool) for tail in tails]).to(self.device)
+        columns = reading.columns(spans or every_step(reading.traces), ids.shape[1])
         mask = torch.cat([reading.mask, real.long()], dim=1)
-        manager = observe(real, columns) if observe else self.edits.under(edit, real, columns)
-        with manager:
-            logits = self._forward(ids, mask, reading.fork()).logits
-        found = []
-        for row, tail in enumerate(tails):
-            found.append(token_log_probabilities(logits[row, : len(tail) - 1], tail[1:]))
-        return found
+        with observe(real, columns) if observe else self.edits.under(edit, real, columns):
+            logits = cached_logits(self.model, ids, mask, reading.fork())  # 2
+        chances = []
+        for row, tail in zip(logits, tails, strict=True):
+            targets = torch.from_numpy(tail[1:])
+            of = token_log_probabilities(row[: len(targets)], targets)
+            chances.append(of.double().cpu().numpy())
+        return chances
 
     @torch.inference_mode()
     def greedy(
@@ -212,30 +197,16 @@ class EditedAnswers:
         traces = reading.traces
         forced = np.stack([trace.ids[trace.context : trace.answer] for trace in traces])
         ids = torch.from_numpy(forced).to(self.device)
-        mask, cache = reading.mask, reading.fork()
         steps = reading.columns(spans or every_step(traces), 0)
-        ends, new = self.ends.to(self.device), []
-        going = torch.ones(len(traces), dtype=torch.bool, device=self.device)
-        for _ in range(max_tokens):
-            queries = torch.ones_like(ids, dtype=torch.bool)
-            mask = torch.cat([mask, queries.long()], dim=1)
-            steps = torch.cat([steps, ~queries], dim=1)
-            with self.edits.under(edit, queries, steps):
-                logits = self._forward(ids, mask, cache, **self._last).logits[:, -1]
-            ids = logits.argmax(-1, keepdim=True)
-            new.append(ids)
-            going = going & ~torch.isin(ids[:, 0], ends)
-            if not going.any():
-                break
-        rows = torch.cat(new, dim=1).tolist() if new else [[] for _ in traces]
-        return [up_to_end(row, set(self.ends.tolist())) for row in rows]
 
-    def _forward(self, ids: Tensor, mask: Tensor, cache: Any, **options: Any) -> Any:
-        if self._places:
-            options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        return self.model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options
-        )
+        def under(rows: Tensor, ids: Tensor, mask: Tensor) -> AbstractContextManager[None]:
+            queries = torch.ones_like(ids, dtype=torch.bool)
+            behind = queries.new_zeros((len(rows), mask.shape[1] - reading.width))
+            return self.edits.under(edit, queries, torch.cat([steps[rows], behind], dim=1))
+
+        mask = torch.cat([reading.mask, torch.ones_like(ids)], dim=1)
+        start, settings = Start(ids, mask, reading.fork()), Sampling.greedy(max_tokens)
+        return decode_from(self.model, start, settings, self.ends, around=under)  # 3
 
 
 def batches(
@@ -256,9 +227,6 @@ def batches(
         batch.append(trace)
     if batch:
         yield batch
-
-
-Means = dict[Head, Float[Tensor, "dim"]]
 
 
 class MeanObserver:
@@ -295,15 +263,15 @@ class MeanObserver:
                     self._add(layer, heads, part)
         return output
 
-    def _add(self, layer: int, heads: list[int], found: Float[Tensor, "head token dim"]) -> None:
-        for head, of in zip(heads, found.double().sum(1), strict=True):
+    def _add(self, layer: int, heads: list[int], z: Float[Tensor, "head token dim"]) -> None:
+        for head, total in zip(heads, z.double().sum(1), strict=True):
             key = layer, head
-            self.sums[key] = self.sums[key] + of if key in self.sums else of
-            self.counts[key] = self.counts.get(key, 0) + found.shape[1]
+            self.sums[key] = self.sums[key] + total if key in self.sums else total
+            self.counts[key] = self.counts.get(key, 0) + z.shape[1]
 
     def means(self) -> Means:
         """The mean of each head, in float32."""
-        return {head: (of / self.counts[head]).float() for head, of in self.sums.items()}
+        return {head: (total / self.counts[head]).float() for head, total in self.sums.items()}
 
 
 def head_means(
@@ -315,7 +283,7 @@ def head_means(
     batch_tokens: int,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> Means:
-    """Means over the traces, each token of them weighing the same.
+    """Mean outputs of heads over traces, each token weighing the same.
 
     At all positions: over every token of prompt, reasoning and correct answer (the last token is
     not read). From the answer to the steps: over the queries Q of every trace, of the part of z

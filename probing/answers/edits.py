@@ -8,11 +8,10 @@ The edited head's output z_m = Σ_n a_{m→n} v_n (before the output projection)
   row is made to sum to one again (docs/PAPER.md, eq. 16). Factor 0 blocks the columns.
 
 As in `probing.attention.capture`, the model runs its own kernel, and only what an edit changes is
-computed
-here: zeros and means are written into the kernel's output; rows of edited heads are computed from
-the same queries, keys and mask (`probing.attention.call`). An edit that changes nothing is not
-computed at all. It works on whole sequences, over a cache, and token by token while an answer is
-decoded.
+computed here: zeros and means are written into the kernel's output; rows of edited heads are
+computed from the same queries, keys and mask (`probing.attention.call`). An edit that changes
+nothing is not computed at all. It works on whole sequences, over a cache, and token by token while
+an answer is decoded.
 """
 
 from __future__ import annotations
@@ -28,7 +27,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.attention.call import AttentionCall, InFront, Rows, Workspace, own_output, relative
-from probing.attention.capture import PROOF_TOLERANCE, AttentionCapture, proof_input
+from probing.attention.capture import (
+    PROOF_TOLERANCE,
+    AttentionCapture,
+    check_heads,
+    proof_input,
+)
 from probing.choices import Head
 from probing.errors import ConfigError, ModelError
 
@@ -257,11 +261,11 @@ class HeadEdits(InFront):
                 the tokens of the steps, or of one step.
 
         Raises:
-            ModelError: a head that the model has not.
+            ModelError: a head that the model does not have.
             ValueError: an edited query is an edited column, or a place is missing.
         """
         if edit is not None and not edit.idle:
-            self.check(edit.heads)
+            check_heads(type(self.model).__name__, self.layers, edit.heads)
             if edit.where == ANSWER:
                 _check_places(queries, columns)
         active = None
@@ -280,15 +284,6 @@ class HeadEdits(InFront):
             yield
         finally:
             self._active = before
-
-    def check(self, heads: Sequence[Head]) -> None:
-        """Raise ModelError for a head that the model has not."""
-        for layer, head in heads:
-            if not 0 <= head < self.layers.get(layer, 0):
-                raise ModelError(
-                    f"{type(self.model).__name__} has no head {layer}.{head}: it has "
-                    f"{len(self.layers)} attention layers of {max(self.layers.values())} heads"
-                )
 
     @torch.no_grad()
     def prove(self) -> float:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from probing.answers.context import CauseTrace
 from probing.errors import ModelError
-from probing.models.decode import gather_cache
+from probing.models.decode import token_log_probabilities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,6 +44,7 @@ PROOF_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 5e-
 PACKED_QUERIES = 768
 CPU_BYTES = 256 << 20
 GPU_BYTES = 4 << 30
+Layers = list[tuple[Tensor, Tensor]]  # keys and values of a context, (1, head, token, channel)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,7 @@ def hiding_mask(
     return mask.view(1, 1, rows * queries, -1)
 
 
-def shared_cache(layers: list[tuple[Tensor, Tensor]]) -> Any:
+def shared_cache(layers: Layers) -> Any:
     """A cache of the context that a forward pass reads and does not change."""
     from transformers.cache_utils import Cache, DynamicLayer
 
@@ -149,7 +150,7 @@ class StepHiding:
             )
 
     @torch.inference_mode()
-    def context(self, trace: CauseTrace, tokens: int | None = None) -> list[tuple[Tensor, Tensor]]:
+    def context(self, trace: CauseTrace, tokens: int | None = None) -> Layers:
         """Keys and values of the context, or of its first tokens, layer by layer (1).
 
         Raises:
@@ -187,7 +188,7 @@ class StepHiding:
     def log_probabilities(
         self,
         trace: CauseTrace,
-        layers: list[tuple[Tensor, Tensor]],
+        layers: Layers,
         hidden: Bool[Tensor, "row context"],
     ) -> Float[Tensor, "row counted"]:
         """Log-probability of each counted token, each row with its own columns hidden (2)."""
@@ -204,7 +205,7 @@ class StepHiding:
             use_cache=True,
             logits_to_keep=(starts[:, None] + wanted - 1 - trace.context).flatten(),
         ).logits
-        return gather_cache(logits.view(rows, len(wanted), -1), ids[wanted])
+        return token_log_probabilities(logits.view(rows, len(wanted), -1), ids[wanted])
 
     def rows_at_once(self, trace: CauseTrace) -> int:
         """Rows that go into one sequence: enough to keep the processor busy, few enough that
@@ -251,7 +252,7 @@ class StepHiding:
     def _deleted(
         self,
         trace: CauseTrace,
-        layers: list[tuple[Tensor, Tensor]],
+        layers: Layers,
         advance: Callable[[int], None],
     ) -> Iterator[float]:
         """Log-probability of the answer with each step's tokens taken out of the text."""
@@ -291,7 +292,7 @@ class StepHiding:
         ids = torch.from_numpy(short.ids).to(self.device)
         places = torch.arange(trace.context, width - 1, device=self.device)
         logits = self.model(input_ids=ids[None], use_cache=False, logits_to_keep=places).logits
-        plain = gather_cache(logits, ids[trace.context + 1 :])
+        plain = token_log_probabilities(logits, ids[trace.context + 1 :])
         gap = float((found[0] - plain[0]).abs().max())
         other = [_scrambled(keys, values, masks[1]) for keys, values in layers]
         again = self.log_probabilities(short, other, masks)

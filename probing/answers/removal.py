@@ -5,8 +5,9 @@
    that a row of the batch lacks is as it was: its keys and values are taken over, and the rest of
    each row goes through the model, padded on the left.
 3. The end marker's last token and the correct answer follow as one block, the same in all rows:
-   their logits give the log-probability of the answer, and the first greedy token.
-4. The cache is cut back to where the model answers from, and greedy decoding goes on from there.
+   their logits give the log-probability of the answer.
+4. The cache is cut back to before the token that the model answers from, and greedy decoding goes
+   on from there (`probing.models.decode`).
 
 A row is a text of its own: later tokens are computed without what was taken out, at positions
 that close up, as if the step had never been written.
@@ -24,13 +25,18 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from probing.answers.context import PreparedTrace
-from probing.answers.hiding import StepHiding
+from probing.answers.hiding import Layers, StepHiding
+from probing.models.decode import (
+    Sampling,
+    Start,
+    cached_logits,
+    decode_from,
+    pad_left,
+    token_log_probabilities,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-Layers = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Answerer:
 
     Raises:
         ModelError: see `probing.answers.hiding.StepHiding`; its budget of memory holds for logits
-        here.
+            here.
     """
 
     def __init__(
@@ -66,10 +72,9 @@ class Answerer:
         batch_tokens: int = 8192,
         advance: Callable[[int], None] = lambda tokens: None,
     ) -> None:
-        self.ablation = StepHiding(model)
-        self.model = model
-        self.device = self.ablation.device
-        self.stop = torch.tensor(sorted(ends), dtype=torch.long, device=self.device)
+        self.hiding = StepHiding(model)
+        self.model, self.ends = model, ends
+        self.device = self.hiding.device
         self.max_tokens, self.batch_tokens, self.advance = max_tokens, batch_tokens, advance
 
     @torch.inference_mode()
@@ -79,38 +84,40 @@ class Answerer:
         Raises:
             ModelError: a window shorter than the trace, or layers that are no plain attention.
         """
-        head = trace.behind - 1  # the marker's last token opens the answer's block (3)
-        layers = self.ablation.context(trace, head)  # 1
-        self.advance(head)
+        before = trace.behind - 1  # the marker's last token opens the answer's block (3)
+        layers = self.hiding.context(trace, before)  # 1
+        self.advance(before)
         vocabulary = self.model.config.get_text_config().vocab_size
-        by_memory = self.ablation.batch_bytes // (4 * vocabulary * (int(trace.counted.sum()) + 1))
+        by_memory = self.hiding.batch_bytes // (4 * vocabulary * (int(trace.counted.sum()) + 1))
         rows = int(max(1, min(self.batch_tokens // max(1, len(trace)), by_memory)))
-        found: list[Answer] = []
+        answers: list[Answer] = []
         for start in range(0, len(gone), rows):
-            found += self._batch(trace, layers, gone[start : start + rows])
-        return found
+            answers += self._batch(trace, layers, gone[start : start + rows])
+        return answers
 
     def _batch(
         self, trace: PreparedTrace, layers: Layers, gone: Bool[np.ndarray, "row context"]
     ) -> list[Answer]:
         cache, mask = self._prefill(trace, layers, gone)  # 2
-        block = torch.from_numpy(trace.ids[trace.behind - 1 : -1]).to(self.device)
-        mask = torch.cat([mask, mask.new_ones((len(gone), len(block)))], dim=1)
-        counted = np.flatnonzero(trace.counted[trace.behind :])
-        first = trace.answer - trace.behind
-        wanted = torch.from_numpy(np.append(counted, first)).to(self.device)
-        logits = self._forward(block.expand(len(gone), -1), mask, cache, wanted)  # 3
-        chances = logits[:, :-1].float().log_softmax(-1)
-        targets = torch.from_numpy(trace.ids[trace.behind + counted]).to(self.device)
-        picked = chances.gather(-1, targets[None, :, None].expand(len(gone), -1, 1))[..., 0]
-        sums = picked.double().sum(-1).tolist()
+        ids = torch.from_numpy(trace.ids).to(self.device)
+        block = ids[trace.behind - 1 : -1].expand(len(gone), -1)
+        mask = torch.cat([mask, torch.ones_like(block)], dim=1)
+        counted = torch.from_numpy(np.flatnonzero(trace.counted[trace.behind :])).to(self.device)
+        logits = cached_logits(self.model, block, mask, cache, keep=counted)  # 3
+        self.advance(block.numel())
+        chances = token_log_probabilities(logits, ids[trace.behind + counted])
+        sums = chances.double().sum(-1).tolist()
         if not self.max_tokens:
             return [Answer(value, None) for value in sums]
-        behind = len(block) - first - 1  # fed tokens that stand behind the place of answering
-        for layer in cache.layers:
-            layer.crop(-behind)
-        ids = self._greedy(logits[:, -1].argmax(-1), mask[:, : mask.shape[1] - behind], cache)  # 4
-        return [Answer(value, tuple(row)) for value, row in zip(sums, ids, strict=True)]
+        first = trace.answer - trace.behind  # place in the block of the token answered from
+        for layer in cache.layers:  # 4
+            layer.crop(first - block.shape[1])
+        mask = mask[:, : mask.shape[1] - block.shape[1] + first + 1]
+        start = Start(block[:, first : first + 1], mask, cache)
+        settings = Sampling.greedy(self.max_tokens)
+        decoded = decode_from(self.model, start, settings, self.ends)
+        self.advance(sum(map(len, decoded)))
+        return [Answer(value, tuple(row)) for value, row in zip(sums, decoded, strict=True)]
 
     def _prefill(
         self, trace: PreparedTrace, layers: Layers, gone: Bool[np.ndarray, "row context"]
@@ -119,71 +126,21 @@ class Answerer:
         from transformers import DynamicCache
 
         lacking = gone.any(axis=0)
-        head = trace.behind - 1
-        shared = int(lacking.argmax()) if lacking.any() else head
-        kept = [
-            np.concatenate([~row, np.ones(head - trace.context, bool)])[shared:] for row in gone
+        before = trace.behind - 1
+        shared = int(lacking.argmax()) if lacking.any() else before
+        marker = np.ones(before - trace.context, dtype=bool)
+        rests = [trace.ids[shared:before][np.append(~row, marker)[shared:]] for row in gone]
+        ids, mask = (part.to(self.device) for part in pad_left(rests))
+        mask = torch.cat([mask.new_ones((len(gone), shared)), mask], dim=1)
+        taken = [
+            tuple(part[:, :, :shared].expand(len(gone), -1, -1, -1) for part in layer)
+            for layer in layers
         ]
-        width = max(int(row.sum()) for row in kept)
-        ids = torch.zeros((len(gone), width), dtype=torch.long)
-        mask = torch.ones((len(gone), shared + width), dtype=torch.long)
-        for row, keep in enumerate(kept):
-            rest = trace.ids[shared:head][keep]
-            ids[row, width - len(rest) :] = torch.from_numpy(rest)
-            mask[row, shared : shared + width - len(rest)] = 0
-        cache = DynamicCache(
-            [
-                (
-                    part[0][:, :, :shared].expand(len(gone), -1, -1, -1),
-                    part[1][:, :, :shared].expand(len(gone), -1, -1, -1),
-                )
-                for part in layers
-            ]
-        )
-        mask = mask.to(self.device)
-        if width:
-            self._forward(ids.to(self.device), mask, cache, torch.tensor([width - 1]))
+        cache = DynamicCache(taken)
+        if ids.shape[1]:
+            cached_logits(self.model, ids, mask, cache, keep=1)
+            self.advance(ids.numel())
         return cache, mask
-
-    def _greedy(
-        self, token: Int[Tensor, "row"], mask: Int[Tensor, "row token"], cache: Any
-    ) -> list[list[int]]:
-        """Greedy ids of each row, `token` the first; rows that ended leave the batch."""
-        rows = torch.arange(len(token), device=self.device)
-        output: list[list[int]] = [[] for _ in rows]
-        while True:
-            for row, value in zip(rows.tolist(), token.tolist(), strict=True):
-                output[row].append(value)
-            going = ~torch.isin(token, self.stop)
-            if not going.any() or max(map(len, output)) >= self.max_tokens:
-                return output
-            if not going.all():
-                kept = going.nonzero().flatten()
-                cache.batch_select_indices(kept)
-                rows, token, mask = rows[kept], token[kept], mask[kept]
-            mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
-            logits = self._forward(token[:, None], mask, cache, torch.tensor([0]))
-            token = logits[:, -1].argmax(-1)
-
-    def _forward(
-        self,
-        ids: Int[Tensor, "row token"],
-        mask: Int[Tensor, "row all"],
-        cache: Any,
-        wanted: Int[Tensor, "place"],
-    ) -> Tensor:
-        """Logits at the wanted places of the new tokens; the cache grows by these."""
-        places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        self.advance(ids.numel())
-        logits: Tensor = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=places,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=wanted.to(self.device),
-        ).logits
-        return logits
 
 
 def without(trace: PreparedTrace, steps: Sequence[int]) -> Bool[np.ndarray, "context"]:

@@ -1,14 +1,15 @@
-"""Standing in front of a model's own attention function, in the registry of transformers.
+"""In front of a layer's attention: what goes in, what the model makes of it, and its exact rows.
 
-No class is patched. While a `with` block runs, a local entry of the registry overrides the stock
-one under the same name (sdpa, flash_attention_2, eager). The name stays the model's own, and with
-it the mask that transformers makes for it.
-
-Softmax rows of one attention layer, from the arguments that its attention function got.
-
-The rows are exact: same queries, keys, mask, scaling, window and soft-cap as the model's kernel,
-in float32 whatever the model's precision. `probing.attention.capture` decides which rows are
-wanted.
+1. `InFront` stands in front of a model's attention function, in the registry of transformers. No
+   class is patched: while a `with` block runs, a local entry of the registry overrides the stock
+   one under the same name (sdpa, flash_attention_2, eager). The name stays the model's own, and
+   with it the mask that transformers makes for it.
+2. A layer's arguments are an `AttentionCall`; the model's own kernel gives its output for them
+   (`own_output`).
+3. `Rows` computes softmax rows from the same arguments, exactly: same queries, keys, mask,
+   scaling, window and soft-cap as the kernel, in float32 whatever the model's precision. Which
+   rows are wanted is decided by who stands in front (`probing.attention.capture`,
+   `probing.answers.edits`).
 """
 
 from __future__ import annotations
@@ -28,19 +29,22 @@ from probing.errors import ModelError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 
 
-def trunk_of(model: torch.nn.Module) -> torch.nn.Module:
-    """The transformer without its language-model head; through a PEFT wrapper as well."""
-    unwrap: Any = getattr(model, "get_base_model", lambda: model)
-    trunk: torch.nn.Module = getattr(unwrap(), "base_model", model)
-    return trunk
+class AttentionCall(NamedTuple):
+    """What a model gives to its attention function (2)."""
+
+    implementation: str
+    module: torch.nn.Module
+    query: Float[Tensor, "batch head token dim"]
+    key: Float[Tensor, "batch kv token dim"]
+    mask: Tensor | None
+    options: dict[str, Any]
 
 
 class InFront(ABC):
-    """What stands in front of the attention function of a model, and of no other model's.
+    """What stands in front of the attention function of a model, and of no other model's (1).
 
     Args:
         model: a loaded transformers model.
@@ -54,7 +58,11 @@ class InFront(ABC):
         self._previous: dict[str, Callable[..., Any] | None] = {}
 
     def __enter__(self) -> Self:
-        """Stand in front."""
+        """Stand in front.
+
+        Raises:
+            RuntimeError: it stands there already.
+        """
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
 
         if self._previous:
@@ -124,6 +132,13 @@ class InFront(ABC):
         return int(embeddings.num_embeddings)
 
 
+def trunk_of(model: torch.nn.Module) -> torch.nn.Module:
+    """The transformer without its language-model head; through a PEFT wrapper as well."""
+    unwrap: Any = getattr(model, "get_base_model", lambda: model)
+    trunk: torch.nn.Module = getattr(unwrap(), "base_model", model)
+    return trunk
+
+
 def _implementations(trunk: torch.nn.Module) -> set[str]:
     """Names of the attention functions that the model and its parts are set to use."""
     configs = [getattr(module, "config", None) for module in trunk.modules()]
@@ -135,6 +150,53 @@ def _implementations(trunk: torch.nn.Module) -> set[str]:
             'attn_implementation="sdpa" (or "eager")'
         )
     return {str(name) for name in names}
+
+
+def own_output(
+    call: AttentionCall, value: Tensor, stock: Callable[..., Any] | None, budget: int
+) -> Tensor:
+    """What the model's own kernel gives, (batch, query, head, dim); its eager one in chunks."""
+    _, module, query, key, mask, options = call
+    if stock is None:
+        return eager_in_chunks(eager_of(module), module, query, key, value, mask, options, budget)
+    output: Tensor = stock(module, query, key, value, mask, **options)[0]
+    return output
+
+
+def eager_of(module: torch.nn.Module) -> Callable[..., Any]:
+    """The eager attention function of the module's own modelling file.
+
+    Raises:
+        ModelError: the file has none.
+    """
+    for kind in type(module).__mro__:
+        file = sys.modules.get(kind.__module__)
+        kernel: Callable[..., Any] | None = getattr(file, "eager_attention_forward", None)
+        if kernel is not None:
+            return kernel
+    raise ModelError(f"{type(module).__name__}: no eager attention function found in its file")
+
+
+def eager_in_chunks(
+    kernel: Callable[..., Any],
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+    budget: int,
+) -> Tensor:
+    """The eager kernel, a chunk of query rows at a time, so that no T × T scores are made."""
+    if mask is None or mask.ndim != 4 or mask.shape[2] != query.shape[2]:
+        output: Tensor = kernel(module, query, key, value, mask, **options)[0]
+        return output
+    size = chunk_rows(budget, query.shape[0] * query.shape[1] * key.shape[2])
+    chunks = [
+        kernel(module, q, key, value, m, **options)[0]
+        for q, m in zip(query.split(size, 2), mask.split(size, 2), strict=True)
+    ]
+    return torch.cat(chunks, dim=1)
 
 
 # Bytes of one chunk of rows: on CPU it should stay within the last-level cache.
@@ -159,12 +221,12 @@ class Workspace:
         return self.chunk_bytes or (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
 
     def take(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """The named buffer in this shape, uninitialised; what it held before is gone."""
+        """The named buffer in this shape, uninitialised; what stood in it before is gone."""
         size = int(torch.Size(shape).numel())
-        held = self._buffers.get((name, device))
-        if held is None or len(held) < size:
-            held = self._buffers[name, device] = torch.empty(size, device=device)
-        return held[:size].view(shape)
+        buffer = self._buffers.get((name, device))
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[name, device] = torch.empty(size, device=device)
+        return buffer[:size].view(shape)
 
 
 class Chunk(NamedTuple):
@@ -175,24 +237,16 @@ class Chunk(NamedTuple):
     rows: slice  # of the positions asked for
 
 
-class AttentionCall(NamedTuple):
-    """What a model gives to its attention function."""
-
-    implementation: str
-    module: torch.nn.Module
-    query: Float[Tensor, "batch head token dim"]
-    key: Float[Tensor, "batch kv token dim"]
-    mask: Tensor | None
-    options: dict[str, Any]
-
-
 class Rows:
-    """Softmax rows of one layer in one pass, from the arguments of its attention function.
+    """Softmax rows of one layer in one pass, from the arguments of its attention function (3).
 
     Args:
         call: these arguments.
         heads: which query heads; None takes all.
         workspace: where chunks are computed.
+
+    Raises:
+        ModelError: a mask of an unknown kind, or attention that looks ahead.
     """
 
     def __init__(self, call: AttentionCall, heads: list[int] | None, workspace: Workspace) -> None:
@@ -300,49 +354,6 @@ class Rows:
         if self.mask is not None:
             hidden |= ~self.mask[trace, low:length].bool()
         return low, hidden[None, :, None]
-
-
-def eager_of(module: torch.nn.Module) -> Callable[..., Any]:
-    """The eager attention function of the module's own modelling file."""
-    for kind in type(module).__mro__:
-        found = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
-        if found is not None:
-            function: Callable[..., Any] = found
-            return function
-    raise ModelError(f"{type(module).__name__}: no eager attention function found in its file")
-
-
-def own_output(
-    call: AttentionCall, value: Tensor, stock: Callable[..., Any] | None, budget: int
-) -> Tensor:
-    """What the model's own kernel gives, (batch, query, head, dim); its eager one in chunks."""
-    _, module, query, key, mask, options = call
-    if stock is None:
-        return eager_in_chunks(eager_of(module), module, query, key, value, mask, options, budget)
-    output: Tensor = stock(module, query, key, value, mask, **options)[0]
-    return output
-
-
-def eager_in_chunks(
-    kernel: Callable[..., Any],
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    options: dict[str, Any],
-    budget: int,
-) -> Tensor:
-    """The eager kernel, a chunk of query rows at a time, so that no T × T scores are made."""
-    if mask is None or mask.ndim != 4 or mask.shape[2] != query.shape[2]:
-        output: Tensor = kernel(module, query, key, value, mask, **options)[0]
-        return output
-    size = chunk_rows(budget, query.shape[0] * query.shape[1] * key.shape[2])
-    chunks = [
-        kernel(module, q, key, value, m, **options)[0]
-        for q, m in zip(query.split(size, 2), mask.split(size, 2), strict=True)
-    ]
-    return torch.cat(chunks, dim=1)
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -1,26 +1,25 @@
 """Attention capture: how much the answer looks at each token, for every head, exactly.
 
-The numbered steps of `AttentionCapture.__call__`, with the same numbers in the code:
+The steps of `AttentionCapture.__call__`, with the same numbers in the code:
 1. The model runs its own attention function, mask and kernel (sdpa, flash, eager): our function
-   stands in front of it in the transformers attention registry and calls it for the output.
+   stands in front of it in the attention registry of transformers (`probing.attention.call`) and
+   calls it for the output.
 2. For the answer tokens alone, in chunks, the softmax rows are computed from the same queries,
    keys and mask, in float32.
 3. Each row is added to its trace's mass: mass[h, n] = Σ_{m ∈ F} a_{m→n}, the inner sum of the
    step score (AttnPO, arXiv 2602.09953, section 3; docs/PAPER.md, eq. 1).
 4. After the deepest layer needed the forward pass stops.
-
-No T × T matrix is made: beyond the plain forward there is one chunk of rows and the masses.
+What one pass collects is a `CapturePass`. No T × T matrix is made: beyond the plain forward there
+is one chunk of rows and the masses.
 
 A capture proves itself before it is used: the rows times the values must equal the output of the
 model's own kernel in every layer, and the model's output must stay what it was. A family whose
 attention does not go through the registry, or does more than a softmax over keys, is refused.
-
-What one forward pass under the capture collects: masses, and the proof that they are real.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -38,7 +37,7 @@ PROOF_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-
 
 
 class _Enough(Exception):
-    """Leaves the forward pass after the deepest layer needed (4)."""
+    """Leaves the forward pass after the deepest layer needed."""
 
 
 class AttentionCapture(InFront):
@@ -75,7 +74,7 @@ class AttentionCapture(InFront):
         self._pass: CapturePass | None = None
         self.layers: dict[int, int] = {}  # attention layer → its number of heads
         self._discover()
-        self.heads: list[Head] = self._check_heads(heads)
+        self.heads: list[Head] = self._choose(heads)
         if prove:
             self.prove()
 
@@ -102,15 +101,16 @@ class AttentionCapture(InFront):
 
         Raises:
             ModelError: the model made no use of the registry in this pass.
+            RuntimeError: the capture is not entered.
             ValueError: an answer token lies in the padding.
         """
         if not self._previous:
             raise RuntimeError("use the capture within a `with` block")
         if attention_mask is not None and bool((answer & (attention_mask == 0)).any()):
             raise ValueError("an answer token lies in the padding")
-        run = CapturePass(answer, self.heads, self._workspace, early_exit=self.early_exit)
-        self._run(run, input_ids, attention_mask, forward or self.trunk)
-        return run.mass()
+        collected = CapturePass(answer, self.heads, self._workspace, early_exit=self.early_exit)
+        self._run(collected, input_ids, attention_mask, forward or self.trunk)
+        return collected.mass()
 
     def prove(
         self,
@@ -134,12 +134,12 @@ class AttentionCapture(InFront):
         device = self._device()
         if input_ids is None or answer is None:
             input_ids, answer, attention_mask = proof_input(self._vocabulary(), device)
-        run = CapturePass(answer, self.heads, self._workspace, verify=True)
+        collected = CapturePass(answer, self.heads, self._workspace, verify=True)
         before = self._hidden(input_ids, attention_mask, self.trunk)
         with nullcontext() if self._previous else self:
-            after = self._run(run, input_ids, attention_mask, self.trunk)
+            after = self._run(collected, input_ids, attention_mask, self.trunk)
         name = type(self.model).__name__
-        layer, worst = max(run.differences.items(), key=lambda item: item[1])
+        layer, worst = max(collected.differences.items(), key=lambda item: item[1])
         tolerance = PROOF_TOLERANCE.get(before.dtype, 1e-4)
         if worst > tolerance:
             raise ModelError(
@@ -154,36 +154,31 @@ class AttentionCapture(InFront):
         return worst
 
     def _discover(self) -> None:
-        """Learn which layers call the registry, with how many heads each."""
+        """Learn which layers call the registry, and how many heads each has."""
         ids = torch.zeros((1, 4), dtype=torch.long, device=self._device())
-        run = CapturePass(torch.zeros_like(ids, dtype=torch.bool), [])
+        collected = CapturePass(torch.zeros_like(ids, dtype=torch.bool), [])
         with self:
-            self._run(run, ids, None, self.trunk)
-        self.layers = dict(sorted(run.found.items()))
+            self._run(collected, ids, None, self.trunk)
+        self.layers = dict(sorted(collected.layers.items()))
 
-    def _check_heads(self, heads: Sequence[Head] | None) -> list[Head]:
+    def _choose(self, heads: Sequence[Head] | None) -> list[Head]:
         if heads is None:
             return [(layer, head) for layer, n in self.layers.items() for head in range(n)]
         if not heads or len(set(heads)) != len(heads):
             raise ModelError(f"choose at least one head and none twice, got {list(heads)}")
-        for layer, head in heads:
-            if not 0 <= head < self.layers.get(layer, 0):
-                raise ModelError(
-                    f"{type(self.model).__name__} has no head {layer}.{head}: it has "
-                    f"{len(self.layers)} attention layers of {max(self.layers.values())} heads"
-                )
+        check_heads(type(self.model).__name__, self.layers, heads)
         return [(int(layer), int(head)) for layer, head in heads]
 
     @torch.no_grad()
     def _run(
         self,
-        run: CapturePass,
+        collected: CapturePass,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         forward: Callable[..., Any],
     ) -> Tensor:
-        """One forward pass under `run`; the last hidden state, or empty after an early exit."""
-        self._pass = run
+        """One forward pass; its last hidden state, or nothing after an early exit."""
+        self._pass = collected
         hidden = torch.empty(0)
         try:
             hidden = self._hidden(input_ids, attention_mask, forward)
@@ -191,7 +186,7 @@ class AttentionCapture(InFront):
             pass
         finally:
             self._pass = None
-        if not run.found:
+        if not collected.layers:
             raise ModelError(
                 f"{type(self.model).__name__} does not call the attention registry of "
                 "transformers, so its attention cannot be captured. Use a model class of "
@@ -220,28 +215,17 @@ class AttentionCapture(InFront):
     def _attend(
         self, call: AttentionCall, value: Tensor, stock: Callable[..., Any] | None
     ) -> Tensor:
-        run = self._pass
-        assert run is not None
+        collected = self._pass
+        assert collected is not None  # `_busy` said so
         layer = getattr(call.module, "layer_idx", None)
-        layer = len(run.found) if layer is None else int(layer)
-        run.enter_layer(layer, call.query, call.key)
-        run.add(layer, call)  # (2, 3)
-        if run.finished(layer):
-            raise _Enough  # (4)
-        output = own_output(call, value, stock, self._workspace.budget(call.query.device))  # (1)
-        run.verify(layer, call, value, output)
+        layer = len(collected.layers) if layer is None else int(layer)
+        collected.enter_layer(layer, call.query, call.key)
+        collected.add(layer, call)  # 2, 3
+        if collected.finished(layer):
+            raise _Enough  # 4
+        output = own_output(call, value, stock, self._workspace.budget(call.query.device))  # 1
+        collected.verify(layer, call, value, output)
         return output
-
-
-def proof_input(vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Two random sequences, the second padded on the left; the second half of each answers."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, vocabulary, (2, PROOF_TOKENS), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[1, : PROOF_TOKENS // 4] = 0
-    answer = torch.zeros_like(ids, dtype=torch.bool)
-    answer[:, PROOF_TOKENS // 2 :] = True
-    return ids.to(device), answer.to(device), mask.to(device)
 
 
 class CapturePass:
@@ -268,7 +252,7 @@ class CapturePass:
         self.workspace = workspace or Workspace()
         self.early_exit = early_exit and bool(heads)
         self.verifying = verify
-        self.found: dict[int, int] = {}  # layer → number of its heads
+        self.layers: dict[int, int] = {}  # those entered, and the number of their heads
         self.differences: dict[int, float] = {}
         self.shape = answer.shape
         # Positions of the answer of each trace; planned on the CPU, whatever the device.
@@ -279,15 +263,20 @@ class CapturePass:
         self.masses: dict[int, Tensor] = {}
 
     def enter_layer(self, layer: int, query: Tensor, key: Tensor) -> None:
-        """Note a layer; a second call within one pass has no place in the layer × head table."""
-        if layer in self.found:
+        """Note a layer and its heads.
+
+        Raises:
+            ModelError: a second call in the same layer, for which the layer × head table has no
+                place; or tokens that stand in a cache.
+        """
+        if layer in self.layers:
             raise ModelError(
                 f"layer {layer} calls its attention more than once in a pass (cross-attention or "
                 "shared layers): this family cannot be probed"
             )
         if query.shape[2] != key.shape[2]:
             raise ModelError("the capture needs the whole sequence in one pass, without a cache")
-        self.found[layer] = query.shape[1]
+        self.layers[layer] = query.shape[1]
 
     def finished(self, layer: int) -> bool:
         """Whether no later layer is needed."""
@@ -300,15 +289,15 @@ class CapturePass:
             return
         heads = [self.heads[place][1] for place in places]
         # All heads in order need no copy of queries and keys.
-        everything = heads == list(range(self.found[layer]))
+        everything = heads == list(range(self.layers[layer]))
         rows = Rows(call, None if everything else heads, self.workspace)
         device, (batch, tokens) = rows.query.device, self.shape
         mass = torch.zeros((batch, rows.key.shape[1], rows.group, tokens), device=device)
         for trace, at in enumerate(self.rows):
             if not len(at):
                 continue
-            for chunk in rows.chunks(trace, at.to(device), int(at[-1])):
-                mass[trace, chunk.kv, :, : chunk.probs.shape[-1]] += chunk.probs.sum(dim=1)
+            for chunk in rows.chunks(trace, at.to(device), int(at[-1])):  # 2
+                mass[trace, chunk.kv, :, : chunk.probs.shape[-1]] += chunk.probs.sum(dim=1)  # 3
         self.masses[layer] = mass.flatten(1, 2)
 
     def verify(self, layer: int, call: AttentionCall, value: Tensor, output: Tensor) -> None:
@@ -337,7 +326,11 @@ class CapturePass:
         self.differences[layer] = relative(torch.cat(ours), torch.cat(theirs))
 
     def mass(self) -> Float[Tensor, "batch head token"]:
-        """The masses of all layers in the order of `heads`."""
+        """The masses of all layers in the order of `heads`.
+
+        Raises:
+            ModelError: a layer was not reached.
+        """
         missing = sorted(set(self.chosen) - set(self.masses))
         if missing:
             raise ModelError(f"layers {missing} were not reached in this pass")
@@ -346,3 +339,33 @@ class CapturePass:
         for layer, places in self.chosen.items():
             out[:, places] = self.masses[layer].to(out.device)
         return out
+
+
+def check_heads(model: str, layers: Mapping[int, int], heads: Sequence[Head]) -> None:
+    """Check that a model has these heads.
+
+    Args:
+        model: what the message calls it.
+        layers: heads of each of its attention layers.
+        heads: `(layer, head)` pairs.
+
+    Raises:
+        ModelError: a head that is not there.
+    """
+    for layer, head in heads:
+        if not 0 <= head < layers.get(layer, 0):
+            raise ModelError(
+                f"{model} has no head {layer}.{head}: it has {len(layers)} attention layers of "
+                f"{max(layers.values())} heads"
+            )
+
+
+def proof_input(vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Two random sequences, the second padded on the left; the second half of each answers."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (2, PROOF_TOKENS), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, : PROOF_TOKENS // 4] = 0
+    answer = torch.zeros_like(ids, dtype=torch.bool)
+    answer[:, PROOF_TOKENS // 2 :] = True
+    return ids.to(device), answer.to(device), mask.to(device)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from probing.choices import BACKENDS, BATCH_TOKENS, Head
 from probing.errors import ConfigError
+from probing.models.identity import shortest_window
 from probing.traces.tokens import EncodedTrace
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 Scores = Float[np.ndarray, "head step"]
-WINDOW = 32  # batches' worth of traces that are held at once, to be sorted by length
+STRETCH = 32  # batches' worth of traces that are in memory at once, to be sorted by length
 
 
 class Capture(Protocol):
@@ -82,60 +83,107 @@ def open_capture(model: PreTrainedModel, backend: str = "transformers") -> Captu
     raise ConfigError(f"unknown backend {backend!r}; choose {' or '.join(BACKENDS)}")
 
 
-def score_batch(
-    capture: Capture, traces: Sequence[EncodedTrace], device: torch.device
-) -> list[ScoredTrace]:
-    """Step scores of a batch of traces, in one forward pass.
+def pad_batch(
+    rows: Sequence[np.ndarray], value: float = 0, *, least: int = 1
+) -> Shaped[torch.Tensor, "row longest *rest"]:
+    """Rows of different lengths as one tensor, `value` behind each.
+
+    Args:
+        rows: at least one; each (length, *rest), of one type and one rest.
+        value: what stands behind a row.
+        least: width where every row is shorter.
+
+    Example:
+        >>> pad_batch([np.array([1, 2]), np.array([3])], -1).tolist()
+        [[1, 2], [3, -1]]
+    """
+    width = max(least, *(len(row) for row in rows))
+    out = np.full((len(rows), width, *rows[0].shape[1:]), value, dtype=rows[0].dtype)
+    for place, row in enumerate(rows):
+        out[place, : len(row)] = row
+    return torch.from_numpy(out)
+
+
+def batch_masses(
+    capture: Capture,
+    traces: Sequence[EncodedTrace],
+    device: torch.device,
+    *,
+    forward: Callable[..., Any] | None = None,
+) -> list[Float[np.ndarray, "head token"]]:
+    """Attention mass of each trace's tokens, for every head of the capture, in one forward pass.
 
     The traces are padded on the right and given without an attention mask: with causal attention
     no real token can look at the padding, and the kernels are fastest without a mask.
+
+    Args:
+        capture: entered.
+        traces: of one batch. Of none, one token goes through the model all the same: where
+            modules are sharded every process must make as many passes.
+        device: of the model.
+        forward: called instead of the model's trunk, see `AttentionCapture.__call__`.
     """
-    width = max(len(trace) for trace in traces)
-    ids = torch.zeros((len(traces), width), dtype=torch.long)
-    answer = torch.zeros((len(traces), width), dtype=torch.bool)
-    for row, trace in enumerate(traces):
-        ids[row, : len(trace)] = torch.from_numpy(trace.ids)
-        answer[row, : len(trace)] = torch.from_numpy(trace.answer)
-    mass: Float[np.ndarray, "batch head token"]
-    mass = capture(ids.to(device), answer.to(device)).cpu().numpy()
-    return [_reduce(trace, mass[row]) for row, trace in enumerate(traces)]
+    ids = pad_batch([trace.ids for trace in traces] or [np.zeros(1, dtype=np.int64)])
+    answer = pad_batch([trace.answer for trace in traces] or [np.zeros(1, dtype=bool)])
+    options: dict[str, Any] = {} if forward is None else {"forward": forward}
+    mass = capture(ids.to(device), answer.to(device), **options).cpu().numpy()
+    return [mass[row, :, : len(trace)] for row, trace in enumerate(traces)]
 
 
-def _reduce(trace: EncodedTrace, mass: Float[np.ndarray, "head token"]) -> ScoredTrace:
-    return ScoredTrace(
-        trace.id,
-        step_scores(mass, trace.spans).astype(np.float32),
-        trace.spans[:, 1] - trace.spans[:, 0],
-        int(trace.answer.sum()),
-        len(trace),
-    )
+def score_batch(
+    capture: Capture, traces: Sequence[EncodedTrace], device: torch.device
+) -> list[ScoredTrace]:
+    """Step scores of a batch of traces, in one forward pass; see `batch_masses`."""
+    return [
+        ScoredTrace(
+            trace.id,
+            step_scores(mass, trace.spans).astype(np.float32),
+            trace.spans[:, 1] - trace.spans[:, 0],
+            int(trace.answer.sum()),
+            len(trace),
+        )
+        for trace, mass in zip(traces, batch_masses(capture, traces, device), strict=True)
+    ]
 
 
 def batches_by_length(
-    traces: Iterable[EncodedTrace], batch_tokens: int = BATCH_TOKENS
+    traces: Iterable[EncodedTrace], batch_tokens: int = BATCH_TOKENS, rows: int | None = None
 ) -> Iterator[list[EncodedTrace]]:
-    """Batches of at most `batch_tokens` tokens, padding included; a longer trace goes alone.
+    """Batches of at most `batch_tokens` tokens, padding included, longest trace first.
 
-    Traces are sorted by length within a window, so that little is padded and no more than a
-    window is in memory.
+    Traces are sorted by length within a stretch of the stream, so that little is padded and no
+    more than a stretch is in memory.
+
+    Args:
+        traces: consumed lazily.
+        batch_tokens: of a batch; a longer trace goes alone.
+        rows: at most so many traces a batch; None: as many as the tokens allow.
+
+    Raises:
+        ConfigError: a batch that holds no token or no row.
     """
     if batch_tokens < 1:
         raise ConfigError(f"batch tokens must be positive, are {batch_tokens}")
-    window: list[EncodedTrace] = []
-    held = 0
+    if rows is not None and rows < 1:
+        raise ConfigError(f"a batch needs at least 1 row, not {rows}")
+    stretch: list[EncodedTrace] = []
+    tokens = 0
     for trace in traces:
-        window.append(trace)
-        held += len(trace)
-        if held >= WINDOW * batch_tokens:
-            yield from _sorted_batches(window, batch_tokens)
-            window, held = [], 0
-    yield from _sorted_batches(window, batch_tokens)
+        stretch.append(trace)
+        tokens += len(trace)
+        if tokens >= STRETCH * batch_tokens:
+            yield from _sorted_batches(stretch, batch_tokens, rows)
+            stretch, tokens = [], 0
+    yield from _sorted_batches(stretch, batch_tokens, rows)
 
 
-def _sorted_batches(traces: list[EncodedTrace], batch_tokens: int) -> Iterator[list[EncodedTrace]]:
+def _sorted_batches(
+    traces: list[EncodedTrace], batch_tokens: int, rows: int | None
+) -> Iterator[list[EncodedTrace]]:
     batch: list[EncodedTrace] = []
     for trace in sorted(traces, key=len, reverse=True):
-        if batch and (len(batch) + 1) * len(batch[0]) > batch_tokens:
+        full = len(batch) == rows or (len(batch) + 1) * len((batch or [trace])[0]) > batch_tokens
+        if batch and full:
             yield batch
             batch = []
         batch.append(trace)
@@ -151,7 +199,7 @@ def score_traces(
     batch_tokens: int = BATCH_TOKENS,
     advance: Callable[[int, int], None] = lambda traces, tokens: None,
 ) -> Iterator[ScoredTrace]:
-    """Score traces one batch after another, longest first within a window.
+    """Score traces one batch after another, longest first within a stretch.
 
     Args:
         capture: a proven capture, not entered. It is proven again on the first (longest) trace
@@ -175,9 +223,8 @@ def score_traces(
 
 def _prove_on(capture: Any, trace: EncodedTrace, device: torch.device) -> None:
     """Prove the capture where the model looks through a window shorter than the trace."""
-    config = capture.model.config.get_text_config()
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    if not any(window and window < len(trace) for window in windows):
+    window = shortest_window(capture.model.config)
+    if window is None or window >= len(trace):
         return
     answer = np.zeros_like(trace.answer)
     answer[np.flatnonzero(trace.answer)[:16]] = True

@@ -1,6 +1,9 @@
 from .concept import concept_figure as concept_figure
 from .concept import pocket_concept as pocket_concept
-from .interventions import InterventionFigures as InterventionFigures
+from .interventions import intervention_figures as intervention_figures
+from .interventions import removed_steps as removed_steps
+from .interventions import silenced_heads as silenced_heads
+from .interventions import steered_heads as steered_heads
 from .probe import draw_ensembles as draw_ensembles
 from .probe import draw_heatmap as draw_heatmap
 from .probe import ensembles as ensembles

@@ -7,10 +7,12 @@ files without a header, since users bring their own.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 import shlex
 import sys
@@ -79,7 +81,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success move it there, on failure remove it.
 
     A reader sees the old file or the new one, never half of one.
+
+    Raises:
+        OSError: it cannot be written; known before work is done where a folder has its name.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
+    if path.parent.is_file():
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder", str(path.parent))
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: matplotlib and others choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -88,6 +97,17 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_overwriting(out: Path | str, *inputs: Path | str | None) -> None:
+    """Refuse to write a file over one that it is made from, under whatever name or link.
+
+    Raises:
+        ConfigError: `out` is one of the inputs; those that are None or no file are none.
+    """
+    for path in (Path(path) for path in inputs if path is not None):
+        if path.exists() and Path(out).exists() and path.samefile(out):
+            raise ConfigError(f"{out} is the input {path} and would be overwritten: choose another")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -126,10 +146,16 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def json_number(value: SupportsFloat) -> float | None:
-    """A float for JSON, which has no word for what is not a number."""
-    number = float(value)
-    return None if number != number else number
+def json_number(value: SupportsFloat | None, digits: int | None = None) -> float | None:
+    """A float for JSON: null for what is infinite or not a number, which JSON has no word for.
+
+    Args:
+        value: the number; None stays None.
+        digits: behind the point; default all.
+    """
+    if value is None or not math.isfinite(number := float(value)):
+        return None
+    return number if digits is None else round(number, digits)
 
 
 def kind_of(folder: Path) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
 from .claims import Claim as Claim
-from .claims import verdicts as verdicts
+from .claims import claims_of as claims_of
 from .effects import differences as differences
 from .effects import summarise as summarise
+from .job import intervene as intervene
 from .outcomes import Outcome as Outcome
 from .outcomes import OutcomeStore as OutcomeStore
+from .result import InterventionResult as InterventionResult
 from .setup import InterventionConfig as InterventionConfig
-from .setup import prepare_interventions as prepare_interventions
+from .setup import TraceChoice as TraceChoice

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from probing.interventions.effects import MATCHED, OTHER_STEP
 from probing.interventions.outcomes import NONE, RANDOM
+from probing.numbers import Number
 
 LOWER, HIGHER = "lower", "higher"
 FOLLOW, KEPT = "follow", "source_kept"  # measures of heads and steering
@@ -19,6 +20,8 @@ MEASURES = {
     "heads": ("accuracy", "logprob", KEPT, FOLLOW),
     "steering": (FOLLOW, "logprob", "accuracy"),
 }
+DIGITS = {"logprob": 2, "follow": 2}  # of measures in nats; others are shares
+FEW_GROUPS = 20  # fewer problems give rough intervals
 UNCHANGED = {"steps": 0.0, "heads": 0.0, "steering": 1.0}  # the dose of `none`
 
 
@@ -73,12 +76,26 @@ class Claim:
         return all(dose["holds"] for dose in self.doses)
 
     @property
+    def name(self) -> str:
+        """Which arm is held against which, by what."""
+        question = self.question
+        arm = f"{question.part}, {question.arm} {self.mode}".strip()
+        return f"{arm} against {question.against}, {self.measure}"
+
+    @property
     def text(self) -> str:
         """The claim in words."""
         return self.question.text.format(self.measure)
 
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Claim:
+        """The claim of an entry of `ablation.json`."""
+        names = ("part", "arm", "against", "way", "down", "only")
+        question = Question(text=row["claim"], **{name: row[name] for name in names})
+        return cls(question, row["measure"], row["mode"], tuple(row["doses"]))
+
     def to_json(self) -> dict[str, Any]:
-        """The verdict as it stands in `ablation.json`."""
+        """The claim as it stands in `ablation.json`."""
         asked = {k: v for k, v in asdict(self.question).items() if k != "text"}
         return {
             **asked,
@@ -90,7 +107,7 @@ class Claim:
         }
 
 
-def verdicts(differences: pd.DataFrame) -> Iterator[Claim]:
+def claims_of(differences: pd.DataFrame) -> Iterator[Claim]:
     """Every question that the differences can answer, part by part and measure by measure."""
     for part, measures in MEASURES.items():
         for measure in measures:
@@ -100,7 +117,7 @@ def verdicts(differences: pd.DataFrame) -> Iterator[Claim]:
 
 
 def _answers(question: Question, measure: str, differences: pd.DataFrame) -> Iterator[Claim]:
-    """The verdicts on one question, a mode each."""
+    """The claims of one question, a mode each."""
     chosen = (
         (differences["part"] == question.part)
         & (differences["arm"] == question.arm)
@@ -119,3 +136,37 @@ def _dose(row: dict[Any, Any], way: str) -> dict[str, Any]:
     holds = row["high"] < 0 if way == LOWER else row["low"] > 0
     kept = {name: row[name] for name in ("dose", "value", "low", "high", "traces", "groups")}
     return {**kept, "holds": bool(holds)}
+
+
+def claim_caveats(claims: Iterable[Claim], table: pd.DataFrame) -> list[str]:
+    """What to hold against interventions: claims that the intervals do not bear, dose by dose.
+
+    That removing low-score steps lowers a measure is no claim of the method: it is a caveat where
+    it is so. Where it is not shown, that does not show equality, which is said too.
+
+    Args:
+        claims: all that were held against the differences.
+        table: of `probing.interventions.effects.summarise`.
+    """
+    sentences = []
+    for claim in claims:
+        for dose in claim.doses:
+            if caveat := _caveat(claim.question, dose):
+                difference = Number.of(dose, DIGITS.get(claim.measure, 3), signed=True)
+                where = f"{difference} at {dose['dose']:g}, {dose['traces']} traces"
+                sentences.append(f"{claim.name}: {where}: {caveat}")
+    groups = int(table["groups"].min()) if len(table) else 0
+    if groups < FEW_GROUPS:
+        sentences.append(f"{groups} problems are few: the intervals are rough.")
+    return sentences
+
+
+def _caveat(question: Question, dose: dict[str, Any]) -> str:
+    """What a claim at one dose leaves open; empty where nothing."""
+    if (question.arm, question.against) == ("low", NONE):
+        if dose["holds"]:
+            return "low-score steps are needed, too."
+        return "no harm is shown, nor ruled out." if dose["low"] < 0 else ""
+    if dose["holds"]:
+        return ""
+    return "an effect is not shown." if question.against == NONE else "the control is not beaten."

@@ -229,8 +229,8 @@ class Alterer:
 
 
 def follows(
-    answers: Any,
-    reading: Any,
+    answers: EditedAnswers,
+    reading: Reading,
     altered: Sequence[Altered],
     edit: HeadEdit | None = None,
     spans: Sequence[Int[np.ndarray, "span 2"]] | None = None,
@@ -238,7 +238,7 @@ def follows(
     """How far each answer follows the altered step: log p(other) − log p(original) (eq. 18).
 
     Args:
-        answers: `EditedAnswers` with entered edits, or `LensAnswers`.
+        answers: whose edits are entered.
         reading: of the altered traces, under the same edit where it is at all positions.
         altered: the same traces.
         edit: what is done to the heads.

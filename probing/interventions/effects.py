@@ -6,18 +6,22 @@ over the counted answer tokens), and what the part put into `extra`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from probing.intervals import group_interval
+from probing.intervals import estimate_mean, estimate_share
 from probing.interventions.outcomes import NONE, RANDOM, Outcome
 
 MATCHED = "matched"
+STEERING = "steering"
 OTHER_STEP = "other-step"  # steering: the head set, to another step
 CONTROLS = (RANDOM, MATCHED, OTHER_STEP)
 KEYS = ["part", "arm", "mode", "dose"]
+RESAMPLES = 4000  # of groups: claims depend on the ends of intervals
 
 
 def outcome_table(outcomes: Iterable[Outcome]) -> pd.DataFrame:
@@ -37,20 +41,16 @@ def over_draws(table: pd.DataFrame) -> pd.DataFrame:
     return table.groupby(by, sort=False, as_index=False)["value"].mean()
 
 
-def _figure(frame: pd.DataFrame, measure: str, column: str, seed: int, bounded: bool) -> dict:
-    """Mean, interval and numbers of one cell of a table."""
-    groups = pd.factorize(frame["group"])[0]
-    share = measure == "accuracy"
-    value, low, high = group_interval(frame[column].to_numpy(), groups, seed=seed, share=share)
-    if share and bounded:
-        low, high = max(0.0, low), min(1.0, high)
-    return {
-        "value": value,
-        "low": low,
-        "high": high,
-        "traces": len(frame),
-        "groups": int(groups.max()) + 1,
-    }
+def _estimate(frame: pd.DataFrame, measure: str, column: str, seed: int) -> dict[str, Any]:
+    """Mean over traces, its interval over groups, and the numbers of both."""
+    rows = [values.tolist() for _, values in frame.groupby("group", sort=False)[column]]
+    drawn: Any = {"resamples": RESAMPLES, "seed": (seed, len(rows))}
+    if measure == "accuracy":
+        found = estimate_share(rows, difference=column == "difference", **drawn)
+    else:
+        found = estimate_mean(rows, **drawn)
+    interval = {"value": found.value, "low": found.low, "high": found.high}
+    return {**interval, "traces": len(frame), "groups": found.n}
 
 
 def summarise(outcomes: Iterable[Outcome], seed: int = 0) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def summarise(outcomes: Iterable[Outcome], seed: int = 0) -> pd.DataFrame:
     rows = [
         {
             **dict(zip([*KEYS, "measure"], key, strict=True)),
-            **_figure(frame, str(key[-1]), "value", seed, True),
+            **_estimate(frame, str(key[-1]), "value", seed),
         }
         for key, frame in table.groupby([*KEYS, "measure"], sort=False)
     ]
@@ -96,7 +96,7 @@ def differences(outcomes: Iterable[Outcome], seed: int = 0) -> pd.DataFrame:
                     "dose": dose,
                     "measure": measure,
                     "against": against,
-                    **_figure(pair, str(measure), "difference", seed, False),
+                    **_estimate(pair, str(measure), "difference", seed),
                 }
             )
     columns = [*KEYS, "measure", "against", "value", "low", "high", "traces", "groups"]
@@ -118,3 +118,67 @@ def _references(cells: dict[Any, pd.DataFrame], key: Any) -> list[tuple[str, pd.
         if other is not None and arm not in CONTROLS:
             found.append((control, other))
     return found
+
+
+def dose_response(outcomes: Sequence[Outcome], seed: int) -> dict[str, dict[str, Any]]:
+    """Steering: the mean rank correlation of factor and `follow`, by arm, with intervals."""
+    groups = {outcome.trace: outcome.group for outcome in outcomes}
+    by_arm = {}
+    for arm, by_trace in dose_correlations(outcomes).items():
+        rows: dict[str, list[float]] = {}
+        for trace, value in sorted(by_trace.items(), key=lambda item: groups[item[0]]):
+            rows.setdefault(groups[trace], []).append(value)
+        mean = estimate_mean([*rows.values()], resamples=RESAMPLES, seed=(seed, len(rows)))
+        interval = {"value": mean.value, "low": mean.low, "high": mean.high}
+        by_arm[arm] = {**interval, "traces": len(by_trace)}
+    return by_arm
+
+
+def dose_correlation(
+    doses: Float[np.ndarray, "dose"], responses: Float[np.ndarray, "dose"]
+) -> float:
+    """Spearman's rank correlation of dose and response; not a number where either is constant.
+
+    Example:
+        >>> round(dose_correlation(np.array([0, 0.5, 1, 2]), np.array([-3.0, -1.0, 0.5, 4.0])), 9)
+        1.0
+    """
+    from scipy.stats import spearmanr
+
+    if np.ptp(doses) == 0 or np.ptp(responses) == 0:
+        return float("nan")
+    return float(spearmanr(doses, responses).statistic)
+
+
+def dose_correlations(
+    outcomes: Iterable[Outcome], measure: str = "follow"
+) -> dict[str, dict[str, float]]:
+    """For each arm and trace the rank correlation of factor and response.
+
+    The factor 1 of every arm is the trace's outcome without a change. Random draws are correlated
+    one by one and averaged within a trace.
+
+    Returns:
+        arm → trace → correlation; traces with a constant response are left out.
+    """
+    series: dict[tuple[str, int, str], dict[float, float]] = {}
+    ones: dict[str, float] = {}
+    for one in outcomes:
+        value = one.logprob if measure == "logprob" else one.extra.get(measure)
+        if one.part != STEERING or value is None:
+            continue
+        if one.arm == NONE:
+            ones[one.trace] = value
+        else:
+            series.setdefault((one.arm, one.draw, one.trace), {})[one.dose] = value
+    found: dict[str, dict[str, list[float]]] = {}
+    for (arm, _, trace), by_dose in series.items():
+        whole = {**by_dose, 1.0: ones[trace]} if trace in ones else by_dose
+        doses = np.array(sorted(whole))
+        rho = dose_correlation(doses, np.array([whole[dose] for dose in doses]))
+        if not np.isnan(rho):
+            found.setdefault(arm, {}).setdefault(trace, []).append(rho)
+    return {
+        arm: {trace: float(np.mean(rhos)) for trace, rhos in of.items()}
+        for arm, of in found.items()
+    }

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Int
 
 from probing.answers.context import PreparedTrace
-from probing.answers.edited import EditedAnswers, Means, Reading, Spans, batches
+from probing.answers.edited import EditedAnswers, Means, Reading, Spans, batches, head_means
 from probing.answers.edits import ALL, HeadEdit, HeadEdits
 from probing.answers.hiding import StepHiding
 from probing.choices import Head
@@ -44,6 +44,7 @@ from probing.interventions.copies import (
 )
 from probing.interventions.outcomes import NONE, RANDOM, Outcome
 from probing.interventions.setup import Setup
+from probing.models.identity import shortest_window
 
 PART = "heads"
 CHOSEN = "chosen"
@@ -83,10 +84,10 @@ class HeadWork:
     Args:
         setup: of the part.
         answers: of `open_answers`.
-        sources: whether copy sources are looked for; only with `EditedAnswers`.
+        sources: whether copy sources are looked for.
     """
 
-    def __init__(self, setup: Setup, answers: Any, *, sources: bool) -> None:
+    def __init__(self, setup: Setup, answers: EditedAnswers, *, sources: bool) -> None:
         self.setup, self.answers = setup, answers
         self.alterer = Alterer(setup.tokenizer, setup.config.seed)
         self.ablation = _ablation(setup) if sources else None
@@ -154,7 +155,7 @@ class HeadWork:
             if trace.own_correct:
                 one["logprob"] = float(of[counted].sum())
             if ids is not None:
-                one["correct"] = self.setup.judge(trace, ids)
+                one["correct"] = self.setup.verdict(trace, ids)
                 one["extra"]["ended"] = float(bool(ids) and ids[-1] in self.setup.ends)
             found.append(one)
         return found
@@ -167,7 +168,7 @@ class HeadWork:
         return copy_sources(hiding_drops(self.ablation, self.answers, reading, row, runs, edit))
 
 
-def ablate_heads(setup: Setup) -> Iterator[list[Outcome]]:
+def silence_heads(setup: Setup) -> Iterator[list[Outcome]]:
     """The outcomes of each trace with the head set silenced, and with random heads silenced.
 
     Raises:
@@ -178,7 +179,7 @@ def ablate_heads(setup: Setup) -> Iterator[list[Outcome]]:
     config = setup.config
     with open_answers(setup) as answers:
         answers.check(heads)
-        work = HeadWork(setup, answers, sources=isinstance(answers, EditedAnswers))
+        work = HeadWork(setup, answers, sources=True)
         arms = head_arms(setup, answers, heads)
         for traces in batches(setup.traces, config.batch_tokens):
             batch = work.prepare(traces)
@@ -193,22 +194,17 @@ def ablate_heads(setup: Setup) -> Iterator[list[Outcome]]:
 
 
 @contextmanager
-def open_answers(setup: Setup) -> Iterator[Any]:
-    """What answers under edits, by the setup's backend: `EditedAnswers` or `LensAnswers`.
+def open_answers(setup: Setup) -> Iterator[EditedAnswers]:
+    """What answers under edits.
 
     Raises:
         ModelError: the model's heads cannot be edited.
     """
-    if setup.config.backend == "transformer-lens":
-        from probing.answers.lens_edits import LensAnswers
-
-        yield LensAnswers(setup.model, setup.ends)
-        return
     with HeadEdits(setup.model) as edits:
         yield EditedAnswers(setup.model, edits, setup.ends)
 
 
-def head_arms(setup: Setup, answers: Any, heads: tuple[Head, ...]) -> list[Arm]:
+def head_arms(setup: Setup, answers: EditedAnswers, heads: tuple[Head, ...]) -> list[Arm]:
     """`none` first, then for every mode the chosen heads and the random ones."""
     config = setup.config
     controls = random_heads(heads, answers.layers, config.draws, config.seed)
@@ -218,8 +214,8 @@ def head_arms(setup: Setup, answers: Any, heads: tuple[Head, ...]) -> list[Arm]:
     for mode in config.modes:
         kind, _, where = mode.partition("/")
         if kind == "mean" and where not in means:
-            means[where] = answers.means(
-                setup.reference, every, where, batch_tokens=config.batch_tokens
+            means[where] = head_means(
+                answers, setup.reference, every, where, batch_tokens=config.batch_tokens
             )
         of = means.get(where)
         dose = float(len(heads))
@@ -249,11 +245,9 @@ def outcome_of(part: str, trace: PreparedTrace, arm: Arm, found: dict[str, Any])
 
 def _ablation(setup: Setup) -> StepHiding | None:
     """What hides steps; None, with a warning, where the model's attention takes no such mask."""
-    config = setup.model.config.get_text_config()
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    longest = max(map(len, setup.reference))
+    window, longest = shortest_window(setup.model.config), max(map(len, setup.reference))
     try:
-        if any(window and window <= longest for window in windows):
+        if window is not None and window <= longest:
             raise ModelError(f"a layer's window is shorter than the longest trace ({longest})")
         return StepHiding(setup.model)
     except ModelError as error:

@@ -8,15 +8,12 @@ differences are paired within traces.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from probing.errors import DataError
-from probing.files.headers import HEADER, file_header
-from probing.files.jsonl import refuse_other_settings
+from probing.files.jsonl import LineStore
 
 NONE = "none"  # the arm in which nothing is changed
 RANDOM = "random"  # the control
@@ -57,17 +54,17 @@ class Outcome:
 
 
 class OutcomeStore:
-    """Outcomes on disk as soon as they are there: a line a part and trace.
+    """Outcomes by part and trace; with a file they are on disk as soon as they are there.
 
     Args:
-        path: the file (JSONL).
+        path: the file (JSONL), a line a part and trace; None: they are kept in memory alone.
         settings: all that decides the outcomes; JSON types.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self.outcomes: dict[tuple[str, str], list[Outcome]] = {}  # by part and trace
+        self.outcomes: dict[tuple[str, str], list[Outcome]] = {}
+        self.file = LineStore(path, "outcomes", {"settings": settings}) if path else None
 
     def open(self, resume: bool) -> None:
         """Read what is there, or begin anew. A line that a kill cut short is cut off.
@@ -77,12 +74,12 @@ class OutcomeStore:
             DataError: a line that is not the last cannot be read.
         """
         self.outcomes = {}
-        if resume and self.path.exists() and (good := self._read()):
-            os.truncate(self.path, good)
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        header = {HEADER: file_header("outcomes", settings=self.settings)}
-        self.path.write_text(json.dumps(header, ensure_ascii=False) + "\n", encoding="utf-8")
+        if self.file:
+            self.file.open(resume, self._take)
+
+    def _take(self, row: dict[str, Any]) -> bool:
+        self.outcomes[row["part"], row["trace"]] = [Outcome(**each) for each in row["outcomes"]]
+        return True
 
     def done(self, part: str) -> set[str]:
         """Ids of the traces whose outcomes of this part are there."""
@@ -96,34 +93,7 @@ class OutcomeStore:
         """
         if any((outcome.part, outcome.trace) != (part, trace) for outcome in outcomes):
             raise ValueError(f"these are not the outcomes of {part} on {trace}")
-        line = {"part": part, "trace": trace, "outcomes": [asdict(o) for o in outcomes]}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        if self.file:
+            row = {"part": part, "trace": trace, "outcomes": [asdict(each) for each in outcomes]}
+            self.file.add([row])
         self.outcomes[part, trace] = list(outcomes)
-
-    def _read(self) -> int:
-        """Fill `outcomes`; the bytes up to the end of the last whole line."""
-        good = 0
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        for number, line in enumerate(lines, 1):
-            try:
-                if not line.endswith(b"\n"):
-                    raise ValueError("it has no end")
-                row = json.loads(line)
-                if number == 1:
-                    held = row[HEADER]["settings"]
-                    refuse_other_settings(self.path, "outcomes", held, self.settings)
-                else:
-                    found = [Outcome(**outcome) for outcome in row["outcomes"]]
-                    self.outcomes[row["part"], row["trace"]] = found
-            except (ValueError, KeyError, TypeError) as error:
-                if number == len(lines):
-                    break
-                raise DataError(
-                    f"{self.path}, line {number}: damaged ({error!r}); remove the file or use "
-                    "--no-resume"
-                ) from error
-            good += len(line)
-        return good

@@ -16,18 +16,18 @@ outcomes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from probing.answers.context import PreparedTrace
 from probing.answers.edited import batches
 from probing.answers.edits import ANSWER, HeadEdit
 from probing.choices import Head
 from probing.interventions.copies import Altered, follows
+from probing.interventions.effects import OTHER_STEP, STEERING
 from probing.interventions.heads import (
     CHOSEN,
     Arm,
@@ -39,8 +39,7 @@ from probing.interventions.heads import (
 from probing.interventions.outcomes import NONE, RANDOM, Outcome
 from probing.interventions.setup import Setup
 
-PART = "steering"
-OTHER_STEP = "other-step"
+PART = STEERING
 MODE = "scale/answer-to-step"
 
 
@@ -139,53 +138,3 @@ def _outcomes(work: HeadWork, answers: Any, batch: Steered, arm: Arm) -> Iterato
             continue
         found[row]["extra"]["follow"] = followed[row]
         yield outcome_of(PART, trace, arm, found[row])
-
-
-def dose_correlation(
-    doses: Float[np.ndarray, "dose"], responses: Float[np.ndarray, "dose"]
-) -> float:
-    """Spearman's rank correlation of dose and response; not a number where either is constant.
-
-    Example:
-        >>> round(dose_correlation(np.array([0, 0.5, 1, 2]), np.array([-3.0, -1.0, 0.5, 4.0])), 9)
-        1.0
-    """
-    from scipy.stats import spearmanr
-
-    if np.ptp(doses) == 0 or np.ptp(responses) == 0:
-        return float("nan")
-    return float(spearmanr(doses, responses).statistic)
-
-
-def dose_correlations(
-    outcomes: Iterable[Outcome], measure: str = "follow"
-) -> dict[str, dict[str, float]]:
-    """For each arm and trace the rank correlation of factor and response.
-
-    The factor 1 of every arm is the trace's outcome without a change. Random draws are correlated
-    one by one and averaged within a trace.
-
-    Returns:
-        arm → trace → correlation; traces with a constant response are left out.
-    """
-    series: dict[tuple[str, int, str], dict[float, float]] = {}
-    ones: dict[str, float] = {}
-    for one in outcomes:
-        value = one.logprob if measure == "logprob" else one.extra.get(measure)
-        if one.part != PART or value is None:
-            continue
-        if one.arm == NONE:
-            ones[one.trace] = value
-        else:
-            series.setdefault((one.arm, one.draw, one.trace), {})[one.dose] = value
-    found: dict[str, dict[str, list[float]]] = {}
-    for (arm, _, trace), by_dose in series.items():
-        whole = {**by_dose, 1.0: ones[trace]} if trace in ones else by_dose
-        doses = np.array(sorted(whole))
-        rho = dose_correlation(doses, np.array([whole[dose] for dose in doses]))
-        if not np.isnan(rho):
-            found.setdefault(arm, {}).setdefault(trace, []).append(rho)
-    return {
-        arm: {trace: float(np.mean(rhos)) for trace, rhos in of.items()}
-        for arm, of in found.items()
-    }

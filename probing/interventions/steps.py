@@ -26,7 +26,7 @@ MATCHES = 32  # sets of steps among which the one nearest in tokens is taken
 Steps = tuple[int, ...]
 
 
-def ablate_steps(setup: Setup) -> Iterator[list[Outcome]]:
+def remove_steps(setup: Setup) -> Iterator[list[Outcome]]:
     """Outcomes of removing steps, trace by trace; see the top of this file.
 
     A trace of at most k steps (with tokens) has no outcome for k, since nothing would remain.
@@ -123,7 +123,7 @@ def outcome(
         extra["essential"] = labels.count("essential") / len(labels)
     correct = None
     if answer.ids is not None:
-        correct = setup.judge(trace, answer.ids)
+        correct = setup.verdict(trace, answer.ids)
         extra["ended"] = float(answer.ids[-1] in setup.ends)
     return Outcome(
         PART,

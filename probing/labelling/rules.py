@@ -19,8 +19,8 @@ from __future__ import annotations
 import re
 
 from probing.files.headers import data_path
-from probing.traces.file import Step, Trace
-from probing.traces.phrases import Phrases, opening_kind
+from probing.traces.file import Trace
+from probing.traces.phrases import Phrases, opening
 
 REPEATED = 0.8  # share of a step's words and numbers that one earlier step has
 MIN_WORDS = 4  # shorter steps repeat something by chance
@@ -58,9 +58,8 @@ def rule_labels(trace: Trace, phrases: Phrases | None = None) -> list[str | None
     """
     phrases = phrases or Phrases.load(data_path("phrases", "attnpo.json"))
     texts = [trace.response[step.start : step.end] for step in trace.steps]
-    confused = [
-        _is_confused(step, text, phrases) for step, text in zip(trace.steps, texts, strict=True)
-    ]
+    kinds = [opening(trace.response, step, phrases)[0] for step in trace.steps]
+    confused = [kind in ("confused", "branching") for kind in kinds]
     answer = set(numbers(trace.response[trace.answer_start :]))
     stated = [set(numbers(text)) for text in texts]
     later: set[str] = set()  # numbers of the later steps that are not confused
@@ -84,10 +83,6 @@ def rule_labels(trace: Trace, phrases: Phrases | None = None) -> list[str | None
         known |= stated[place]
         bags.append(bag)
     return labels
-
-
-def _is_confused(step: Step, text: str, phrases: Phrases) -> bool:
-    return (step.kind or opening_kind(text, phrases)) in ("confused", "branching")
 
 
 def _repeats(bag: frozenset[str], earlier: list[frozenset[str]]) -> bool:

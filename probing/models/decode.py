@@ -1,11 +1,21 @@
-"""Decoding: token ids from a model, row by row, each row with its own stream of random numbers."""
+"""Decoding: token ids from a model, many rows at once.
+
+1. A `Start` holds the tokens that go in first, and the cache of what stands before them.
+2. A pass over the newest tokens gives the logits of the next one of every row. A caller may stand
+   around the pass (`Around`: edits of heads) and change its logits (`Change`: tokens forbidden).
+3. A token is chosen for each row: the greatest, or one drawn from the row's own stream of random
+   numbers, so that a row depends on no other.
+4. Rows that have ended leave the batch.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,58 +24,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probing.errors import ConfigError
+from probing.models.identity import context_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _DRAWS = 256  # random numbers that a row draws at once
 
-
-def gather_cache(
-    logits: Float[Tensor, "row token vocabulary"], targets: Int[Tensor, "token"]
-) -> Float[Tensor, "row token"]:
-    """log softmax at the targets in float32, a row at a time: logits are what takes memory."""
-    rows = []
-    for row in logits:
-        values = row.float()
-        rows.append(values.gather(-1, targets[:, None])[:, 0] - values.logsumexp(-1))
-    return torch.stack(rows)
-
-
-def token_log_probabilities(
-    logits: Float[Tensor, "token vocabulary"], ids: Int[np.ndarray, "token"]
-) -> Float[np.ndarray, "token"]:
-    """log p of each id by the logits of its place, in nats."""
-    chances = logits.float().log_softmax(-1)
-    targets = torch.from_numpy(ids).to(chances.device)
-    found: np.ndarray = chances.gather(-1, targets[:, None])[:, 0].double().cpu().numpy()
-    return found
-
-
-def up_to_end(ids: list[int], ends: Collection[int]) -> list[int]:
-    """The ids up to the first that ends an answer, which is one of them."""
-    for place, token in enumerate(ids):
-        if token in ends:
-            return ids[: place + 1]
-    return ids
-
-
-def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of a rendered prompt, with exactly one BOS where the tokenizer sets one.
-
-    A chat template often writes the BOS into the text; the tokenizer would set it once more.
-    An EOS that the tokenizer sets at the end is left out: the text goes on.
-    """
-    ids = _ids(tokenizer, prompt, special=False)
-    start = tokenizer.bos_token_id
-    if start is None or ids[:1] == [start]:
-        return ids
-    return [start, *ids] if _ids(tokenizer, prompt, special=True)[:1] == [start] else ids
-
-
-def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
-    found: Sequence[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
-    return list(found)
+Rows = Int[Tensor, "row"]  # those not ended yet, by their places in the batch
+# change(logits, written): logits of the next token of each row, which has written these ids so far
+Change = Callable[[Float[Tensor, "row vocabulary"], Sequence[list[int]]], Tensor]
+# around(rows, ids, mask): the context that a pass runs in; ids go in, mask is of all tokens
+Around = Callable[
+    [Rows, Int[Tensor, "row token"], Int[Tensor, "row all"]], AbstractContextManager[None]
+]
 
 
 @dataclass(frozen=True)
@@ -91,20 +63,25 @@ class Sampling:
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1, is {self.max_tokens}")
 
+    @classmethod
+    def greedy(cls, max_tokens: int) -> Sampling:
+        """The settings of greedy decoding."""
+        return cls(temperature=0.0, top_p=1.0, max_tokens=max_tokens)
 
-def row_seed(seed: int, prompt: str, number: int) -> int:
-    """The seed of one response: 63 bits of a hash, the same on every machine."""
-    digest = hashlib.sha256(f"{seed}\n{number}\n{prompt}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What decoding goes on from (1).
 
-def end_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a response: of the generation config, else of config and tokenizer."""
-    for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
-        ends = getattr(holder, "eos_token_id", None)
-        if ends is not None:
-            return frozenset(ends if isinstance(ends, (list, tuple)) else [ends])
-    raise ConfigError("neither model nor tokenizer names a token that ends a response")
+    Args:
+        ids: what goes in first.
+        mask: of all tokens, those in the cache first; 0 where a token is padding.
+        cache: of what stands before `ids`; decoding lets it grow. None: nothing does.
+    """
+
+    ids: Int[Tensor, "row token"]
+    mask: Int[Tensor, "row all"]
+    cache: Any = None
 
 
 class Draws:
@@ -114,93 +91,123 @@ class Draws:
         self.streams = [np.random.default_rng(seed) for seed in seeds]
         self.block = np.empty((0, 0))
 
-    def take(self, step: int, rows: np.ndarray) -> np.ndarray:
-        """The numbers of these rows at this step; steps are asked for in order."""
+    def take(self, step: int, rows: Int[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
+        """The numbers of these rows at this step, each in [0, 1); steps are asked for in order."""
         place = step % _DRAWS
         if place == 0:
             self.block = np.stack([stream.random(_DRAWS) for stream in self.streams])
         return np.asarray(self.block[rows, place])
 
 
+def row_seed(seed: int, prompt: str, number: int) -> int:
+    """The seed of one response: 63 bits of a hash, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}\n{number}\n{prompt}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 def decode(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     settings: Sampling,
-    draws: Draws,
+    draws: Draws | None,
     ends: frozenset[int],
+    *,
+    change: Change | None = None,
 ) -> list[list[int]]:
-    """New token ids of each row, the end token included.
+    """New token ids behind each prompt, the end token included.
 
     A row stops at an end token, at `max_tokens`, or at the model's greatest position.
+
+    Args:
+        model: a causal language model in eval mode.
+        prompts: token ids, at least one a prompt.
+        settings: temperature, top-p and the greatest number of new tokens.
+        draws: a stream a prompt; None where the temperature is 0.
+        ends: the ids that end a row.
+        change: changes the logits before a token is chosen.
+
+    Raises:
+        ConfigError: a prompt fills the model's context.
     """
-    import torch
+    ids, mask = pad_left(prompts)
+    most, limit, width = settings.max_tokens, context_limit(model.config), ids.shape[1]
+    if limit is not None:
+        if width >= limit:
+            raise ConfigError(f"a prompt has {width} tokens, the model's context {limit}")
+        most = min(most, limit - width)
+    device = next(model.parameters()).device
+    start = Start(ids.to(device), mask.to(device))
+    return decode_from(model, start, settings, ends, most=most, draws=draws, change=change)
+
+
+@torch.inference_mode()
+def decode_from(
+    model: PreTrainedModel,
+    start: Start,
+    settings: Sampling,
+    ends: frozenset[int],
+    *,
+    most: int | None = None,
+    draws: Draws | None = None,
+    change: Change | None = None,
+    around: Around | None = None,
+) -> list[list[int]]:
+    """New token ids of each row behind a start, the end token included.
+
+    Args:
+        model: a causal language model in eval mode.
+        start: on the model's device.
+        settings: temperature, top-p and the greatest number of new tokens.
+        ends: the ids that end a row.
+        most: a smaller number of new tokens.
+        draws: a stream a row; None where the temperature is 0.
+        change: changes the logits before a token is chosen.
+        around: makes the context that each pass runs in.
+
+    Raises:
+        ValueError: a temperature above 0 without draws.
+    """
     from transformers import DynamicCache
 
-    device = next(model.parameters()).device
-    ids, mask = _pad_left(prompts, device)
-    stop = torch.tensor(sorted(ends), device=device)
-    rows = torch.arange(len(ids), device=device)  # the unfinished ones
-    output: list[list[int]] = [[] for _ in prompts]
-    cache = DynamicCache(config=model.config)
-    takes = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-    with torch.inference_mode():
-        for step in range(_steps(model, ids.shape[1], settings.max_tokens)):
-            if "position_ids" in takes:
-                places = (mask.cumsum(-1) - 1).clamp(min=0)
-                options["position_ids"] = places[:, -ids.shape[1] :]
-            logits = model(
-                input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options
-            ).logits[:, -1]
-            token = choose(logits, settings, lambda: draws.take(step, rows.cpu().numpy()))  # noqa: B023
-            for row, value in zip(rows.tolist(), token.tolist(), strict=True):
-                output[row].append(value)
-            going = ~torch.isin(token, stop)
-            if not going.any():
-                break
-            if not going.all():
-                kept = going.nonzero().flatten()
-                cache.batch_select_indices(kept)
-                rows, token, mask = rows[kept], token[kept], mask[kept]
-            ids = token[:, None]
-            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-    return output
+    if settings.temperature > 0 and draws is None:
+        raise ValueError("sampling needs draws, a stream of random numbers a row")
+    ids, mask = start.ids, start.mask
+    cache = DynamicCache(config=model.config) if start.cache is None else start.cache
+    stop = torch.tensor(sorted(ends), dtype=torch.long, device=ids.device)
+    rows = torch.arange(len(ids), device=ids.device)
+    written: list[list[int]] = [[] for _ in range(len(ids))]
+    for step in range(settings.max_tokens if most is None else most):
+        with around(rows, ids, mask) if around else nullcontext():  # 2
+            logits = cached_logits(model, ids, mask, cache, keep=1)[:, -1]
+        if change is not None:
+            logits = change(logits, [written[row] for row in rows.tolist()])
+        numbers = None if draws is None else draws.take(step, rows.cpu().numpy())
+        token = choose(logits, settings, numbers)  # 3
+        for row, value in zip(rows.tolist(), token.tolist(), strict=True):
+            written[row].append(value)
+        going = ~torch.isin(token, stop)
+        if not going.any():
+            break
+        if not going.all():  # 4
+            kept = going.nonzero().flatten()
+            cache.batch_select_indices(kept)
+            rows, token, mask = rows[kept], token[kept], mask[kept]
+        ids = token[:, None]
+        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+    return written
 
 
-def _steps(model: PreTrainedModel, width: int, max_tokens: int) -> int:
-    """Tokens that can be generated before the positions of the model end."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is None:
-        return max_tokens
-    if width >= limit:
-        raise ConfigError(f"a prompt has {width} tokens, the model's context {limit}")
-    return min(max_tokens, int(limit) - width)
+def choose(
+    logits: Float[Tensor, "row vocabulary"],
+    settings: Sampling,
+    draws: Float[np.ndarray, "row"] | None,
+) -> Int[Tensor, "row"]:
+    """A token id for each row.
 
-
-def _pad_left(
-    prompts: Sequence[Sequence[int]], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask [row, longest prompt]; what stands in a masked place does not matter."""
-    import torch
-
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
-
-
-def choose(logits: torch.Tensor, settings: Sampling, draw: Any) -> torch.Tensor:
-    """One token id a row of logits [row, vocabulary].
-
-    Greedy at temperature 0. Else by the inverse of the cumulated chances, at `draw()` (a number
-    in [0, 1) a row), among the fewest tokens whose chances reach `top_p` (Holtzman et al. 2020).
+    Greedy at temperature 0. Else by the inverse of the cumulated chances, at the row's number in
+    [0, 1), among the fewest tokens whose chances reach `top_p` (Holtzman et al. 2020).
     """
-    import torch
-
-    if settings.temperature == 0:
+    if settings.temperature == 0 or draws is None:
         return logits.argmax(-1)
     chances = torch.softmax(logits.double() / settings.temperature, -1)
     order = None
@@ -209,8 +216,115 @@ def choose(logits: torch.Tensor, settings: Sampling, draw: Any) -> torch.Tensor:
         before = chances.cumsum(-1) - chances
         chances = chances.where(before < settings.top_p, 0.0)
     reach = chances.cumsum(-1)
-    at = torch.as_tensor(draw(), dtype=reach.dtype, device=reach.device)[:, None] * reach[:, -1:]
+    at = torch.as_tensor(draws, dtype=reach.dtype, device=reach.device)[:, None] * reach[:, -1:]
     place = torch.searchsorted(reach, at, right=True)
     # Rounding may put the last number beyond the sum.
     place = place.clamp(max=reach.shape[-1] - 1)
     return (place if order is None else order.gather(-1, place)).flatten()
+
+
+def cached_logits(
+    model: Any,
+    ids: Int[Tensor, "row token"],
+    mask: Int[Tensor, "row all"],
+    cache: Any,
+    *,
+    keep: int | Int[Tensor, "kept"] = 0,
+) -> Float[Tensor, "row kept vocabulary"]:
+    """Logits of the tokens that go in, behind those in the cache, which grows by them.
+
+    Args:
+        model: a causal language model.
+        ids: what goes in.
+        mask: of all tokens, those in the cache first; 0 where a token is padding. A token's
+            position counts the real ones before it.
+        cache: of the tokens before.
+        keep: whose logits: the last so many, 0: all; or their places among `ids`.
+    """
+    takes = _arguments(type(model).forward)
+    options: dict[str, Any] = {}
+    if "position_ids" in takes:
+        options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    if "logits_to_keep" in takes:
+        options["logits_to_keep"] = keep
+    logits: Tensor = model(
+        input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options
+    ).logits
+    if "logits_to_keep" in takes:
+        return logits
+    return logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
+
+
+@lru_cache(maxsize=16)
+def _arguments(forward: Any) -> frozenset[str]:
+    """Names of the arguments that a model's forward takes."""
+    return frozenset(inspect.signature(forward).parameters)
+
+
+def token_log_probabilities(
+    logits: Float[Tensor, "*row token vocabulary"], ids: Int[Tensor, "token"]
+) -> Float[Tensor, "*row token"]:
+    """log p of each id by the logits of its place, in nats and float32.
+
+    Rows are worked through one after another: their logits are what takes memory.
+
+    Example:
+        >>> token_log_probabilities(torch.log(torch.tensor([[0.25, 0.75]])), torch.tensor([1]))
+        tensor([-0.2877])
+    """
+    rows = logits.reshape(-1, *logits.shape[-2:])
+    targets = ids.to(logits.device)[:, None]
+    chances = [row.float().log_softmax(-1).gather(-1, targets)[:, 0] for row in rows]
+    return torch.stack(chances).reshape(logits.shape[:-1])
+
+
+def pad_left(
+    rows: Sequence[Sequence[int] | Int[np.ndarray, "_"]],
+) -> tuple[Int[Tensor, "row longest"], Int[Tensor, "row longest"]]:
+    """Token ids of rows of different lengths that end in one column, and their mask.
+
+    What stands in a masked place does not matter.
+
+    Example:
+        >>> pad_left([[5, 6], [7]])
+        (tensor([[5, 6],
+                [0, 7]]), tensor([[1, 1],
+                [0, 1]]))
+    """
+    width = max(map(len, rows))
+    ids = torch.zeros((len(rows), width), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, width - len(row) :] = torch.as_tensor(np.asarray(row, dtype=np.int64))
+        mask[place, width - len(row) :] = 1
+    return ids, mask
+
+
+def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of a rendered prompt, with exactly one BOS where the tokenizer sets one.
+
+    A chat template often writes the BOS into the text; the tokenizer would set it once more.
+    An EOS that the tokenizer sets at the end is left out: the text goes on.
+    """
+    ids = _ids(tokenizer, prompt, special=False)
+    start = tokenizer.bos_token_id
+    if start is None or ids[:1] == [start]:
+        return ids
+    return [start, *ids] if _ids(tokenizer, prompt, special=True)[:1] == [start] else ids
+
+
+def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a response: of the generation config, else of config and tokenizer.
+
+    Raises:
+        ConfigError: none of the three names one.
+    """
+    for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ends = getattr(holder, "eos_token_id", None)
+        if ends is not None:
+            return frozenset(ends if isinstance(ends, (list, tuple)) else [ends])
+    raise ConfigError("neither model nor tokenizer names a token that ends a response")

@@ -1,4 +1,4 @@
-"""What a model is: its card, fingerprints of weights, configuration and tokenizer."""
+"""What a model is: its card, its fingerprints, and how far it looks back."""
 
 from __future__ import annotations
 
@@ -120,3 +120,10 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         known = f"sha256:{hashlib.sha256(repr(entries).encode()).hexdigest()}"
         tokenizer._kfh_fingerprint = known
     return known
+
+
+def shortest_window(config: Any) -> int | None:
+    """Tokens of the shortest window that a layer looks through; None where none has a window."""
+    names = ("sliding_window", "attention_chunk_size")
+    windows = [getattr(config.get_text_config(), name, None) for name in names]
+    return min((int(window) for window in windows if window), default=None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from probing.errors import DataError
@@ -19,12 +20,6 @@ PHRASE_GROUPS = {
     "forward": ("forward",),
     "summary": ("backward", "special"),
 }
-
-
-def opening_kind(text: str, phrases: Phrases) -> str | None:
-    """Kind of the phrase that a text opens with; None where it opens with none."""
-    found = phrases.pattern().match(text.lstrip())
-    return phrases.kinds[found.group()] if found else None
 
 
 @dataclass(frozen=True)
@@ -63,40 +58,43 @@ class Phrases:
             raise DataError(f"{path}: holds no phrase")
         return cls(str(content.get("name", path.stem)), kinds, file_hash(path))
 
+    @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """One alternation, longest phrase first, so that the longest match wins (1)."""
+        """One alternation, longest phrase first, so that the longest match wins."""
         longest_first = sorted(self.kinds, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)))
 
+    def counted(self, text: str) -> Iterator[tuple[re.Match[str], str]]:
+        """The phrases that count in a text, each with its kind, left to right, not overlapping.
 
-def opening(
-    text: str, step: Step, phrases: Phrases, pattern: re.Pattern[str]
-) -> tuple[str | None, str | None]:
+        A forward or backward phrase counts only right after a newline; the others anywhere.
+        """
+        for match in self.pattern.finditer(text):
+            kind, start = self.kinds[match.group()], match.start()
+            if kind not in ("forward", "backward") or text[start - 1 : start] == "\n":
+                yield match, kind
+
+
+def opening(text: str, step: Step, phrases: Phrases) -> tuple[str | None, str | None]:
     """Kind of a step and the phrase that it opens with, None where it opens with none.
 
-    A segmenter's own kind stands, but for branching, which it counts as confused. `pattern` is
-    that of the phrases, compiled once.
+    A segmenter's own kind stands, but for branching, which it counts as confused.
 
     Example:
-        >>> found = Phrases("p", {"Wait": "confused"}, "")
-        >>> opening("So. Wait, no", Step(4, 12), found, found.pattern())
+        >>> opening("So. Wait, no", Step(4, 12), Phrases("p", {"Wait": "confused"}, ""))
         ('confused', 'Wait')
     """
-    start = (
-        step.start + len(text[step.start : step.end]) - len(text[step.start : step.end].lstrip())
-    )
-    match = pattern.match(text, start, step.end)
-    kind = phrases.kinds[match.group()] if match else None
+    cut = text[step.start : step.end]
+    match = phrases.pattern.match(cut.lstrip())
+    phrase = match.group() if match else None
+    kind = phrases.kinds[phrase] if phrase else None
     if step.kind is not None and not (step.kind == "confused" and kind == "branching"):
         kind = step.kind
-    return kind, match.group() if match else None
+    return kind, phrase
 
 
 def phrase_counts(text: str, phrases: Phrases | None = None) -> dict[str, int]:
-    """How often the phrases of each group stand in a text.
-
-    As in segmentation: the longest match, not overlapping; forward and backward phrases only
-    right after a newline.
+    """How often the phrases of each group stand in a text, counted as in segmentation.
 
     Example:
         >>> phrase_counts("First, 2. Wait, no.\\nSo 3. Alternatively, 4.")
@@ -105,9 +103,6 @@ def phrase_counts(text: str, phrases: Phrases | None = None) -> dict[str, int]:
     phrases = phrases or Phrases.load(data_path("phrases", "attnpo.json"))
     group = {kind: name for name, kinds in PHRASE_GROUPS.items() for kind in kinds}
     counts = dict.fromkeys(PHRASE_GROUPS, 0)
-    for match in phrases.pattern().finditer(text):
-        kind = phrases.kinds[match.group()]
-        opens_line = text[match.start() - 1 : match.start()] == "\n"
-        if kind not in ("forward", "backward") or opens_line:
-            counts[group[kind]] += 1
+    for _, kind in phrases.counted(text):
+        counts[group[kind]] += 1
     return counts

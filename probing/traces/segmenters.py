@@ -207,11 +207,8 @@ class _Piece:
 def _cut_at_phrases(text: str, phrases: Phrases) -> list[_Piece]:
     """Pieces from phrase to phrase (1–3); branching counts as confused."""
     pieces = [_Piece(0, len(text), "forward", 0)]
-    for match in phrases.pattern().finditer(text):
-        kind, start = phrases.kinds[match.group()], match.start()
-        opens_line = start > 0 and text[start - 1] == "\n"
-        if kind in ("forward", "backward") and not opens_line:
-            continue
+    for match, kind in phrases.counted(text):
+        start = match.start()
         piece = _Piece(
             start, len(text), "confused" if kind == "branching" else kind, len(match.group())
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from probing.choices import GIVEN, MIN_CHARS, THINK_END, Keep
 from probing.errors import ConfigError, DataError
-from probing.files.headers import data_path, file_hash
+from probing.files.headers import data_path, file_hash, text_hash
 from probing.settings import check, choice
 from probing.traces.file import ReadReport, Trace, read_traces
 from probing.traces.labels import LabelFile, read_labels
@@ -80,6 +81,32 @@ class StepSource:
             self.path, skip_bad=self.skip_bad, think_end=self.think_end, report=report
         ):
             yield segment_trace(trace, cutter) if cutter else trace
+
+
+@dataclass(frozen=True, eq=False)
+class TraceList:
+    """Traces in memory, to be used like a `StepSource`.
+
+    Args:
+        given: the traces with their steps.
+        rule: how steps take tokens: `overlap` or `start`.
+    """
+
+    given: Sequence[Trace]
+    rule: str = "overlap"
+    path: None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What of the traces decides a result made of them, for going on with it."""
+        content = json.dumps([asdict(trace) for trace in self.given], sort_keys=True, default=str)
+        return {"traces": text_hash(content), "segmenter": {"name": GIVEN}, "rule": self.rule}
+
+    def traces(self, report: ReadReport | None = None) -> Iterator[Trace]:
+        """The traces, one by one; `report` counts them."""
+        for trace in self.given:
+            if report:
+                report.read += 1
+            yield trace
 
 
 @dataclass(frozen=True)
@@ -193,8 +220,8 @@ def pocket_traces() -> Path:
     return data_path("pocket", "traces.jsonl")
 
 
-def step_counts(source: StepSource, report: ReadReport) -> dict[str, int]:
-    """Number of steps of every trace that has one, after the whole file was checked.
+def step_counts(source: StepSource | TraceList, report: ReadReport) -> dict[str, int]:
+    """Number of steps of every trace that has one, after all traces were checked.
 
     `report` counts what was left out, traces without a step among it.
 
@@ -204,7 +231,8 @@ def step_counts(source: StepSource, report: ReadReport) -> dict[str, int]:
     counts = {trace.id: len(trace.steps) for trace in source.traces(report)}
     sizes = {trace_id: steps for trace_id, steps in counts.items() if steps}
     if not sizes:
-        raise DataError(f"{source.path}: no trace has steps; cut them with --segmenter attnpo")
+        where = source.path or "the traces"
+        raise DataError(f"{where}: no trace has steps; cut them with --segmenter attnpo")
     for trace_id in counts.keys() - sizes.keys():
         report.note("trace without a step", f"trace {trace_id}")
     return sizes

@@ -9,6 +9,8 @@ from probing.choices import THINK_END
 # Numbers (with sign, decimals, fraction) and what follows an equals sign up to a space.
 _VALUE = re.compile(r"(?<==)[ \t]*[^\s=]+|(?<![\w.])-?\d[\d,./]*")
 BOX = "\\boxed{"
+# A box is opened, a character escaped (a backslash, too), or a brace stands by itself.
+_BRACES = re.compile(r"\\boxed\{|\\(?!\\boxed\{).|[{}]", re.DOTALL)
 
 
 def value_spans(text: str, start: int = 0) -> list[tuple[int, int]]:
@@ -21,25 +23,36 @@ def value_spans(text: str, start: int = 0) -> list[tuple[int, int]]:
     return [match.span() for match in _VALUE.finditer(text, start)]
 
 
-def boxed_spans(text: str, start: int = 0) -> list[tuple[int, int]]:
-    """Character spans of what stands in each `\\boxed{…}`, braces balanced.
+def boxes(text: str, start: int = 0) -> list[tuple[int, int]]:
+    r"""Character spans of what stands in each closed `\boxed{…}`, in the order of their starts.
+
+    Braces inside balance; an escaped brace (`\{`, `\}`) is none. A box may stand in another.
 
     Example:
-        >>> boxed_spans(r"so \\boxed{\\frac{1}{2}}")
-        [(10, 21)]
+        >>> boxes(r"\boxed{\frac{1}{2}} or \boxed{\left\{ x \right.}")
+        [(7, 18), (30, 47)]
     """
     spans = []
-    opening = r"\boxed{"
-    at = text.find(opening, start)
-    while at >= 0:
-        depth, end = 1, at + len(opening)
-        while end < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-        if depth == 0:
-            spans.append((at + len(opening), end - 1))
-        at = text.find(opening, at + len(opening))
-    return spans
+    opened: list[int | None] = []  # braces that stand open; of a box: where its content starts
+    for mark in _BRACES.finditer(text, start):
+        if mark.group() == "}":
+            inside = opened.pop() if opened else None
+            if inside is not None:
+                spans.append((inside, mark.start()))
+        elif mark.group() in ("{", BOX):
+            opened.append(mark.end() if mark.group() == BOX else None)
+    return sorted(spans)
+
+
+def last_box(text: str) -> str | None:
+    r"""What stands in the last of the `boxes`, without blanks around; None where there is none.
+
+    Example:
+        >>> last_box(r"\boxed{1}, no: \boxed{ 1/2 }")
+        '1/2'
+    """
+    spans = boxes(text)
+    return text[slice(*spans[-1])].strip() if spans else None
 
 
 def answer_part(response: str, think_end: str = THINK_END) -> str | None:
@@ -51,25 +64,3 @@ def answer_part(response: str, think_end: str = THINK_END) -> str | None:
         return response
     _, closed, answer = response.partition(think_end)
     return answer if closed else None
-
-
-def last_box(text: str) -> str | None:
-    """The content of the last `\\boxed{…}` that is closed, nested braces included.
-
-    Example:
-        >>> last_box("\\\\boxed{1}, no: \\\\boxed{\\\\frac{1}{2}}")
-        '\\\\frac{1}{2}'
-    """
-    start = text.rfind(BOX)
-    while start >= 0:
-        depth = 1
-        for place in range(start + len(BOX), len(text)):
-            escaped = text[place - 1] == "\\"
-            if text[place] == "{" and not escaped:
-                depth += 1
-            elif text[place] == "}" and not escaped:
-                depth -= 1
-            if depth == 0:
-                return text[start + len(BOX) : place].strip()
-        start = text.rfind(BOX, 0, start)
-    return None

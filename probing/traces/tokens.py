@@ -18,7 +18,7 @@ from probing.choices import ANSWERS, RULES
 from probing.errors import ConfigError, DataError
 from probing.models.identity import tokenizer_fingerprint
 from probing.traces.file import Trace
-from probing.traces.text import boxed_spans, value_spans
+from probing.traces.text import boxes, value_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -243,7 +243,7 @@ def answer_tokens(
     if which == "values":
         spans = value_spans(text, start)
     elif which == "boxed":
-        spans = boxed_spans(text, start)[-1:]
+        spans = boxes(text, start)[-1:]
     else:
         raise ConfigError(f"unknown answer tokens {which!r}; choose {', '.join(ANSWERS)}")
     chosen = np.zeros(len(offsets), dtype=bool)

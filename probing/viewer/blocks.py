@@ -131,14 +131,13 @@ def trace_block(trace: Trace, shown: Sequence[ShownProbe], phrases: Phrases) -> 
     text = trace.response
     places = np.array([[step.start, step.end] for step in trace.steps])
     units = utf16_offsets(text, places).tolist()
-    pattern = phrases.pattern()
     think, answer = utf16_offsets(text, np.array([trace.reasoning_end, trace.answer_start]))
     return {
         "text": text,
         "think": int(think),
         "answer": int(answer),
         "steps": [
-            [*span, step.label, *opening(text, step, phrases, pattern)]
+            [*span, step.label, *opening(text, step, phrases)]
             for span, step in zip(units, trace.steps, strict=True)
         ],
         "models": [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from probing.attention.scores import batches_by_length, step_scores
+from probing.attention.scores import batch_masses, batches_by_length, step_scores
 from probing.choices import Head
 from probing.errors import ModelError
 from probing.folder import ProbeResult
@@ -77,8 +77,6 @@ def token_masses(
     Raises:
         ModelError: the model cannot be loaded, or is not the one that was probed.
     """
-    import torch
-
     from probing.attention.capture import AttentionCapture
     from probing.models.identity import weights_fingerprint
     from probing.models.load import load_model, load_tokenizer
@@ -105,25 +103,11 @@ def token_masses(
     batches = batches_by_length(encoded(), config.batch_tokens)
     with progress("reading attention", len(traces)) as advance, capture:
         for batch in batches:
-            ids, answer = _padded(batch)
-            found = capture(torch.from_numpy(ids).to(place), torch.from_numpy(answer).to(place))
-            for number, own in enumerate(batch):
-                mass = found[number, :, : len(own)].cpu().numpy()
+            for own, mass in zip(batch, batch_masses(capture, batch, place), strict=True):
                 _check(probe, own, mass, rows, TOLERANCE[dtype])
                 trace = by_id[own.id]
                 yield trace, response_offsets(tokenizer, trace, own), mass
             advance(len(batch), sum(map(len, batch)))
-
-
-def _padded(batch: Sequence[EncodedTrace]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and answer tokens, padded on the right: no real token can look at the padding."""
-    width = max(map(len, batch))
-    ids = np.zeros((len(batch), width), dtype=np.int64)
-    answer = np.zeros((len(batch), width), dtype=bool)
-    for row, trace in enumerate(batch):
-        ids[row, : len(trace)] = trace.ids
-        answer[row, : len(trace)] = trace.answer
-    return ids, answer
 
 
 def _check(

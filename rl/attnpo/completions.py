@@ -1,4 +1,4 @@
-"""Sampled token ids → text, steps and answer tokens, with the offsets of the ids themselves.
+"""Sampled token ids → text, steps and answer tokens; the batch that signals and credit are given.
 
 The ids are decoded once, one by one, so that each knows its characters; no text is tokenised
 again, and nothing is searched for after the cut.
@@ -6,9 +6,9 @@ again, and nothing is searched for after the cut.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from accelerate.utils import gather
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from probing.choices import MIN_CHARS, THINK_END
 from probing.errors import ConfigError, DataError, ModelError
 from probing.headset import HeadSet
 from probing.traces.file import Step
 from probing.traces.segmenters import Segmenter
 from probing.traces.tokens import answer_tokens, decode_with_offsets, token_spans
-from rl.attnpo.config import AttnPOConfig
+from rl.attnpo.rescale import Rescaling, needs_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,7 +73,7 @@ class Cutter:
     segmenter: Segmenter
     rule: str = "start"
     answer: str = "all"
-    think_end: str = "</think>"
+    think_end: str = THINK_END
 
     def __post_init__(self) -> None:
         """Refuse a tokenizer that cannot give offsets."""
@@ -82,42 +83,83 @@ class Cutter:
                 "fast one (use_fast=True), or a model that has one"
             )
 
+    @classmethod
+    def like(
+        cls,
+        head_set: HeadSet | None,
+        tokenizer: PreTrainedTokenizerBase,
+        end_ids: Collection[int],
+        *,
+        segmenter: str | None = None,
+        min_chars: int | None = None,
+        answer: str | None = None,
+        think_end: str = THINK_END,
+    ) -> Cutter:
+        """Cuts as the head set was made (or as the paper does), but for what is given.
+
+        Raises:
+            ConfigError: the head set was made on steps of the trace file, and no segmenter is
+                given; or there is no such segmenter.
+        """
+        stored = dict((head_set.segmenter if head_set else None) or {})
+        name = segmenter or stored.get("name") or "attnpo"
+        if name == "given":
+            raise ConfigError(
+                "the head set was made on steps that the trace file gave; say how sampled "
+                "responses are to be cut (segmenter: line, attnpo, …), or probe again with that "
+                "segmenter"
+            )
+        minimum = min_chars if min_chars is not None else stored.get("min_chars", MIN_CHARS)
+        cuts = Segmenter.parse(name, minimum)
+        if segmenter is None and stored.get("phrases"):
+            cuts = Segmenter("attnpo", minimum, stored["phrases"])
+        which = answer or (head_set.answer if head_set else "all")
+        # Cut steps tile the text, hence the rule `start`; `overlap` is for spans of any origin.
+        return cls(tokenizer, tuple(end_ids), cuts, "start", which, think_end)
+
     def __call__(self, ids: Sequence[int]) -> Completion:
-        """Cut one response; `ids` may go on after the end token."""
+        """Returns one response, cut; `ids` may go on after the end token."""
         ends = np.flatnonzero(np.isin(ids, list(self.end_ids)))
         finished = len(ends) > 0
-        kept = np.asarray(ids[: ends[0]] if finished else ids, dtype=np.int64)
-        text, offsets = decode_with_offsets(self.tokenizer, kept)
+        sampled = np.asarray(ids[: ends[0]] if finished else ids, dtype=np.int64)
+        text, offsets = decode_with_offsets(self.tokenizer, sampled)
         end = text.find(self.think_end)
         steps = tuple(self.segmenter.cut(text[:end])) if end >= 0 else ()
-        answer = np.zeros(len(kept), dtype=bool)
+        answer = np.zeros(len(sampled), dtype=bool)
         if end >= 0:
             answer = answer_tokens(offsets, text, end + len(self.think_end), self.answer)
         spans = token_spans(offsets, [(step.start, step.end) for step in steps], self.rule)
-        return Completion(
-            kept, len(kept) + int(finished), finished, text, steps, spans, answer, end >= 0
-        )
+        length = len(sampled) + int(finished)
+        return Completion(sampled, length, finished, text, steps, spans, answer, end >= 0)
+
+    def check_room(self, limit: int) -> None:
+        """Raise ConfigError where `limit` tokens hold no end of the reasoning and an answer."""
+        room = len(self.tokenizer(self.think_end, add_special_tokens=False)["input_ids"]) + 2
+        if limit < room:
+            raise ConfigError(
+                f"max_completion_length = {limit} has no room for {self.think_end!r} and an "
+                f"answer ({room} tokens at least)"
+            )
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """The responses of this process, and what their groups say.
+class Outcomes:
+    """Which responses are correct, and their lengths; of all processes, group after group."""
 
-    `correct` and `p` are of this process's responses; `all_correct` and `all_lengths` of all
-    processes, group after group. `p` is the share of the group's responses that are correct.
-    """
-
-    responses: list[Completion]
     correct: Bool[Tensor, "response"]
-    p: Float[Tensor, "response"]
-    all_correct: Bool[Tensor, "everyone"]
-    all_lengths: Int[Tensor, "everyone"]
+    lengths: Int[Tensor, "response"]  # tokens, the end token among them
+    p: Float[Tensor, "response"]  # share of correct responses of the group
 
     @classmethod
     def gathered(
-        cls, trainer: Any, responses: list[Completion], verdicts: Float[Tensor, "everyone"]
-    ) -> Batch:
-        """Gather lengths and completeness; `verdicts` are the verifier's, gathered already.
+        cls, responses: Sequence[Completion], verdicts: Float[Tensor, "response"], group: int
+    ) -> Outcomes:
+        """Gathers lengths and completeness of all processes.
+
+        Args:
+            responses: of this process.
+            verdicts: the verifier's, of all processes.
+            group: number of responses to one prompt.
 
         Raises:
             DataError: the verifier gave something other than 0 or 1.
@@ -133,45 +175,85 @@ class Batch:
         # A response that never stops reasoning, or never ends, answers nothing.
         complete = gather(torch.tensor([r.complete for r in responses], device=device))
         correct = (verdicts == 1) & complete
-        training = trainer.model.training
-        group = trainer.num_generations if training else trainer.num_generations_eval
         p = correct.float().view(-1, group).mean(dim=1).repeat_interleave(group)
-        start = trainer.accelerator.process_index * len(responses)
-        own = slice(start, start + len(responses))
-        if training and trainer.state.global_step == 0:
-            _check_reasoning(trainer, responses)
-        return cls(responses, correct[own], p[own], correct, lengths)
+        return cls(correct, lengths, p)
+
+    def part(self, process: int, count: int) -> Outcomes:
+        """Those of one process, which has `count` responses as all others do."""
+        place = slice(process * count, (process + 1) * count)
+        return Outcomes(self.correct[place], self.lengths[place], self.p[place])
 
 
-def _check_reasoning(trainer: Any, responses: list[Completion]) -> None:
-    """In the first batch at least one response of all processes must end its reasoning."""
-    ended = torch.tensor([sum(r.reasoned for r in responses)], device=trainer.accelerator.device)
-    if int(gather(ended).sum()) == 0:
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The responses of this process in one training step: what signals and credit are given."""
+
+    prompts: Sequence[Sequence[int]]  # token ids of each response's q
+    responses: Sequence[Completion]
+    mask: Bool[Tensor, "response token"]  # sampled tokens, as TRL pads responses on the right
+    advantage: Float[Tensor, "response"]  # A
+    correct: Bool[Tensor, "response"]
+    p: Float[Tensor, "response"]  # share of correct responses of the group
+    needs_scores: Bool[Tensor, "response"]  # others keep γ = 1 whatever their scores
+    labels: Sequence[Sequence[Step]] | None = None  # true labels of the steps, where known
+
+    @classmethod
+    def of(
+        cls,
+        output: Mapping[str, Tensor],
+        responses: Sequence[Completion],
+        outcomes: Outcomes,
+        labels: Sequence[Sequence[Step]] | None,
+        rescaling: Rescaling,
+        step: int,
+    ) -> Batch:
+        """From TRL's batch: `prompt_ids`, `prompt_mask`, `completion_mask`, `advantages`.
+
+        Args:
+            output: of N responses; the advantages are (response,).
+            responses: these, cut.
+            outcomes: of the same responses.
+            labels: of their steps.
+            rescaling, step: decide which responses need scores (`rl.attnpo.rescale.needs_scores`).
+        """
+        prompts = zip(output["prompt_ids"], output["prompt_mask"].bool(), strict=True)
+        advantage, correct, p = output["advantages"], outcomes.correct, outcomes.p
+        steps = torch.tensor([len(each.spans) for each in responses], device=advantage.device)
+        return cls(
+            prompts=[ids[mask].tolist() for ids, mask in prompts],
+            responses=responses,
+            mask=output["completion_mask"].bool(),
+            advantage=advantage,
+            correct=correct,
+            p=p,
+            needs_scores=needs_scores(advantage, correct, p, steps, step, rescaling),
+            labels=labels,
+        )
+
+    @property
+    def answer_tokens(self) -> list[int]:
+        """|F| of each response."""
+        return [int(response.answer.sum()) for response in self.responses]
+
+    @property
+    def total_tokens(self) -> list[int]:
+        """|q ⊕ o| of each response, without its end token."""
+        pairs = zip(self.prompts, self.responses, strict=True)
+        return [len(prompt) + len(response.ids) for prompt, response in pairs]
+
+
+def check_reasoning(
+    responses: Sequence[Completion], device: torch.device, think_end: str, limit: int
+) -> None:
+    """In the first batch at least one response of all processes must end its reasoning.
+
+    Raises:
+        DataError: none does.
+    """
+    ended = torch.tensor([any(response.reasoned for response in responses)], device=device)
+    if not gather(ended).any():
         raise DataError(
-            f"no response of the first batch holds {trainer.args.think_end!r} within "
-            f"max_completion_length = {trainer.args.max_completion_length} tokens: raise the "
-            "limit, or choose the prompt template of this model (its reasoning may end otherwise)"
+            f"no response of the first batch holds {think_end!r} within "
+            f"max_completion_length = {limit} tokens: raise the limit, or choose the prompt "
+            "template of this model (its reasoning may end otherwise)"
         )
-
-
-def cutter_of(args: AttnPOConfig, head_set: HeadSet | None, trainer: Any) -> Cutter:
-    """How responses are cut: as the settings say, else as the head set was made."""
-    stored = dict((head_set.segmenter if head_set else None) or {})
-    name = args.segmenter or stored.get("name") or "attnpo"
-    if name == "given":
-        raise ConfigError(
-            "the head set was made on steps that the trace file gave; say how sampled responses "
-            "are to be cut (segmenter: line, attnpo, …), or probe again with that segmenter"
-        )
-    minimum = args.min_chars if args.min_chars is not None else stored.get("min_chars", 80)
-    segmenter = Segmenter.parse(name, minimum)
-    if args.segmenter is None and stored.get("phrases"):
-        segmenter = Segmenter("attnpo", minimum, stored["phrases"])
-    return Cutter(
-        trainer._tokenizer,
-        tuple(trainer.eos_token_ids),
-        segmenter,
-        "start",  # cut steps tile the text; `overlap` is for spans of any origin
-        args.answer or (head_set.answer if head_set else "all"),
-        args.think_end,
-    )

@@ -1,6 +1,8 @@
 """The methods: one name sets what is rewarded, how it becomes an advantage, and what rescales it.
 
-A method is a row of settings of `AttnPOConfig`; any of them can be overridden singly.
+A method is a row of settings of `AttnPOConfig`; any of them can be overridden singly. An own one
+is entered by its name, `METHODS["mine"] = Method("what it does", signal="recency")`; `method: mine`
+then chooses it.
 """
 
 from __future__ import annotations
@@ -8,13 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from probing.errors import ConfigError
+from probing.settings import unknown
 
-PENALTIES = ("none", "tlmre", "laser", "dler")
-
-ROLLOUTS = ("trl", "compact")
-
-# Where the step scores come from. `none`: an outcome-level method.
-SIGNALS = ("none", "heads", "random-heads", "all-heads", "recency", "labels")
 ADVANTAGES = ("rloo", "grpo", "batch")
 
 
@@ -24,10 +21,11 @@ class Method:
 
     Args:
         about: one line for people.
-        length_penalty: see `rl.attnpo.rewards`.
+        length_penalty: one of `rl.attnpo.rewards.PENALTIES`.
         advantage: `rloo`: A = r − mean of the others (AttnPO section 3); `grpo`: (r − mean) / std
             of the group; `batch`: (r − mean of the group) / std of the batch.
-        signal: where step scores come from, one of `SIGNALS`.
+        signal: where step scores come from, one of `rl.attnpo.signals.signal_names()`; `none`:
+            an outcome-level method.
         positive, negative: PA and NA, see `rl.attnpo.rescale`.
         difficulty: whether p lowers the baseline and the attenuation (α and β; 0 where not).
         schedule: whether hard problems start later (T_0; 0 where not).
@@ -68,5 +66,5 @@ def method_of(name: str) -> Method:
         ConfigError: there is none.
     """
     if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}; choose {', '.join(METHODS)}")
+        raise ConfigError(unknown("method", name, METHODS))
     return METHODS[name]

@@ -6,7 +6,8 @@ the outcome-level advantage of the response and γ_k the scale of the step that 
 2. S_base = p^α · |F| / |q ⊕ o| (`probing.attention.scores.step_baseline`, eq. 4).
 3. A > 0 and S_k < S_base: attenuate (`positive_scale`), once t > T_0 · (1 − p) (`schedule_open`).
 4. A < 0 and S_k > S_base: γ_k = 0.
-5. Everything else keeps γ = 1: wrong responses, responses of one step, tokens outside steps.
+5. Everything else keeps γ = 1: wrong responses, responses of one step, tokens outside steps
+   (`needs_scores`).
 """
 
 from __future__ import annotations
@@ -96,6 +97,36 @@ def schedule_open(
         [True, False]
     """
     return step > delay * (1 - p)
+
+
+def needs_scores(
+    advantage: Float[Tensor, "response"],
+    correct: Bool[Tensor, "response"],
+    p: Float[Tensor, "response"],
+    steps: Int[Tensor, "response"],
+    step: int,
+    constants: Rescaling,
+) -> Bool[Tensor, "response"]:
+    """Whether some score could give a step of the response another scale than 1 (section 4).
+
+    Args:
+        advantage: A.
+        correct: whether the response is correct.
+        p: share of correct responses of each response's group.
+        steps: number of steps.
+        step: t, the training step, the first one being 1.
+        constants: T_0 and what is switched on.
+
+    Example:
+        >>> one = torch.ones(3)
+        >>> steps, advantage = torch.tensor([4, 1, 4]), torch.tensor([1.0, 1.0, 0.0])
+        >>> needs_scores(advantage, one.bool(), one, steps, 1, Rescaling()).tolist()
+        [True, False, False]
+    """
+    acts = (advantage < 0) & constants.negative
+    if constants.positive:
+        acts = acts | ((advantage > 0) & schedule_open(p, step, constants.delay))
+    return acts & correct & (steps >= 2)
 
 
 def positive_scale(

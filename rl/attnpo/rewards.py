@@ -2,16 +2,24 @@
 
 Pure functions of whole groups: `correct` and `lengths` are (prompt, group), gathered from all
 processes, so that a group that is spread over processes has the right statistics.
+
+An own length penalty is a function of the same kind, entered by its name; `length_penalty: mine`
+then chooses it. It gets the settings `length_coef` and `target_length`, and may ignore them:
+
+    PENALTIES["mine"] = lambda correct, lengths, coef, target: correct / (1 + coef * lengths)
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.errors import ConfigError
-from rl.attnpo.methods import PENALTIES
+from probing.errors import ConfigError, DataError, KfhError
+from probing.settings import unknown
 
 EPSILON = 1e-6
 
@@ -92,28 +100,59 @@ def dler(
     return correct.float() * (lengths <= target).float()
 
 
-def shaped_reward(
-    correct: Bool[Tensor, "prompt group"],
-    lengths: Int[Tensor, "prompt group"],
-    penalty: str,
-    coef: float,
-    target: int | None,
-) -> Float[Tensor, "prompt group"]:
-    """The reward by the name of its length penalty, one of `PENALTIES`.
+# (correct, lengths, coef, target) → rewards; all but the numbers are (prompt, group)
+Penalty = Callable[[Tensor, Tensor, float, int], Tensor]
+
+PENALTIES: dict[str, Penalty] = {
+    "none": lambda correct, lengths, coef, target: correct.float(),
+    "tlmre": lambda correct, lengths, coef, target: tlmre(correct, lengths, coef),
+    "laser": lambda correct, lengths, coef, target: laser(correct, lengths, target, coef),
+    "dler": lambda correct, lengths, coef, target: dler(correct, lengths, target),
+}
+NEED_TARGET = ("laser", "dler")
+
+
+def check_penalty(name: str, target: int | None) -> None:
+    """Check the settings of a length penalty.
 
     Raises:
         ConfigError: an unknown name, or a penalty whose target length is missing.
     """
-    if penalty == "none":
-        return correct.float()
-    if penalty == "tlmre":
-        return tlmre(correct, lengths, coef)
-    if penalty not in PENALTIES:
-        raise ConfigError(f"unknown length penalty {penalty!r}; choose {', '.join(PENALTIES)}")
-    if target is None or target < 1:
-        raise ConfigError(f"the length penalty {penalty} needs target_length in tokens, ≥ 1")
-    return (
-        laser(correct, lengths, target, coef)
-        if penalty == "laser"
-        else dler(correct, lengths, target)
-    )
+    if name not in PENALTIES:
+        raise ConfigError(unknown("length penalty", name, PENALTIES))
+    if name in NEED_TARGET and (target is None or target < 1):
+        raise ConfigError(f"the length penalty {name} needs target_length in tokens, ≥ 1")
+
+
+def shaped_reward(
+    correct: Bool[Tensor, "prompt group"],
+    lengths: Int[Tensor, "prompt group"],
+    penalty: str,
+    coef: float = 0.2,
+    target: int | None = None,
+) -> Float[Tensor, "prompt group"]:
+    """The reward by the name of its length penalty, one of `PENALTIES`.
+
+    Raises:
+        ConfigError: see `check_penalty`.
+        DataError: a penalty of another's gave rewards of another shape.
+    """
+    check_penalty(penalty, target)
+    rewards = PENALTIES[penalty](correct, lengths, coef, target or 0).float()
+    if rewards.shape != correct.shape:
+        raise DataError(
+            f"the length penalty {penalty!r} gave rewards of shape {tuple(rewards.shape)} for "
+            f"verdicts of shape {tuple(correct.shape)} (prompt, group)"
+        )
+    return rewards
+
+
+@contextmanager
+def faults_told(where: str) -> Iterator[None]:
+    """What a reward function raises becomes a DataError that says where; kfh's own errors pass."""
+    try:
+        yield
+    except KfhError:
+        raise
+    except Exception as error:
+        raise DataError(f"a reward function raised {error!r} {where}") from error

@@ -1,8 +1,13 @@
-"""Step scores of sampled responses, from the current policy's attention or a stand-in for it.
+"""Signals: a batch of sampled responses → one score a step, which decides what credit it gets.
 
-One forward pass without gradient over the ids as sampled: prompt and response side by side,
-padded on the right only, sorted by length. With causal attention no real token looks at the
-padding, so that no mask is needed.
+A signal is a callable `Batch → list[scores]`: an array of `len(response.spans)` numbers for each of
+`batch.responses`, in the unit of attention, since they are held against S_base (essential steps
+above it, redundant ones below); NaN keeps γ = 1. Where `batch.needs_scores` is false they have no
+effect. An own one is entered by its name; `signal: mine` then chooses it:
+
+    SIGNALS["mine"] = lambda batch: [my_scores(response.text) for response in batch.responses]
+
+The signals by attention need the policy, and are made when the trainer is (`AttentionSignal.of`).
 """
 
 from __future__ import annotations
@@ -14,112 +19,181 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from probing.attention.capture import AttentionCapture
-from probing.attention.scores import step_baseline, step_scores
+from probing.attention.scores import (
+    batch_masses,
+    batches_by_length,
+    step_baseline,
+    step_scores,
+)
 from probing.choices import Head
-from probing.errors import ModelError
+from probing.errors import ConfigError, ModelError
 from probing.headset import HeadSet
-from rl.attnpo.completions import Completion
-from rl.attnpo.config import AttnPOConfig
+from probing.traces.segmenters import carry_labels
+from probing.traces.tokens import EncodedTrace
+from rl.attnpo.completions import Batch, Completion
+from rl.attnpo.sharding import Passes, whole_parameters
 
 Scores = Float[np.ndarray, "step"]
+Signal = Callable[[Batch], list[Scores]]
+
+NO_LIMIT = 1 << 62  # of the tokens of a batch: its rows are limited
+BY_ATTENTION = ("heads", "random-heads", "all-heads")
+LABEL_SCORES = {"essential": np.inf, "redundant": 0.0, None: np.nan}
 
 
-@dataclass
-class AttentionScorer:
-    """Scores steps by the mean attention of a head set.
-
-    Args:
-        capture: of the policy and the heads; entered only while it scores.
-        rows: rows of a forward pass.
-        forward: called instead of the model's trunk where modules are sharded, so that their
-            hooks see the whole forward.
-        rounds: gives the number of forward passes that every process makes, from the one that
-            this process needs; where modules are sharded all must make as many.
-    """
-
-    capture: AttentionCapture
-    rows: int = 8
-    forward: Callable[..., Any] | None = None
-    rounds: Callable[[int], int] = lambda needed: needed
-
-    def __call__(
-        self, prompts: Sequence[Sequence[int]], responses: Sequence[Completion]
-    ) -> list[Scores]:
-        """S_k of each response, in order: mean over the heads of eq. 1."""
-        device = next(self.capture.trunk.parameters()).device
-        lengths = [len(p) + len(r.ids) for p, r in zip(prompts, responses, strict=True)]
-        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        scores: list[Scores] = [np.empty(0)] * len(lengths)
-        with self.capture:
-            for turn in range(self.rounds(-(-len(order) // self.rows))):
-                chunk = order[turn * self.rows : (turn + 1) * self.rows]
-                ids, answer = _packed(prompts, responses, chunk)
-                mass = self.capture(ids.to(device), answer.to(device), forward=self.forward)
-                for row, heads in zip(chunk, mass.double().cpu().numpy(), strict=False):
-                    spans = responses[row].spans + len(prompts[row])
-                    scores[row] = step_scores(heads, spans).mean(axis=0)
-        return scores
-
-
-def _packed(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Completion], chunk: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Ids and answer tokens (row, token), padded on the right; one token where there is no row."""
-    width = max((len(prompts[row]) + len(responses[row].ids) for row in chunk), default=1)
-    ids = torch.zeros((max(len(chunk), 1), width), dtype=torch.long)
-    answer = torch.zeros_like(ids, dtype=torch.bool)
-    for place, row in enumerate(chunk):
-        start = len(prompts[row])
-        end = start + len(responses[row].ids)
-        ids[place, :start] = torch.as_tensor(prompts[row])
-        ids[place, start:end] = torch.from_numpy(responses[row].ids)
-        answer[place, start:end] = torch.from_numpy(responses[row].answer)
-    return ids, answer
-
-
-def recency_scores(prompt_tokens: int, response: Completion) -> Scores:
+def recency_scores(batch: Batch) -> list[Scores]:
     """A control without attention: later steps score higher, whatever they say.
 
         S_k = 2k / (K + 1) · |F| / |q ⊕ o|,  k = 1 … K
 
     so that the mean over the steps is the baseline at p = 1.
     """
-    count = len(response.spans)
-    base = step_baseline(int(response.answer.sum()), prompt_tokens + len(response.ids))
-    return np.asarray(2 * np.arange(1, count + 1) / (count + 1) * base)
+    scores = []
+    sizes = zip(batch.responses, batch.answer_tokens, batch.total_tokens, strict=True)
+    for response, answer_tokens, total_tokens in sizes:
+        count = len(response.spans)
+        base = step_baseline(answer_tokens, total_tokens)
+        scores.append(np.asarray(2 * np.arange(1, count + 1) / (count + 1) * base))
+    return scores
 
 
-def label_scores(labels: Sequence[str | None]) -> Scores:
-    """The ceiling: essential steps above every baseline, redundant steps below, others NaN
-    (they keep γ = 1)."""
-    value = {"essential": np.inf, "redundant": 0.0, None: np.nan}
-    return np.array([value[label] for label in labels])
+def label_scores(batch: Batch) -> list[Scores]:
+    """The ceiling: essential steps above every baseline, redundant ones below, others NaN."""
+    scores = []
+    for truth, response in zip(batch.labels or (), batch.responses, strict=True):
+        steps = carry_labels(tuple(truth), list(response.steps))
+        scores.append(np.array([LABEL_SCORES[step.label] for step in steps]))
+    return scores
 
 
-def padded(rows: Sequence[np.ndarray], value: float) -> Tensor:
-    """Rows of different lengths as one tensor, at least two wide."""
-    width = max(2, *(len(row) for row in rows))
-    out = np.full((len(rows), width, *rows[0].shape[1:]), value, dtype=rows[0].dtype)
-    for place, row in enumerate(rows):
-        out[place, : len(row)] = row
-    return torch.from_numpy(out)
+SIGNALS: dict[str, Signal] = {"recency": recency_scores, "labels": label_scores}
 
 
-def chosen_heads(args: AttnPOConfig, head_set: HeadSet | None, model: Any) -> list[Head] | None:
-    """The heads whose attention scores: the set's, as many others at random, or all (None)."""
-    if args.signal == "all-heads":
-        return None
-    assert head_set is not None
-    if args.signal == "heads":
-        return head_set.pairs
+def signal_names() -> list[str]:
+    """What the setting `signal` may be; `none`: steps are not scored."""
+    return ["none", *BY_ATTENTION, *SIGNALS]
+
+
+@dataclass
+class AttentionSignal:
+    """S_k of the policy: the mean over a head set of eq. 1.
+
+    Args:
+        capture: of the policy and the heads; entered only while it scores.
+        rows: rows of a forward pass.
+        passes: how a forward pass is made where parameters are sharded.
+    """
+
+    capture: AttentionCapture
+    rows: int = 8
+    passes: Passes | None = None
+
+    @classmethod
+    def of(
+        cls, model: Any, signal: str, head_set: HeadSet | None, rows: int, seed: int
+    ) -> AttentionSignal:
+        """The signal of that name, one of `BY_ATTENTION`, proven on the model.
+
+        Raises:
+            ConfigError: it needs a head set.
+            ModelError: the model's attention cannot be captured, or has too few heads.
+        """
+        if signal == "all-heads":
+            heads = None
+        elif head_set is None:
+            raise ConfigError(f"the signal {signal} needs a head set: give heads=")
+        else:
+            heads = head_set.pairs
+            heads = heads if signal == "heads" else other_heads(heads, model, seed)
+        with whole_parameters(model):
+            return cls(AttentionCapture(model, heads), rows)
+
+    @property
+    def heads(self) -> list[Head]:
+        """The heads that score."""
+        return self.capture.heads
+
+    def __call__(self, batch: Batch) -> list[Scores]:
+        """Scores of the responses that need them, of the others NaN; a pass has `rows` of them.
+
+        Sorted by length, so that little is padded. Where parameters are sharded, every process
+        makes as many passes as the one that needs most.
+        """
+        scores: list[Scores] = [np.full(len(each.spans), np.nan) for each in batch.responses]
+        wanted = batch.needs_scores.nonzero()[:, 0].tolist()
+        traces = [encoded(row, batch.prompts[row], batch.responses[row]) for row in wanted]
+        batches = list(batches_by_length(traces, NO_LIMIT, self.rows))
+        forward, passes = None, len(batches)
+        if self.passes is not None:
+            forward, passes = self.passes.forward, self.passes.most(passes)
+        batches += [[]] * (passes - len(batches))
+        self.capture.early_exit = self.passes is None
+        device = next(self.capture.trunk.parameters()).device
+        with self.capture:
+            for together in batches:
+                masses = batch_masses(self.capture, together, device, forward=forward)
+                for trace, mass in zip(together, masses, strict=True):
+                    scores[int(trace.id)] = step_scores(mass, trace.spans).mean(axis=0)
+        return scores
+
+    def in_passing(
+        self,
+        responses: Sequence[Completion],
+        ids: Int[Tensor, "response token"],
+        mask: Int[Tensor, "response token"],
+        prompt: int,
+        forward: Callable[[], Any],
+    ) -> tuple[Any, list[Scores]]:
+        """What `forward` returns, and the scores of the responses, while it passes over them.
+
+        Args:
+            responses: those of the rows.
+            ids: prompts padded on the left, responses on the right.
+            mask: 1 for real tokens.
+            prompt: width of the prompts.
+            forward: makes the pass over `ids`, in the policy.
+        """
+        results: list[Any] = []
+
+        def run(**_: Any) -> Any:
+            results.append(forward())
+            return results[0]
+
+        answer = torch.zeros_like(ids, dtype=torch.bool)
+        for row, response in enumerate(responses):
+            end = prompt + len(response.answer)
+            answer[row, prompt:end] = torch.from_numpy(response.answer).to(answer.device)
+        self.capture.early_exit = False  # the pass is another's
+        with self.capture:
+            mass = self.capture(ids, answer, mask, forward=run).cpu().numpy()
+        pairs = zip(responses, mass, strict=True)
+        scores = [step_scores(row, each.spans + prompt).mean(axis=0) for each, row in pairs]
+        return results[0], scores
+
+
+def encoded(row: int, prompt: Sequence[int], response: Completion) -> EncodedTrace:
+    """A sampled response on its prompt as the batcher of traces takes it; its id is its row."""
+    before = len(prompt)
+    answer = np.concatenate([np.zeros(before, dtype=bool), response.answer])
+    ids = np.concatenate([np.asarray(prompt, dtype=np.int64), response.ids])
+    return EncodedTrace(str(row), ids, before, response.spans + before, answer, sampled=True)
+
+
+def other_heads(pairs: Sequence[Head], model: Any, seed: int) -> list[Head]:
+    """As many heads as `pairs`, drawn from the model's others.
+
+    Raises:
+        ModelError: it has too few.
+    """
     config = model.config.get_text_config()
-    shape = config.num_hidden_layers, config.num_attention_heads
-    others = [(i, k) for i in range(shape[0]) for k in range(shape[1])]
-    others = [pair for pair in others if pair not in head_set.pairs]
-    if len(others) < len(head_set.pairs):
+    every = [
+        (i, k) for i in range(config.num_hidden_layers) for k in range(config.num_attention_heads)
+    ]
+    others = [pair for pair in every if pair not in pairs]
+    if len(others) < len(pairs):
         raise ModelError(f"the model has {len(others)} heads beside the set: too few to draw from")
-    return random.Random(args.seed).sample(others, len(head_set.pairs))
+    return random.Random(seed).sample(others, len(pairs))

@@ -3,13 +3,14 @@
 The seam, with the numbers used below. TRL samples, rewards, and computes the loss; we
 1. cut the sampled ids into steps (`rl.attnpo.completions`) and shape the verifier's reward over
    whole groups, gathered from all processes (`_calculate_rewards`);
-2. score the steps with one forward pass of the current policy, or in passing where TRL computes
-   old log-probabilities anyway (`_get_per_token_logps_and_entropies`);
+2. score the steps with one forward pass of the current policy (`_generate_and_score_completions`),
+   or in passing where TRL computes old log-probabilities anyway
+   (`_get_per_token_logps_and_entropies`);
 3. return advantages of shape (response, token), γ_k · A (`_generate_and_score_completions`);
 4. compute log-probabilities on rows sorted by length and trimmed, where padding would eat the
    step (`_get_per_token_logps_and_entropies`; the result is the same);
 5. shuffle prompts by epoch and write checkpoints whole, so that a run can be resumed bit for bit
-   (`_get_train_sampler`, `_save_checkpoint`).
+   (`ResumableTrainer`).
 """
 
 from __future__ import annotations
@@ -17,27 +18,31 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from probing.errors import ConfigError, DataError, KfhError
+from probing.choices import Head
+from probing.errors import ConfigError, DataError
 from probing.headset import HeadSet
 from probing.traces.file import Step
-from rl.attnpo.compact import compact_rollouts
-from rl.attnpo.completions import Batch, Completion
+from rl.attnpo.compact import Logps, compact_rollouts, in_trimmed_rows
+from rl.attnpo.completions import Batch, Completion, Cutter, Outcomes, check_reasoning
 from rl.attnpo.config import AttnPOConfig
-from rl.attnpo.credit import Credit
-from rl.attnpo.rewards import shaped_reward
-
-# (row of the dataset, text of the response) → labelled steps, in characters of the text
-LabelFunc = Callable[[dict[str, Any], str], Sequence[Step]]
-SAVING = ".saving"
+from rl.attnpo.credit import credit, step_figures, step_sums
+from rl.attnpo.rewards import faults_told, shaped_reward
+from rl.attnpo.sharding import Passes
+from rl.attnpo.signals import BY_ATTENTION, SIGNALS, AttentionSignal, Scores, Signal
+from rl.tasks.base import LabelFunc
 
 
 class EpochSampler(RepeatSampler):
@@ -49,7 +54,81 @@ class EpochSampler(RepeatSampler):
             self.generator.manual_seed((self.seed or 0) * 1_000_003 + epoch)
 
 
-class AttnPOTrainer(GRPOTrainer):
+class ResumableTrainer(GRPOTrainer):
+    """Shuffles prompts by epoch; writes each checkpoint beside its place and moves it there when it
+    is whole (5)."""
+
+    _staging: Path | None = None  # where a checkpoint goes while it is being written
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        stock: Any = super()._get_train_sampler(dataset)
+        return EpochSampler(
+            data_source=stock.data_source,
+            mini_repeat_count=stock.mini_repeat_count,
+            batch_size=stock.batch_size,
+            repeat_count=stock.repeat_count,
+            shuffle=stock.shuffle,
+            seed=stock.seed,
+        )
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(super()._get_output_dir(trial))
+        staging = folder / ".saving"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            for checkpoint in staging.glob("checkpoint-*"):
+                shutil.rmtree(folder / checkpoint.name, ignore_errors=True)
+                checkpoint.rename(folder / checkpoint.name)
+            shutil.rmtree(staging, ignore_errors=True)
+            rotate_checkpoints(
+                output_dir=str(folder),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
+
+
+class OnTrainBegin(TrainerCallback):
+    """Calls a function when the model is wrapped, before the first step."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Call it."""
+        self.function()
+
+
+@dataclass
+class Passage:
+    """What one batch leaves on its way through TRL's methods; made anew for each batch."""
+
+    responses: list[Completion] = field(default_factory=list)
+    scores: list[Scores] = field(default_factory=list)  # where they are scored in passing
+    outcomes: Outcomes | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    since: float = field(default_factory=time.perf_counter)
+
+    def clock(self, part: str) -> None:
+        """Add the time since the last call to a part of the step."""
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self.since
+        self.since = now
+
+
+class AttnPOTrainer(ResumableTrainer):
     """Trains with step-level credit from a head set; with `args.method`, the baselines too.
 
     Args:
@@ -80,6 +159,7 @@ class AttnPOTrainer(GRPOTrainer):
     model: Any
     train_dataset: Any
     num_generations: Any
+    num_generations_eval: Any
 
     def __init__(
         self,
@@ -100,12 +180,55 @@ class AttnPOTrainer(GRPOTrainer):
             options.setdefault("rollout_func", compact_rollouts)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **options)
         self.label_func = label_func
-        self._responses: list[Completion] | None = None
-        self._rollout: Batch | None = None
-        self._seconds: dict[str, float] = {}
-        self._saving = False
-        self.credit = Credit.of(self, heads)
+        self.head_set = HeadSet.load(heads) if isinstance(heads, (str, Path)) else heads
+        self.cutter = self._cutter()
+        self.signal = self._signal()
+        self._passage = Passage()
+        self.add_callback(OnTrainBegin(self.settle))
         self._try_rewards()
+
+    # Set-up
+
+    def _cutter(self) -> Cutter:
+        """How responses are cut: as the settings say, else as the head set was made."""
+        if self.head_set is not None:
+            self.head_set.check(self.accelerator.unwrap_model(self.model).config)
+        args = self.args
+        cutter = Cutter.like(
+            self.head_set,
+            self._tokenizer,
+            self.eos_token_ids,
+            segmenter=args.segmenter,
+            min_chars=args.min_chars,
+            answer=args.answer,
+            think_end=args.think_end,
+        )
+        cutter.check_room(args.max_completion_length)
+        return cutter
+
+    def _signal(self) -> Signal | None:
+        """What scores steps; None where the method does not rescale."""
+        args = self.args
+        if not args.rescales:
+            return None
+        if args.signal in BY_ATTENTION:
+            policy = self.accelerator.unwrap_model(self.model)
+            return AttentionSignal.of(
+                policy, args.signal, self.head_set, args.score_rows, args.seed
+            )
+        if args.signal == "labels" and self.label_func is None:
+            raise ConfigError(f"the method {args.method} needs true labels: give label_func=")
+        return SIGNALS[args.signal]
+
+    def settle(self) -> None:
+        """See how parameters are spread over processes, now that the model is wrapped."""
+        if isinstance(self.signal, AttentionSignal):
+            self.signal.passes = Passes.of(self.model_wrapped, self.accelerator.device)
+
+    @property
+    def heads(self) -> list[Head] | None:
+        """The heads whose attention scores; None where none does."""
+        return self.signal.heads if isinstance(self.signal, AttentionSignal) else None
 
     # 1. Steps and rewards
 
@@ -117,33 +240,32 @@ class AttnPOTrainer(GRPOTrainer):
         completion_ids_list: list[list[int]],
     ) -> Tensor:
         """Rewards of all processes (response, function), the verifier's shaped by length."""
-        self._clock("sampling")
-        responses = self._responses or [self.credit.cutter(ids) for ids in completion_ids_list]
-        self._responses = None
+        passage, args, training = self._passage, self.args, self.model.training
+        passage.clock("sampling")
+        if not passage.responses:  # else cut when they were scored in passing
+            passage.responses = [self.cutter(ids) for ids in completion_ids_list]  # 1, steps
         if isinstance(completions[0], str):
             # TRL leaves special tokens out of the text, which in some tokenizers are `</think>`.
-            completions = [response.text for response in responses]
-        rewards: Tensor
-        try:
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        except KfhError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"a reward function raised {error!r} at step {self.state.global_step + 1}; a "
-                "verifier must give 0 for what it cannot read"
-            ) from error
-        self._rollout = rollout = Batch.gathered(self, responses, rewards[:, 0])
-        if self.model.training:
-            groups = (-1, self.num_generations)
-            rewards[:, 0] = shaped_reward(
-                rollout.all_correct.view(groups),
-                rollout.all_lengths.view(groups),
-                str(self.args.length_penalty),
-                float(self.args.length_coef),
-                self.args.target_length,
+            completions = [response.text for response in passage.responses]
+        step = self.state.global_step + 1
+        with faults_told(f"at step {step}; a verifier must give 0 for what it cannot read"):
+            rewards: Tensor = super()._calculate_rewards(
+                inputs, prompts, completions, completion_ids_list
+            )
+        group = self.num_generations if training else self.num_generations_eval
+        passage.outcomes = Outcomes.gathered(passage.responses, rewards[:, 0], group)
+        if training and self.state.global_step == 0:
+            limit, device = args.max_completion_length, self.accelerator.device
+            check_reasoning(passage.responses, device, args.think_end, limit)
+        if training:
+            rewards[:, 0] = shaped_reward(  # 1, rewards
+                passage.outcomes.correct.view(-1, group),
+                passage.outcomes.lengths.view(-1, group),
+                args.length_penalty,
+                args.length_coef,
+                args.target_length,
             ).flatten()
-        self._clock("rewards")
+        passage.clock("rewards")
         return rewards
 
     def _try_rewards(self) -> None:
@@ -154,52 +276,58 @@ class AttnPOTrainer(GRPOTrainer):
             raise DataError("the training set is empty: give at least one prompt") from error
         if "prompt" not in row:
             raise DataError(f"the training set has no column 'prompt'; it has {', '.join(row)}")
-        text, end = f"{self.args.think_end}\n\n\\boxed{{0}}", self.credit.end_id
-        try:
-            super()._calculate_rewards([dict(row)], [row["prompt"]], [text], [[end]])
-        except KfhError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"a reward function raised {error!r} when it was tried on the response {text!r} "
-                "to the first prompt"
-            ) from error
+        text, end = f"{self.args.think_end}\n\n\\boxed{{0}}", next(iter(self.cutter.end_ids))
+        with faults_told(f"when it was tried on the response {text!r} to the first prompt"):
+            super()._calculate_rewards([dict(row)], [row["prompt"]], [text], [[int(end)]])
 
-    # 3. Advantages by step
+    # 2, 3. Scores and advantages by step
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch, with advantages of shape (response, token) where the method rescales."""
-        self._seconds, self._since = {}, time.perf_counter()
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        self._passage = passage = Passage()
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)  # 1
         if not self.model.training:
             return output
         if self.args.advantage == "rloo":  # TRL's is r − mean of the group
             output["advantages"] = output["advantages"] * (
                 self.num_generations / (self.num_generations - 1)
             )
-        self._clock("rewards")
-        rollout, self._rollout = self._rollout, None
-        if rollout is None:
+        passage.clock("rewards")
+        if passage.outcomes is None:
             raise RuntimeError("TRL no longer calls _calculate_rewards: this kfh does not fit it")
-        labels = None
-        if self.label_func is not None:
-            pairs = zip(inputs, rollout.responses, strict=True)
-            labels = [self.label_func(row, response.text) for row, response in pairs]
-        width = output["completion_ids"].shape[1]
-        advantages = self.credit.advantages(output, rollout, labels, width)
-        self._clock("scoring")
-        for name, value in self.credit.metrics(output, advantages, rollout, labels).items():
+        responses, step, credited = passage.responses, self.state.global_step + 1, None
+        outcomes = passage.outcomes.part(self.accelerator.process_index, len(responses))
+        labels = self._labels(inputs, responses)
+        batch = Batch.of(output, responses, outcomes, labels, self.args.rescaling, step)
+        if self.signal is not None:
+            with self.accelerator.autocast():
+                scores = passage.scores or self.signal(batch)  # 2
+            credited = credit(batch, scores, self.args.rescaling, step)  # 3
+            output["advantages"] = credited.advantages
+        passage.clock("scoring")
+        sums = self._over_processes(step_sums(batch, credited))
+        figures = step_figures(sums, passage.outcomes)
+        seconds = {f"seconds_{part}": value for part, value in passage.seconds.items()}
+        for name, value in {**figures, **seconds}.items():
             self._metrics["train"][name].append(value)
-        for name, value in self._seconds.items():
-            self._metrics["train"][f"seconds_{name}"].append(value)
-        output["advantages"] = advantages
         return output
 
-    def _clock(self, part: str) -> None:
-        """Add the time since the last call to a part of the step."""
-        now = time.perf_counter()
-        self._seconds[part] = self._seconds.get(part, 0.0) + now - self._since
-        self._since = now
+    def _labels(
+        self, rows: list[dict[str, Any]], responses: list[Completion]
+    ) -> list[Sequence[Step]] | None:
+        """The true steps of each response; None where they are not known."""
+        if self.label_func is None:
+            return None
+        pairs = zip(rows, responses, strict=True)
+        return [self.label_func(row, response.text) for row, response in pairs]
+
+    def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
+        """The same sums over the responses of all processes."""
+        if self.accelerator.num_processes == 1:
+            return sums
+        values = torch.tensor([*sums.values()], device=self.accelerator.device)
+        total = self.accelerator.reduce(values, reduction="sum").tolist()
+        return dict(zip(sums, total, strict=True))
 
     # 2, 4. Log-probabilities
 
@@ -210,126 +338,44 @@ class AttnPOTrainer(GRPOTrainer):
         attention_mask: Tensor,
         logits_to_keep: int,
         batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
         **options: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> Logps:
         """TRL's, on rows sorted by length and trimmed (4), scoring steps in passing (2)."""
-        flags = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss}
-        compute = super()._get_per_token_logps_and_entropies
-        # TRL makes this pass without gradient for the policy's old log-probabilities; a later one
-        # of the batch is the reference's.
-        in_passing = (
+        compute, passage = super()._get_per_token_logps_and_entropies, self._passage
+        tensors, rows = (input_ids, attention_mask, logits_to_keep), self.args.rows_per_forward
+        signal = self._signal_in_passing()
+        if signal is None and not rows:
+            plain: Logps = compute(model, *tensors, batch_size, **options)
+            return plain
+
+        def forward(chunk: list[int], ids: Tensor, mask: Tensor, keep: int) -> Logps:
+            run = partial(compute, model, ids, mask, keep, **options)
+            if signal is None:
+                return run()
+            responses = [passage.responses[row] for row in chunk]
+            prompt = ids.shape[1] - keep
+            logps, scores = signal.in_passing(responses, ids, mask, prompt, run)  # 2
+            for row, values in zip(chunk, scores, strict=True):
+                passage.scores[row] = values
+            return logps
+
+        if signal is not None:
+            masks = attention_mask[:, -logits_to_keep:].bool()
+            pairs = zip(input_ids[:, -logits_to_keep:], masks, strict=True)
+            passage.responses = [self.cutter(ids[mask].tolist()) for ids, mask in pairs]  # 1
+            passage.scores = [np.empty(0)] * len(passage.responses)
+        return in_trimmed_rows(forward, *tensors, rows or batch_size or len(input_ids))  # 4
+
+    def _signal_in_passing(self) -> AttentionSignal | None:
+        """The signal, where TRL computes old log-probabilities of the policy: such a pass scores.
+
+        It does so without gradient; a later pass of this kind over the batch is the reference's.
+        """
+        passes = (
             not torch.is_grad_enabled()
             and self.model.training
             and self.use_vllm
             and self.vllm_importance_sampling_correction
-            and self._responses is None
-            and self.credit.scores_by_attention
+            and not self._passage.responses
         )
-        if in_passing:
-            prompt = input_ids.shape[1] - logits_to_keep
-            rows = zip(input_ids[:, prompt:], attention_mask[:, prompt:], strict=True)
-            self._responses = [self.credit.cutter(ids[mask.bool()].tolist()) for ids, mask in rows]
-        rows_at_once = self.args.rows_per_forward or (batch_size or len(input_ids))
-        if not in_passing and not self.args.rows_per_forward:
-            result: tuple[Tensor, Tensor | None, Tensor | None] = compute(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, **flags, **options
-            )
-            return result
-        order = attention_mask.sum(dim=1).argsort(descending=True, stable=True)
-        parts: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
-        for chunk in order.split(rows_at_once):
-            ids, mask = input_ids[chunk], attention_mask[chunk]
-            left, right = _margins(mask, logits_to_keep)
-            ids, mask = ids[:, left : ids.shape[1] - right], mask[:, left : mask.shape[1] - right]
-            keep = logits_to_keep - right
-
-            def forward(ids: Tensor = ids, mask: Tensor = mask, keep: int = keep) -> Any:
-                return compute(model, ids, mask, keep, None, **flags, **options)
-
-            part = (
-                self._score_in_passing(chunk, ids, mask, keep, forward)
-                if in_passing
-                else (forward())
-            )
-            pad = (0, right)
-            logps, entropy, aux = part
-            entropy = None if entropy is None else torch.nn.functional.pad(entropy, pad)
-            parts.append((torch.nn.functional.pad(logps, pad), entropy, aux))
-        back = order.argsort()
-        logps, entropies, aux = zip(*parts, strict=True)
-        return (
-            torch.cat(logps)[back],
-            torch.cat(entropies)[back] if compute_entropy else None,
-            torch.stack(aux).mean() if compute_aux_loss else None,
-        )
-
-    def _score_in_passing(
-        self, chunk: Tensor, ids: Tensor, mask: Tensor, keep: int, forward: Callable[[], Any]
-    ) -> Any:
-        """Run `forward` under the capture, and keep the scores of its rows."""
-        results: list[Any] = []
-
-        def run(**_: Any) -> Any:
-            results.append(forward())
-            return results[0]
-
-        responses = [(self._responses or [])[row] for row in chunk.tolist()]
-        self.credit.score_in_passing(chunk.tolist(), responses, ids, mask, keep, run)
-        return results[0]
-
-    # 5. Order and checkpoints
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        stock: Any = super()._get_train_sampler(dataset)
-        return EpochSampler(
-            data_source=stock.data_source,
-            mini_repeat_count=stock.mini_repeat_count,
-            batch_size=stock.batch_size,
-            repeat_count=stock.repeat_count,
-            shuffle=stock.shuffle,
-            seed=stock.seed,
-        )
-
-    def _get_output_dir(self, trial: Any = None) -> str:
-        folder = str(super()._get_output_dir(trial))
-        return str(Path(folder) / SAVING) if self._saving else folder
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write the checkpoint beside its place and move it there when it is whole."""
-        staging = Path(super()._get_output_dir(trial)) / SAVING
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._saving = False
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            for made in staging.glob("checkpoint-*"):
-                final = staging.parent / made.name
-                shutil.rmtree(final, ignore_errors=True)
-                made.rename(final)
-            shutil.rmtree(staging, ignore_errors=True)
-            rotate_checkpoints(
-                output_dir=str(staging.parent),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-        self.accelerator.wait_for_everyone()
-
-
-def _margins(mask: Tensor, completion: int) -> tuple[int, int]:
-    """Columns without a token in any row: on the left of the prompts, on the right at the end.
-
-    At least one token of the completion is left, so that there is something to compute.
-    """
-    used = mask.any(dim=0).nonzero()[:, 0]
-    if not len(used):
-        return 0, 0
-    right = mask.shape[1] - 1 - int(used[-1])
-    return int(used[0]), min(right, completion - 1)
+        return self.signal if passes and isinstance(self.signal, AttentionSignal) else None

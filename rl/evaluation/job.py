@@ -11,23 +11,22 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from probing.choices import DTYPES, THINK_END
+from probing.choices import THINK_END
 from probing.errors import ConfigError
-from probing.files.headers import HEADER, file_header, write_json
+from probing.files.headers import HEADER, file_header, refuse_overwriting, write_json
 from probing.models.decode import Sampling
-from probing.settings import Progress, no_progress
+from probing.settings import Progress, choice, no_progress, to_json
 from rl.evaluation.summary import Base, Overall, SetFigures, overall, set_figures
 from rl.sampling.backends import BATCH, TransformersSampler
-from rl.sampling.base import BACKENDS
-from rl.sampling.job import fill, open_backend, prompt_tokenizer, question_specs, response_settings
-from rl.sampling.responses import Asking, Response, ResponseStore, ask
-from rl.tasks.prompts import TEMPLATES
-from rl.tasks.questions import QuestionSet, load_questions
+from rl.sampling.job import AskConfig, ask_set, load_sets, open_backend, prompt_tokenizer
+from rl.sampling.responses import Asking, Response, ask
+from rl.tasks.base import QuestionSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,101 +41,38 @@ PAPER_SAMPLES = {
     "aime2024": 16,
     "aime2025": 16,
 }
-PRESETS = ("paper",)
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """All settings of an evaluation, checked on creation. As the command line has them.
-
-    Args:
-        model: hub id or folder; for `openai` the endpoint's name for it.
-        data: specs of question sets (`rl.tasks.questions`); a folder means all its `*.jsonl[.gz]`.
-        out: folder for the results.
-        samples: responses a question.
-        temperature, top_p, max_tokens, seed: see `probing.models.decode.Sampling`.
-        limit: at most so many questions of each set.
-        preset: `paper` sets the samples by the name of the benchmark.
-        backend, base_url, raw, device, dtype, batch: see `rl.sampling.backends.open_sampler`.
-        tokenizer: hub id or folder, where the endpoint's model does not name it.
-        template: see `rl.tasks.prompts.render_prompt`.
-        think_end: the text that ends the reasoning; empty for a model that does not reason.
-        budgets: numbers of tokens for accuracy under a budget.
-        base: a former evaluation (folder or file) to compute AES against.
-        resume: go on with the responses in `out`.
-        trust_remote_code: run code that comes with the model.
+class EvalConfig(AskConfig):
+    """All settings of an evaluation, checked on creation: what is asked, and what is computed.
 
     Raises:
         ConfigError: values that are out of range or contradict each other.
     """
 
-    model: str
-    data: tuple[str, ...]
-    out: Path
-    samples: int = 1
-    temperature: float = 0.6
-    top_p: float = 0.95
-    max_tokens: int = 4096
-    seed: int = 0
-    limit: int | None = None
-    preset: str | None = None
-    backend: str = "transformers"
-    base_url: str | None = None
-    raw: bool = False
-    tokenizer: str | None = None
-    template: str = "auto"
-    think_end: str = THINK_END
-    budgets: tuple[int, ...] = ()
-    base: Path | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    batch: int = BATCH
-    resume: bool = True
-    trust_remote_code: bool = False
+    preset: Literal["paper"] | None = choice(None, "Samples a question as in the paper, by name.")
+    budgets: tuple[int, ...] = choice((), "Accuracy within so many tokens, such as 2048,4096.")
+    base: Path | None = choice(None, "A former evaluation, to compute AES against.")
 
     def __post_init__(self) -> None:
         """Check what can be known before anything is read."""
-        for name, known in (
-            ("backend", BACKENDS),
-            ("template", TEMPLATES),
-            ("dtype", DTYPES),
-            ("preset", (*PRESETS, None)),
-        ):
-            if getattr(self, name) not in known:
-                names = ", ".join(str(value) for value in known if value)
-                raise ConfigError(f"unknown {name} {getattr(self, name)!r}; choose {names}")
-        if not self.data:
-            raise ConfigError("no question set: give --data SPEC")
-        if self.samples < 1 or self.batch < 1 or any(budget < 1 for budget in self.budgets):
-            raise ConfigError("samples, batch and budgets must be at least 1")
-        sampling = self.sampling  # checks its own
-        if self.preset == "paper" and (sampling.temperature, sampling.top_p) != (0.6, 0.95):
+        super().__post_init__()
+        if any(budget < 1 for budget in self.budgets):
+            raise ConfigError("budgets must be at least 1")
+        if self.preset == "paper" and (self.temperature, self.top_p) != (0.6, 0.95):
             raise ConfigError("preset paper is temperature 0.6 and top-p 0.95: leave them out")
-        if sampling.temperature == 0 and self.samples > 1:
-            raise ConfigError("greedy samples are all the same: use --samples 1")
         if max(self.budgets, default=0) > self.max_tokens:
             raise ConfigError(
                 f"a budget of {max(self.budgets)} tokens cannot be told from --max-tokens "
                 f"{self.max_tokens}: raise the latter"
             )
-        if self.backend == "openai" and not self.raw and self.template != "auto":
-            raise ConfigError("the endpoint's chat renders prompts itself: --template needs --raw")
-
-    @property
-    def sampling(self) -> Sampling:
-        """The part of the settings that samplers take."""
-        return Sampling(self.temperature, self.top_p, self.max_tokens, self.seed)
 
     def samples_of(self, name: str) -> int:
-        """Responses to a question of this set."""
+        """Responses to a question of the set of this name."""
         if self.preset == "paper":
             return PAPER_SAMPLES.get(re.sub(r"[^a-z0-9]", "", name.lower()), self.samples)
         return self.samples
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings as they stand in `eval.json`."""
-        paths = {"out": str(self.out), "base": str(self.base) if self.base else None}
-        return {**asdict(self), **paths}
 
 
 @dataclass(frozen=True)
@@ -160,30 +96,19 @@ def evaluate(config: EvalConfig, progress: Progress = no_progress) -> EvalResult
     Raises:
         KfhError: a bad setting, question set or model; the message says what to do.
     """
-    import time
-
-    sets = [
-        load_questions(spec, limit=config.limit, seed=config.seed)
-        for spec in question_specs(config)
-    ]  # 1
-    names = [questions.name for questions in sets]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"two question sets have one name ({', '.join(names)}): rename one")
+    sets = load_sets(config)  # 1
     base = Base.load(config.base) if config.base else None
     if base:
+        refuse_overwriting(Path(config.out) / "eval.json", base.path)
         base.check(sets)
     tokenizer = prompt_tokenizer(config)
     sampler = open_backend(config, tokenizer)  # 2
-    started, found, sampled = time.perf_counter(), [], 0
+    started, figures, sampled = time.perf_counter(), [], 0
     for questions in sets:  # 3
-        store = ResponseStore(
-            Path(config.out) / "responses" / f"{file_name(questions.name)}.jsonl",
-            response_settings(config, questions, sampler),
-            config.samples_of(questions.name),
-        )
-        store.open(config.resume)
-        sampled += fill(config, sampler, tokenizer, questions, store, progress)
-        found.append(
+        folder = Path(config.out) / "responses"
+        store, new = ask_set(config, sampler, tokenizer, questions, folder, progress)
+        sampled += new
+        figures.append(
             set_figures(
                 questions,
                 store.responses,
@@ -192,14 +117,14 @@ def evaluate(config: EvalConfig, progress: Progress = no_progress) -> EvalResult
                 tokenizer=tokenizer,
             )
         )
-    means = overall(found) if len(found) > 1 else None  # 4
+    means = overall(figures) if len(figures) > 1 else None  # 4
     if base:
-        *scores, mean_score = base.scores(found)
-        found = [replace(one, aes=score) for one, score in zip(found, scores, strict=True)]
+        *scores, mean_score = base.scores(figures)
+        figures = [replace(each, aes=score) for each, score in zip(figures, scores, strict=True)]
         means = replace(means, aes=mean_score) if means else None
+    differs = tuple(base.differing(to_json(config))) if base else ()
     seconds = time.perf_counter() - started
-    differs = tuple(base.differing(config.to_json())) if base else ()
-    result = EvalResult(config, tuple(found), means, sampled, seconds, differs)
+    result = EvalResult(config, tuple(figures), means, sampled, seconds, differs)
     _write(result)  # 5
     return result
 
@@ -231,8 +156,8 @@ def evaluate_model(
     """
     responses: dict[str, list[Response]] = {}
 
-    def keep(found: list[Response]) -> None:
-        for response in found:
+    def keep(verified: list[Response]) -> None:
+        for response in verified:
             responses.setdefault(response.id, []).append(response)
 
     was_training = model.training
@@ -262,14 +187,9 @@ def _write(result: EvalResult) -> None:
         Path(result.config.out) / "eval.json",
         {
             HEADER: file_header("evaluation"),
-            "settings": result.config.to_json(),
-            "benchmarks": {found.name: found.to_json() for found in result.sets},
+            "settings": to_json(result.config),
+            "benchmarks": {figures.name: figures.to_json() for figures in result.sets},
             "overall": means,
             "base_differs": list(result.base_differs),
         },
     )
-
-
-def file_name(name: str) -> str:
-    """The name of a set as part of a path."""
-    return re.sub(r"[^\w.-]+", "-", name)

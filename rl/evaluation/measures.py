@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from math import comb
 
-from probing.intervals import Estimate, Rows, mean_figure
+from probing.intervals import Estimate, Rows, estimate_mean
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """Chance that one of k samples is right, unbiased: 1 − C(n−c, k)/C(n, k) (Chen et al. 2021).
+
+    Raises:
+        ValueError: not 1 ≤ k ≤ n and 0 ≤ correct ≤ n.
 
     Example:
         >>> pass_at_k(4, 1, 2)  # of the 6 pairs of 4 samples, 3 hold the right one
@@ -25,7 +28,7 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 def pass_figure(correct: Rows, k: int) -> Estimate:
     """Mean pass@k over questions."""
-    return mean_figure([[pass_at_k(len(row), int(sum(row)), k)] for row in correct])
+    return estimate_mean([[pass_at_k(len(row), int(sum(row)), k)] for row in correct])
 
 
 def within_budget(correct: Rows, tokens: Rows, budget: int) -> list[list[float]]:

@@ -9,20 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from probing.choices import THINK_END
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path
-from probing.intervals import Estimate, mean_figure, mean_of_means, rate_figure, share_figure
+from probing.intervals import Estimate, estimate_mean, estimate_rate, estimate_share
 from probing.traces.phrases import PHRASE_GROUPS, Phrases, phrase_counts
 from rl.evaluation.measures import efficiency_score, pass_figure, within_budget
-from rl.pocket.parse import parse_problem, read
-from rl.pocket.task import shortest_trace
 from rl.sampling.responses import Response
-from rl.tasks.questions import QuestionSet
+from rl.tasks.base import QuestionSet
 
 
 @dataclass(frozen=True)
-class PocketFigures:
-    """What only the pocket task can tell: it is known which steps are redundant.
+class Redundancy:
+    """What only a task can tell that knows its steps' labels and its shortest responses.
 
     `redundant_steps` a response, of those that can be read whole; `redundant_tokens`: tokens above
     the shortest correct response, of all; `unreadable`: responses that cannot be read whole.
@@ -51,7 +50,7 @@ class SetFigures:
     pass_at: dict[int, Estimate]
     budgets: dict[int, Estimate]
     phrases: dict[str, Estimate]
-    pocket: PocketFigures | None
+    redundancy: Redundancy | None  # under `pocket` in eval.json, where it began
     no_answer: int  # responses that never end their reasoning
     unverified: int  # questions whose reference the verifier does not accept
     faults: dict[str, int]
@@ -61,8 +60,12 @@ class SetFigures:
 
     def to_json(self) -> dict[str, Any]:
         """The figures, without the rows that they come from."""
-        rows = ("correct", "lengths", "name")
-        return {key: value for key, value in asdict(self).items() if key not in rows}
+        left_out, renamed = ("correct", "lengths", "name"), {"redundancy": "pocket"}
+        return {
+            renamed.get(key, key): value
+            for key, value in asdict(self).items()
+            if key not in left_out
+        }
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ def set_figures(
         responses: of each question, by its id; the same number for all.
         budgets: numbers of tokens.
         think_end: the text that ends the reasoning.
-        tokenizer: the model's, to count the shortest response to a pocket problem; default the
-            pocket reasoner's.
+        tokenizer: the model's, to count the shortest responses of a task that knows them; default
+            the task's own.
     """
     rows = [responses[question.id] for question in questions.questions]
     correct = [[float(r.correct) for r in row] for row in rows]
@@ -98,20 +101,17 @@ def set_figures(
     flat = [response for row in rows for response in row]
     n = len(rows[0])
     ks = [k for k in (2**i for i in range(1, 12)) if k <= n]
-    pocket = None
-    if questions.kind == "pocket":
-        pocket = _pocket_figures(questions, rows, lengths, think_end, tokenizer)
     return SetFigures(
         name=questions.name,
         source=questions.source,
         samples=n,
-        accuracy=share_figure(correct),
-        tokens=mean_figure(lengths),
-        truncated=share_figure([[float(not r.finished) for r in row] for row in rows]),
+        accuracy=estimate_share(correct),
+        tokens=estimate_mean(lengths),
+        truncated=estimate_share([[float(not r.finished) for r in row] for row in rows]),
         pass_at={k: pass_figure(correct, k) for k in ks},
-        budgets={b: share_figure(within_budget(correct, lengths, b)) for b in budgets},
+        budgets={b: estimate_share(within_budget(correct, lengths, b)) for b in budgets},
         phrases=_phrase_figures(rows, lengths),
-        pocket=pocket,
+        redundancy=_redundancy(questions, rows, lengths, think_end, tokenizer),
         no_answer=sum(think_end not in response.text for response in flat),
         unverified=len(questions.unverified),
         faults=dict(Counter(r.fault for r in flat if r.fault)),
@@ -126,41 +126,43 @@ def _phrase_figures(
     phrases = Phrases.load(data_path("phrases", "attnpo.json"))
     counts = [[phrase_counts(response.text, phrases) for response in row] for row in rows]
     return {
-        group: rate_figure([[float(c[group]) for c in row] for row in counts], lengths)
+        group: estimate_rate([[c[group] for c in row] for row in counts], lengths, per=1000)
         for group in PHRASE_GROUPS
     }
 
 
-def _pocket_figures(
+def _redundancy(
     questions: QuestionSet,
     rows: Sequence[Sequence[Response]],
     lengths: list[list[float]],
     think_end: str,
     tokenizer: Any,
-) -> PocketFigures:
-    from rl.pocket.tokens import build_tokenizer
-
-    tokenizer = tokenizer or build_tokenizer()
-    problems = [parse_problem(question.question) for question in questions.questions]
-    shortest = [shortest_trace(problem).response for problem in problems]
+) -> Redundancy | None:
+    """Redundant steps and tokens; None where the task does not know them."""
+    task = questions.task
+    tokenizer = tokenizer or task.tokenizer()
+    shortest = [task.shortest(question) for question in questions.questions]
+    if not task.labels or tokenizer is None or None in shortest:
+        return None
     floors = [len(ids) + 1 for ids in tokenizer(shortest, add_special_tokens=False)["input_ids"]]
-    steps: list[list[float]] = []
+    steps: list[list[float]] = []  # the mean of each question
     unreadable = 0
-    for problem, row in zip(problems, rows, strict=True):
-        readings = [read(problem, r.text.replace(think_end, "</think>", 1)) for r in row]
-        whole = [reading for reading in readings if not reading.reasons]
-        unreadable += len(readings) - len(whole)
-        counts = [[step.label for step in reading.steps].count("redundant") for reading in whole]
-        steps += [[float(count) for count in counts]] if counts else []
+    for question, row in zip(questions.questions, rows, strict=True):
+        texts = [response.text.replace(think_end, THINK_END, 1) for response in row]
+        whole = [text for text in texts if task.readable(question, text)]
+        unreadable += len(row) - len(whole)
+        labels = [[step.label for step in task.label(question, text)] for text in whole]
+        if whole:
+            steps.append([sum(of.count("redundant") for of in labels) / len(whole)])
     above = [[length - floor for length in row] for row, floor in zip(lengths, floors, strict=True)]
-    return PocketFigures(mean_figure(steps) if steps else None, mean_figure(above), unreadable)
+    return Redundancy(estimate_mean(steps) if steps else None, estimate_mean(above), unreadable)
 
 
 def overall(sets: Sequence[SetFigures]) -> Overall:
     """Means over sets."""
     return Overall(
-        mean_of_means([found.correct for found in sets]),
-        mean_of_means([found.lengths for found in sets]),
+        estimate_mean(*(figures.correct for figures in sets)),
+        estimate_mean(*(figures.lengths for figures in sets)),
     )
 
 
@@ -183,8 +185,8 @@ class Base:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             benchmarks = content["benchmarks"]
-            for found in benchmarks.values():
-                float(found["accuracy"]["value"]), float(found["tokens"]["value"])
+            for figures in benchmarks.values():
+                float(figures["accuracy"]["value"]), float(figures["tokens"]["value"])
             return cls(file, benchmarks, content["settings"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file}: no evaluation of kfh eval ({error!r})") from error
@@ -196,12 +198,12 @@ class Base:
             ConfigError: a set that the base lacks, or that has other questions there.
         """
         for questions in sets:
-            held = self.benchmarks.get(questions.name)
-            if held is None:
+            base = self.benchmarks.get(questions.name)
+            if base is None:
                 raise ConfigError(
                     f"{self.path} has no {questions.name}: it has {', '.join(self.benchmarks)}"
                 )
-            was = {k: v for k, v in held["source"].items() if k != "spec"}
+            was = {k: v for k, v in base["source"].items() if k != "spec"}
             now = {k: v for k, v in questions.source.items() if k != "spec"}
             if was != now:
                 raise ConfigError(
@@ -222,13 +224,13 @@ class Base:
         """AES of each set and, last, of the means over sets; None where the base is never right."""
         pairs = [
             (
-                (found.accuracy.value, found.tokens.value),
+                (figures.accuracy.value, figures.tokens.value),
                 tuple(
-                    float(self.benchmarks[found.name][key]["value"])
+                    float(self.benchmarks[figures.name][key]["value"])
                     for key in ("accuracy", "tokens")
                 ),
             )
-            for found in sets
+            for figures in sets
         ]
         means = [
             [sum(values) / len(pairs) for values in zip(*side, strict=True)]

@@ -18,16 +18,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from probing.choices import GIVEN, MIN_CHARS
-from probing.errors import ConfigError, DataError
-from probing.files.headers import file_hash
-from probing.settings import Progress, no_progress
-from probing.traces.file import Trace, read_traces
+from probing.errors import DataError
+from probing.files.headers import file_hash, refuse_overwriting
+from probing.settings import Progress, check, choice, no_progress
+from probing.traces.file import ReadReport, Trace
 from probing.traces.labels import write_labels
-from probing.traces.segmenters import Segmenter, segment_trace
+from probing.traces.source import StepSource
 from rl.judges.client import AnswerCache, JudgeClient, NoVerdict
 from rl.judges.panel import Panel
-from rl.judges.votes import CONSENSUS, consensus_label, essential_share, fleiss_agreement
+from rl.judges.votes import Consensus, consensus_label, essential_share, fleiss_agreement
 
 TOO_LONG = "longer than max_chars"
 NO_STEPS = "without steps"
@@ -39,62 +38,39 @@ class JudgingConfig:
     """What to label, by whom.
 
     Args:
-        traces: the trace file.
+        source: the trace file, and how it is cut; labels that it holds are not shown to a judge.
         panel: the judges.
         out: the label file.
         cache: folder of the judges' answers.
-        consensus: `unanimous` or `majority` of all judges.
-        segmenter: `given`: the steps of the file; None of its labels is shown to a judge.
-        min_chars: the segmenter's minimum length.
-        concurrency: requests at a time, to all judges together.
-        rate: requests a second to each judge; 0: no limit.
-        limit: at most so many traces, the first ones.
 
     Raises:
         ConfigError: values out of range.
     """
 
-    traces: Path
+    source: StepSource
     panel: Panel
     out: Path
     cache: Path
-    consensus: str = "unanimous"
-    segmenter: str = GIVEN
-    min_chars: int = MIN_CHARS
-    concurrency: int = 8
-    rate: float = 0.0
-    limit: int | None = None
+    consensus: Consensus = choice("unanimous", "Of all judges.")
+    concurrency: int = choice(8, "Requests at a time, to all judges together.", least=1)
+    rate: float = choice(0.0, "Requests a second to each judge; 0: no limit.", least=0)
+    limit: int | None = choice(None, "Traces to label, the first ones; default all.", least=1)
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.consensus not in CONSENSUS:
-            known = " or ".join(CONSENSUS)
-            raise ConfigError(f"unknown consensus {self.consensus!r}; choose {known}")
-        if self.concurrency < 1 or self.rate < 0 or (self.limit is not None and self.limit < 1):
-            raise ConfigError("concurrency and limit must be at least 1, rate at least 0")
-        if self.segmenter != GIVEN:
-            Segmenter.parse(self.segmenter, self.min_chars)
+        check(self)
 
-    def segmenter_json(self) -> dict[str, Any]:
-        """The segmenter as it stands in the header."""
-        if self.segmenter == GIVEN:
-            return {"name": GIVEN}
-        return Segmenter.parse(self.segmenter, self.min_chars).to_json()
-
-    def cut_traces(self) -> Iterator[Trace]:
-        """The traces with the steps that are judged."""
-        cutter = None
-        if self.segmenter != GIVEN:
-            cutter = Segmenter.parse(self.segmenter, self.min_chars)
-        for trace in islice(read_traces(self.traces), self.limit):
-            yield segment_trace(trace, cutter) if cutter else trace
+    def traces(self, report: ReadReport | None = None) -> Iterator[Trace]:
+        """The traces with the steps that are judged; `report` counts bad lines."""
+        return islice(self.source.traces(report), self.limit)
 
 
 @dataclass
 class JudgingReport:
     """What became of the traces and of the requests."""
 
-    traces: int = 0  # read
+    reading: ReadReport = field(default_factory=ReadReport)
+    traces: int = 0  # read, without bad lines
     labelled: int = 0  # in the label file
     left_out: Counter[str] = field(default_factory=Counter)
     incomplete: int = 0  # in the file, but without the votes of all judges
@@ -115,6 +91,7 @@ class JudgingReport:
             "left_out": dict(self.left_out),
             "incomplete": self.incomplete,
             "labels": dict(self.labels),
+            "bad_lines": dict(self.reading.bad),
         }
 
 
@@ -125,21 +102,23 @@ def judge_traces(config: JudgingConfig, progress: Progress = no_progress) -> Jud
         KfhError: a bad trace or setting; a judge that cannot be asked. Answers that came before
             are kept, and are not asked for again.
     """
+    refuse_overwriting(config.out, config.source.path)
     report = JudgingReport()
     asked = list(_judged_ids(config, report))  # 1
     votes = asyncio.run(_ask_all(config, set(asked), report, progress))  # 2
     lines = list(_lines(config, asked, votes, report))  # 3
     if not lines:
         reasons = {name: counts["failed"] for name, counts in report.requests.items()}
-        raise DataError(f"{config.traces}: no judge gave a usable answer: {reasons}")
+        raise DataError(f"{config.source.path}: no judge gave a usable answer: {reasons}")
     report.agreement = fleiss_agreement([line["votes"] for line in lines])
     write_labels(
         config.out,
         lines,
-        config.segmenter_json(),
+        config.source.segmenter_json(),
         source="judges",
-        traces=str(config.traces),
-        traces_hash=file_hash(config.traces),
+        traces=str(config.source.path),
+        traces_hash=file_hash(config.source.path),
+        think_end=config.source.think_end,
         consensus=config.consensus,
         **config.panel.to_json(),
         counts=report.to_json(),
@@ -151,7 +130,7 @@ def judge_traces(config: JudgingConfig, progress: Progress = no_progress) -> Jud
 
 def _judged_ids(config: JudgingConfig, report: JudgingReport) -> Iterator[str]:
     """Ids of the traces that are judged; the others are counted."""
-    for trace in config.cut_traces():
+    for trace in config.traces(report.reading):
         report.traces += 1
         if not trace.steps:
             report.left_out[NO_STEPS] += 1
@@ -161,7 +140,9 @@ def _judged_ids(config: JudgingConfig, report: JudgingReport) -> Iterator[str]:
             yield trace.id
     if report.traces == sum(report.left_out.values()):
         reasons = ", ".join(f"{number} {why}" for why, number in report.left_out.items())
-        raise DataError(f"{config.traces}: no trace can be judged ({reasons}); see --segmenter")
+        raise DataError(
+            f"{config.source.path}: no trace can be judged ({reasons}); see --segmenter"
+        )
 
 
 Votes = dict[str, dict[str, list[str] | None]]  # trace → judge → labels
@@ -191,28 +172,28 @@ def _jobs(
     config: JudgingConfig, ids: set[str], clients: list[JudgeClient], votes: Votes, advance: Any
 ) -> Iterator[tuple[JudgeClient, str, Trace, dict[str, list[str] | None], Any]]:
     """What has to be asked; what is on disk becomes a vote at once."""
-    for trace in config.cut_traces():
+    for trace in config.traces():
         if trace.id not in ids:
             continue
         prompt = config.panel.ask(trace)
-        own = votes.setdefault(trace.id, dict.fromkeys((c.judge.name for c in clients), None))
+        by_judge = votes.setdefault(trace.id, dict.fromkeys((c.judge.name for c in clients), None))
         for client in clients:
-            found = client.cached(prompt, len(trace.steps))
-            if found is not None:
-                own[client.judge.name] = found
+            labels = client.cached(prompt, len(trace.steps))
+            if labels is not None:
+                by_judge[client.judge.name] = labels
                 advance(1, 0)
             else:
-                yield client, prompt, trace, own, advance
+                yield client, prompt, trace, by_judge, advance
 
 
 async def _work(jobs: Iterator[Any], concurrency: int) -> None:
     """Workers that take jobs from one iterator, so that few traces are in memory."""
 
     async def worker() -> None:
-        for client, prompt, trace, own, advance in jobs:
+        for client, prompt, trace, by_judge, advance in jobs:
             before = sum(client.counts.tokens.values())
             with suppress(NoVerdict):  # counted by the client, with its reason
-                own[client.judge.name] = await client.ask(prompt, len(trace.steps))
+                by_judge[client.judge.name] = await client.ask(prompt, len(trace.steps))
             advance(1, sum(client.counts.tokens.values()) - before)
 
     tasks = [asyncio.create_task(worker()) for _ in range(concurrency)]
@@ -229,22 +210,22 @@ def _lines(
 ) -> Iterator[dict[str, Any]]:
     """A line a step, in the order of the traces."""
     for trace_id in ids:
-        own = votes[trace_id]
-        given = [labels for labels in own.values() if labels is not None]
+        by_judge = votes[trace_id]
+        given = [labels for labels in by_judge.values() if labels is not None]
         if not given:
             report.left_out[NO_VOTES] += 1
             continue
         report.labelled += 1
-        report.incomplete += len(given) < len(own)
+        report.incomplete += len(given) < len(by_judge)
         for step in range(len(given[0])):
-            by_judge = {name: labels[step] if labels else None for name, labels in own.items()}
-            label = consensus_label(list(by_judge.values()), config.consensus)
+            of_step = {name: labels[step] if labels else None for name, labels in by_judge.items()}
+            label = consensus_label(list(of_step.values()), config.consensus)
             report.labels[label or "without consensus"] += 1
             yield {
                 "id": trace_id,
                 "step": step,
                 "label": label,
-                "score": essential_share(list(by_judge.values())),
+                "score": essential_share(list(of_step.values())),
                 "source": f"judges, {config.consensus}",
-                "votes": by_judge,
+                "votes": of_step,
             }

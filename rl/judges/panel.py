@@ -22,17 +22,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from probing.errors import ConfigError
 from probing.files.headers import data_path, text_hash
+from probing.settings import unknown
 from probing.traces.file import Trace
 
 KINDS = ("essential", "redundant")
-FORMATS = ("json_schema", "json_object", "none")
 MAX_CHARS = 200_000
 FIELDS = ("problem", "steps", "answer", "count")  # of the prompt
 NO_KEY = "none"  # what local servers accept
@@ -59,45 +62,45 @@ SCHEMA = {
 }
 
 
-@dataclass(frozen=True)
-class Judge:
-    """One judge; the fields are those of the judge file.
+def _variable(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is None:
+        raise ValueError("should be the name of an environment variable")
+    return name
+
+
+def _address(url: str) -> str:
+    if re.search(r"//[^/]*@", url):
+        raise ValueError("holds a password; use key_env")
+    return url
+
+
+class _Strict(BaseModel):
+    """What stands in a judge file: nothing is converted, and no value stands in a message."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+class Judge(_Strict):
+    """A model that labels steps; the fields are those of the judge file.
 
     Raises:
-        ConfigError: a value of the wrong type or out of range, or a key where none belongs.
+        ValidationError: a value of the wrong type or out of range, or an unknown field.
     """
 
     name: str
-    base_url: str
+    base_url: Annotated[str, AfterValidator(_address)]
     model: str
-    key_env: str | None = None
-    temperature: float = 0.0
-    max_tokens: int = 16384
-    format: str = "json_schema"
-    extra: dict[str, Any] = field(default_factory=dict)
-    timeout: float = 600.0
-    retries: int = 6
-    pause: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the fields; values are not shown, since one of them may be a key."""
-        numbers = ("temperature", "timeout", "pause", "max_tokens", "retries")
-        good = {
-            **{
-                name: isinstance(getattr(self, name), str) for name in ("name", "base_url", "model")
-            },
-            **{name: _number(getattr(self, name)) for name in numbers},
-            "key_env": self.key_env is None or _is_variable(self.key_env),
-            "format": self.format in FORMATS,
-            "extra": isinstance(self.extra, dict),
-        }
-        wrong = [name for name, fine in good.items() if not fine]
-        if wrong:
-            raise ConfigError(f"judge {self.name}: {', '.join(wrong)} cannot be used as given")
-        if self.max_tokens < 1 or self.timeout <= 0:
-            raise ConfigError(f"judge {self.name}: max_tokens and timeout must be positive")
-        if re.search(r"//[^/]*@", self.base_url):
-            raise ConfigError(f"judge {self.name}: base_url holds a password; use key_env")
+    key_env: Annotated[str, AfterValidator(_variable)] | None = None
+    # A whole number stays one: kept answers are found by the text of the request.
+    temperature: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)] = 0.0
+    max_tokens: int = Field(16384, ge=1)
+    format: Literal["json_schema", "json_object", "none"] = "json_schema"
+    extra: dict[str, Any] = Field(default_factory=dict)
+    timeout: float = Field(600.0, gt=0)
+    retries: int = Field(6, ge=0)
+    pause: float = Field(1.0, ge=0)
 
     def key(self) -> str:
         """The key, from the environment.
@@ -133,15 +136,15 @@ class Judge:
 
     def to_json(self) -> dict[str, Any]:
         """The judge as it stands in headers: the name of the variable, never the key."""
-        return asdict(self)
+        return self.model_dump()
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+class JudgeFile(_Strict):
+    """The content of a judge file."""
 
-
-def _is_variable(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) is not None
+    judges: tuple[Judge, ...] = Field(strict=False)  # YAML gives a list
+    prompt: str | None = None
+    max_chars: int = Field(MAX_CHARS, ge=1)
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,6 @@ class Panel:
         Raises:
             ConfigError: what is wrong in which field; a key that stands in the file.
         """
-        import yaml
-
         try:
             text = path.read_text(encoding="utf-8")
             content = yaml.safe_load(text)
@@ -176,25 +177,24 @@ class Panel:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
             raise ConfigError(f"{path}{where}: no YAML") from None
-        if not isinstance(content, dict) or not isinstance(content.get("judges"), list):
-            raise ConfigError(f"{path}: needs a list `judges`")
-        _known(content, {"judges", "prompt", "max_chars"}, str(path))
-        judges = tuple(
-            _judge(entry, f"{path}, judge {n}") for n, entry in enumerate(content["judges"], 1)
-        )
-        names = [judge.name for judge in judges]
-        if not judges or len(set(names)) < len(names):
+        try:
+            file = JudgeFile.model_validate(content)
+        except ValidationError as error:
+            raise ConfigError(f"{path}: {'; '.join(_faults(error))}") from None
+        names = [judge.name for judge in file.judges]
+        if not names or len(set(names)) < len(names):
             raise ConfigError(f"{path}: needs at least one judge, each with a name of its own")
-        for judge in judges:
-            if judge.key_env and judge.key() in text:
+        for judge in file.judges:
+            try:
+                key = judge.key()
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from None
+            if judge.key_env and key in text:
                 raise ConfigError(
                     f"{path}: holds the key of judge {judge.name}: take it out; key_env names the "
                     "variable that holds it"
                 )
-        limit = content.get("max_chars", MAX_CHARS)
-        if type(limit) is not int or limit < 1:
-            raise ConfigError(f"{path}: max_chars must be a whole number above 0")
-        return cls(judges, _prompt(content.get("prompt"), path), limit)
+        return cls(file.judges, _prompt(file.prompt, path), file.max_chars)
 
     def ask(self, trace: Trace) -> str:
         """The prompt for a trace: the problem, its numbered steps whole, the final answer.
@@ -222,23 +222,29 @@ class Panel:
         }
 
 
-def _known(entry: dict[Any, Any], known: set[str], where: str) -> None:
-    unknown = [str(key) for key in entry if key not in known]
-    if unknown:
-        hint = "; a key belongs into the environment" if "key" in " ".join(unknown) else ""
-        raise ConfigError(
-            f"{where}: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}{hint}"
-        )
+def _faults(error: ValidationError) -> list[str]:
+    """In words, what is wrong in which field of which judge; values are not shown.
 
-
-def _judge(entry: Any, where: str) -> Judge:
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{where}: must have name, base_url and model")
-    _known(entry, {item.name for item in fields(Judge)}, where)
-    missing = [name for name in ("name", "base_url", "model") if name not in entry]
-    if missing:
-        raise ConfigError(f"{where}: {', '.join(missing)} missing")
-    return Judge(**entry)
+    One of them may be a key.
+    """
+    faults = {}
+    for fault in error.errors(include_input=False, include_url=False, include_context=False):
+        kind, place = fault["type"], fault["loc"]
+        of_judge = len(place) > 1
+        where = f"judge {int(place[1]) + 1}: " if of_judge else ""
+        name = str(place[2] if len(place) > 2 else place[0] if place else "the file")
+        said = re.sub(r"^(Input|Value error,) ", "", fault["msg"])
+        if kind == "missing":
+            said = "is missing"
+        elif kind == "model_type":
+            name, said = ("it" if of_judge else "the file"), "should be keys with values"
+        elif kind == "extra_forbidden":
+            known = (Judge if of_judge else JudgeFile).model_fields
+            hint = "; a key belongs into the environment" if "key" in name else ""
+            faults[where + name] = where + unknown("key", name, known) + hint
+            continue
+        faults[where + name] = f"{where}{name} {said}"
+    return list(faults.values())
 
 
 def _prompt(name: Any, beside: Path) -> str:
@@ -249,8 +255,8 @@ def _prompt(name: Any, beside: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the prompt cannot be read ({error})") from error
     template = Template(text)
-    found = {found["named"] or found["braced"] for found in template.pattern.finditer(text)}
-    if found - {None} != set(FIELDS) or not _substitutes(template):
+    names = {place["named"] or place["braced"] for place in template.pattern.finditer(text)}
+    if names - {None} != set(FIELDS) or not _substitutes(template):
         wanted = ", ".join(f"${name}" for name in FIELDS)
         raise ConfigError(f"{path}: the prompt must hold {wanted} and no other $ (write $$)")
     return text

@@ -1,4 +1,4 @@
-"""Batched decoding from the pocket reasoner, greedy or sampled, with checks forbidden or not."""
+"""Decoding from the pocket reasoner, greedy or sampled, with checks forbidden or not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from rl.pocket.task import Problem
 from rl.pocket.tokens import EOS, vocabulary
 
 if TYPE_CHECKING:
-    import torch
+    from jaxtyping import Float
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
@@ -47,100 +48,50 @@ def respond(
     problems: Sequence[Problem],
     decoding: Decoding | None = None,
 ) -> list[str]:
-    """One response a problem, in order, without the end token; one that hit the limit is cut."""
-    import torch
+    """The response to each problem, without the end token; one that reached the limit is cut.
+
+    A response is drawn from a stream of its own, of the seed and the problem.
+    """
+    from probing.models.decode import Draws, Sampling, decode, encode_prompt, row_seed
 
     decoding = decoding or Decoding()
-    generator = torch.Generator().manual_seed(decoding.seed)
+    settings = Sampling(decoding.temperature, 1.0, decoding.max_new_tokens, decoding.seed)
+    change = Guard(decoding.forbid) if decoding.forbid != "none" else None
+    ends = frozenset({vocabulary()[EOS]})
     responses: list[str] = []
     for start in range(0, len(problems), decoding.batch):
         prompts = [problem.prompt for problem in problems[start : start + decoding.batch]]
-        tokens = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
-        new = _decode(model, tokens["input_ids"], tokens["attention_mask"], decoding, generator)
+        ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        draws = Draws([row_seed(decoding.seed, prompt, 0) for prompt in prompts])
+        new = decode(model, ids, settings, draws, ends, change=change)
         responses += tokenizer.batch_decode(new, skip_special_tokens=True)
     return responses
 
 
-def _decode(
-    model: PreTrainedModel,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    decoding: Decoding,
-    generator: torch.Generator,
-) -> list[list[int]]:
-    """New token ids of each row up to the end token; ids and mask are [rows, longest prompt]."""
-    import torch
-    from transformers import DynamicCache
+class Guard:
+    """Takes the token that opens a check out of the logits where checks are forbidden.
 
-    end = vocabulary()[EOS]
-    rows = torch.arange(len(ids))  # the unfinished ones; finished rows leave the batch
-    output: list[list[int]] = [[] for _ in range(len(ids))]
-    guard = _Guard(decoding.forbid, len(ids))
-    cache = DynamicCache(config=model.config)
-    with torch.inference_mode():
-        for _ in range(decoding.max_new_tokens):
-            places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            logits = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=places,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            token = _choose(guard.apply(logits), decoding.temperature, generator)
-            for row, value in zip(rows.tolist(), token.tolist(), strict=True):
-                output[row].append(value)
-            going = token != end
-            if not going.any():
-                break
-            if going.float().mean() < 0.75:
-                kept = going.nonzero().flatten()
-                cache.batch_select_indices(kept)
-                rows, token, mask = rows[kept], token[kept], mask[kept]
-                guard.keep(kept)
-            guard.see(token)
-            ids = token[:, None]
-            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-    return [new[: new.index(end)] if end in new else new for new in output]
+    Args:
+        forbid: all checks, or those of easy operations.
+    """
 
-
-def _choose(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
-    """One token id a row of logits [rows, vocabulary]."""
-    import torch
-
-    if temperature == 0:
-        return logits.argmax(-1)
-    chances = torch.softmax(logits.float() / temperature, -1)
-    return torch.multinomial(chances, 1, generator=generator).flatten()
-
-
-class _Guard:
-    """Takes the token that opens a check out of the logits where checks are forbidden."""
-
-    def __init__(self, forbid: Forbidden, rows: int) -> None:
-        import torch
-
+    def __init__(self, forbid: Forbidden) -> None:
         ids = vocabulary()
         self.forbid, self.opens = forbid, ids["Wait"]
         self.plus, self.times, self.gives = ids[" +"], ids[" *"], ids[" gives"]
-        self.operator = torch.zeros(rows, dtype=torch.long)
-        self.easy = torch.zeros(rows, dtype=torch.bool)
 
-    def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        if self.forbid == "all":
-            logits[:, self.opens] = float("-inf")
-        elif self.forbid == "easy":
-            logits[self.easy, self.opens] = float("-inf")
+    def __call__(
+        self, logits: Float[Tensor, "row vocabulary"], written: Sequence[list[int]]
+    ) -> Float[Tensor, "row vocabulary"]:
+        """The logits with the opening token at minus infinity in the rows concerned."""
+        rows = [row for row, ids in enumerate(written) if self.forbid == "all" or self.adds(ids)]
+        logits[rows, self.opens] = float("-inf")
         return logits
 
-    def see(self, token: torch.Tensor) -> None:
-        """A derivation is the one line with "gives"; the operator stands before that word."""
-        import torch
-
-        is_operator = (token == self.plus) | (token == self.times)
-        self.operator = torch.where(is_operator, token, self.operator)
-        self.easy = torch.where(token == self.gives, self.operator == self.plus, self.easy)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        self.operator, self.easy = self.operator[rows], self.easy[rows]
+    def adds(self, ids: Sequence[int]) -> bool:
+        """Whether the last derivation adds: the operator before the last "gives" is a plus."""
+        if self.gives not in ids:
+            return False
+        end = len(ids) - 1 - ids[::-1].index(self.gives)
+        operators = [token for token in ids[:end] if token in (self.plus, self.times)]
+        return operators[-1:] == [self.plus]

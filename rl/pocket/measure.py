@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from probing.files.headers import HEADER, file_header, write_json
-from probing.intervals import Estimate, bootstrap, proportion
+from probing.intervals import Estimate, estimate_mean, estimate_rate, estimate_share
 from probing.models.load import load_frozen
 from rl.pocket.decode import Decoding, Forbidden, respond
 from rl.pocket.parse import Reading, read
@@ -50,6 +50,11 @@ class Answers:
         labels = [[step.label for step in r.steps if step.label] for r in self.readings]
         return np.array([row.count("redundant") / max(1, len(row)) for row in labels])
 
+    @property
+    def whole(self) -> NDArray[np.float64]:
+        """Whether each response can be read whole, 1 or 0."""
+        return np.array([float(not reading.reasons) for reading in self.readings])
+
 
 def answer(
     model: PreTrainedModel,
@@ -83,28 +88,30 @@ def figures(
     sampled = answer(model, tokenizer, problems, Decoding(temperature=1.0, seed=MEASURE_SEED))
     hard = np.array([problem.hard_operations for problem in problems])
     length = np.array([len(problem.path) for problem in problems])
-    result = {
-        "shortest_tokens": bootstrap(np.mean, floor),
-        "greedy_tokens": bootstrap(np.mean, greedy.tokens),
-        "greedy_over_shortest": bootstrap(_ratio, greedy.tokens, floor),
-        "greedy_accuracy": proportion(greedy.correct),
-        "greedy_redundant_share": bootstrap(np.mean, greedy.redundant_share),
-        "no_checks_accuracy": proportion(unchecked.correct),
-        "no_checks_tokens": bootstrap(np.mean, unchecked.tokens),
-        "no_checks_cost": bootstrap(_gap, greedy.correct, unchecked.correct),
-        "no_easy_checks_accuracy": proportion(hard_only.correct),
-        "no_easy_checks_tokens": bootstrap(np.mean, hard_only.tokens),
-        "no_easy_checks_cost": bootstrap(_gap, greedy.correct, hard_only.correct),
-        "sampled_accuracy": proportion(sampled.correct),
-        "sampled_tokens": bootstrap(np.mean, sampled.tokens),
-        "sampled_redundant_share": bootstrap(np.mean, sampled.redundant_share),
-        "sampled_read_share": proportion(_read(sampled)),
-        "greedy_read_share": proportion(_read(greedy)),
+    result = {"shortest_tokens": _mean(floor), "greedy_tokens": _mean(greedy.tokens)}
+    result["greedy_over_shortest"] = estimate_rate(_rows(greedy.tokens), _rows(floor))
+    result |= {
+        "greedy_accuracy": _share(greedy.correct),
+        "greedy_redundant_share": _mean(greedy.redundant_share),
+    }
+    for name, answers in (("no_checks", unchecked), ("no_easy_checks", hard_only)):
+        lost = _rows(greedy.correct - answers.correct)
+        result |= {
+            f"{name}_accuracy": _share(answers.correct),
+            f"{name}_tokens": _mean(answers.tokens),
+            f"{name}_cost": estimate_share(lost, difference=True),
+        }
+    result |= {
+        "sampled_accuracy": _share(sampled.correct),
+        "sampled_tokens": _mean(sampled.tokens),
+        "sampled_redundant_share": _mean(sampled.redundant_share),
+        "sampled_read_share": _share(sampled.whole),
+        "greedy_read_share": _share(greedy.whole),
     }
     for count in np.unique(hard):
-        result[f"greedy_accuracy_hard_{count}"] = proportion(greedy.correct[hard == count])
+        result[f"greedy_accuracy_hard_{count}"] = _share(greedy.correct[hard == count])
     for count in np.unique(length):
-        result[f"greedy_accuracy_length_{count}"] = proportion(greedy.correct[length == count])
+        result[f"greedy_accuracy_length_{count}"] = _share(greedy.correct[length == count])
     return result
 
 
@@ -126,16 +133,17 @@ def write_figures(measured: Mapping[str, Estimate], path: Path) -> None:
     write_json(path, {HEADER: file_header("pocket figures"), **rows})
 
 
-def _read(run: Answers) -> NDArray[np.float64]:
-    return np.array([float(not reading.reasons) for reading in run.readings])
+def _rows(values: NDArray[np.float64]) -> list[list[float]]:
+    """A row a problem, of one value."""
+    return [[float(value)] for value in values]
 
 
-def _ratio(tokens: NDArray[np.float64], floor: NDArray[np.float64]) -> float:
-    return float(tokens.mean() / floor.mean())
+def _mean(values: NDArray[np.float64]) -> Estimate:
+    return estimate_mean(_rows(values))
 
 
-def _gap(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
-    return float((before - after).mean())
+def _share(values: NDArray[np.float64]) -> Estimate:
+    return estimate_share(_rows(values))
 
 
 def main(arguments: list[str] | None = None) -> None:

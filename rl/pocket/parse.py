@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from probing.traces.text import boxes
 from rl.pocket.task import (
     ALTERNATIVE,
     CLOSINGS,
@@ -88,7 +89,6 @@ _FILLER = re.compile(
 )
 _DEFINITION = re.compile(rf"{_NAME} = {_OPERATION}")
 _RECAP = re.compile(rf" {_NAME} {_VALUE}")
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
 def parse_problem(text: str) -> Problem:
@@ -121,8 +121,8 @@ def is_correct(problem: Problem, response: str) -> bool:
 def boxed_value(response: str) -> str | None:
     """What the one box after `</think>` holds; None without `</think>`, or not just one box."""
     _, closed, answer = response.partition(THINK_END)
-    boxes = _BOXED.findall(answer)
-    return boxes[0] if closed and len(boxes) == 1 else None
+    spans = boxes(answer)
+    return answer[slice(*spans[0])] if closed and len(spans) == 1 else None
 
 
 def read(problem: Problem, response: str) -> Reading:

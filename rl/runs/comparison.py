@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,10 +95,10 @@ def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[Difference]]:
     methods = list(dict.fromkeys(e.method for e in evaluations))
     rows = [_row(method, evaluations, results) for method in methods]
     differences = [
-        found
+        pair
         for (method, against), goal in PAIRS.items()
         for decoding in DECODINGS
-        if (found := difference(evaluations, method, against, decoding, goal)) is not None
+        if (pair := difference(evaluations, method, against, decoding, goal)) is not None
     ]
     return rows, differences
 
@@ -119,8 +120,8 @@ def _row(
         for value in VALUES:
             each = table(evaluations, method, decoding, value)
             if each.size and np.isfinite(each).any():
-                figure = hierarchical_bootstrap(_itself, each)
-                figures[f"{decoding}.{value}"] = share(figure) if value == "accuracy" else figure
+                over = share if value == "accuracy" else partial(hierarchical_bootstrap, _itself)
+                figures[f"{decoding}.{value}"] = over(each)
     seconds = [result.get("seconds") for result in mine]
     return Row(
         method,

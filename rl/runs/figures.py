@@ -26,10 +26,10 @@ from probing.figures.style import (
     SKY,
     TITLE,
     plain,
+    spell,
     styled,
     wrapped,
 )
-from rl.runs.direct_labels import Label, label_ends, label_points, text_width
 from rl.runs.folders import INITIAL, PHRASES, Evaluation, PolicyPoint, Run, group, table
 from rl.runs.intervals import Curve, averaged, hierarchical_bootstrap, share, smoothed
 
@@ -48,7 +48,7 @@ LOOKS = {
     "recency": (GREEN, (0, (1, 1)), "X"),
     "oracle": (BLACK, (0, (6, 2)), "*"),
 }
-# For methods without a look of their own, in the order in which they come.
+# For methods without a look of their own, in the order in which they come; then with other markers.
 SPARE = [
     ("#882255", "-", "h"),
     ("#44AA99", "--", "<"),
@@ -56,6 +56,7 @@ SPARE = [
     ("#332288", ":", "p"),
     ("#AA4499", (0, (4, 1, 1, 1)), "d"),
 ]
+DASHES = ["-", "--", "-.", ":", (0, (4, 1, 1, 1))]  # of single heads
 PANELS = {
     "tokens": "tokens per response",
     "accuracy": "accuracy",
@@ -105,7 +106,8 @@ def phrases(runs: Sequence[Run], smooth: int = 1) -> Figure | None:
 def stability(runs: Sequence[Run]) -> Figure | None:
     """SRA of the head set, and correlation of all head scores with step 0, over the steps.
 
-    Thin lines are single heads, drawn for up to three runs. None where no run was probed.
+    Thin lines are single heads, drawn for up to three runs, named for one alone. None where no
+    run was probed.
     """
     probed = [run for run in runs if run.probe]
     if not probed:
@@ -114,14 +116,14 @@ def stability(runs: Sequence[Run]) -> Figure | None:
     frames = {id(run): pd.DataFrame(run.probe).set_index("step") for run in probed}
     names = {"sra": "SRA of the head set", "correlation": "correlation with step 0"}
 
-    def singles(axes: Axes) -> list[Label]:
-        named: list[Label] = []
+    def singles(axes: Axes) -> None:
         for run in probed:
             colour = _looks(methods)[run.method][0]
-            for name, (steps, values) in _heads(run).items():
-                axes.plot(steps, values, color=colour, lw=0.8, alpha=0.5)
-                named.append((steps[-1], values[-1], f"head {name}", colour))
-        return named if len(probed) == 1 else []
+            for number, (name, curve) in enumerate(_heads(run).items()):
+                dash, label = DASHES[number % len(DASHES)], f"head {name}"
+                (line,) = axes.plot(*curve, color=colour, lw=0.8, alpha=0.5)
+                if len(probed) == 1:
+                    line.set(linestyle=dash, label=label)
 
     def column(run: Run, name: str) -> pd.Series:
         frame = frames[id(run)]
@@ -145,14 +147,14 @@ def stability(runs: Sequence[Run]) -> Figure | None:
 
 def points_of(evaluations: Sequence[Evaluation]) -> list[PolicyPoint]:
     """A point a method and decoding, with 95 % intervals over seeds and problems."""
-    found = []
+    points = []
     for decoding in dict.fromkeys(e.decoding for e in evaluations):
         for method in dict.fromkeys(e.method for e in evaluations):
             tables = [table(evaluations, method, decoding, v) for v in ("tokens", "accuracy")]
             if tables[0].size:
-                tokens, accuracy = (hierarchical_bootstrap(lambda m: m, each) for each in tables)
-                found.append(PolicyPoint(method, decoding, tokens, share(accuracy)))
-    return found
+                tokens = hierarchical_bootstrap(lambda mean: mean, tables[0])
+                points.append(PolicyPoint(method, decoding, tokens, share(tables[1])))
+    return points
 
 
 @styled
@@ -174,7 +176,7 @@ def tradeoff(
     panels = list(dict.fromkeys(point.panel for point in drawn))
     columns = min(len(panels), MOST_COLUMNS)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns + 0.4, 3.2 * rows + 0.7))
+    figure = Figure(figsize=(4.2 * columns + 0.4, 3.2 * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, panel in zip(grid.flat, panels, strict=False):
         here = [point for point in drawn if point.panel == panel]
@@ -191,16 +193,7 @@ def tradeoff(
     bars = "seeds and problems" if trained else "problems"
     note = f"\n{_count_seeds(trained)}" if trained else ""
     title = f"Accuracy against length; bars: 95 % over {bars}{note}"
-    figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize=TITLE, x=0.02, ha="left")
-    figure.tight_layout()
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        here = [point for point in drawn if point.panel == panel]
-        label_points(
-            axes,
-            [(p.tokens.value, p.accuracy.value, p.name, looks[p.name][0]) for p in here],
-            [(p.tokens.low, p.tokens.high, p.accuracy.low, p.accuracy.high) for p in here],
-        )
-    return figure
+    return _titled(figure, title)
 
 
 def _points(axes: Axes, points: Sequence[PolicyPoint], looks: dict[str, Look]) -> None:
@@ -218,6 +211,8 @@ def _points(axes: Axes, points: Sequence[PolicyPoint], looks: dict[str, Look]) -
             marker=marker,
             ms=9 if marker == "*" else 6.5,
             mfc="white" if point is start else colour,
+            ls="none",
+            label=spell(point.name),
             elinewidth=0.9,
             capsize=2,
         )
@@ -239,13 +234,13 @@ def _points(axes: Axes, points: Sequence[PolicyPoint], looks: dict[str, Look]) -
 
 def _heads(run: Run) -> dict[str, tuple[list[int], list[float]]]:
     """Of each head of the set, by its name `layer.head`: steps and SRA."""
-    found: dict[str, tuple[list[int], list[float]]] = {}
+    curves: dict[str, tuple[list[int], list[float]]] = {}
     for row in run.probe:
         for head in row.get("heads") or []:
-            steps, values = found.setdefault(f"{head['layer']}.{head['head']}", ([], []))
+            steps, values = curves.setdefault(f"{head['layer']}.{head['head']}", ([], []))
             steps.append(row["step"])
             values.append(head["sra"])
-    return found
+    return curves
 
 
 def _over_steps(
@@ -272,43 +267,48 @@ def _draw(
     panels: dict[str, str],
     column: Callable[[Run, str], pd.Series],
     title: str,
-    before: dict[str, Callable[[Axes], list[Label]]] | None = None,
+    before: dict[str, Callable[[Axes], None]] | None = None,
 ) -> Figure:
-    """A panel a value, two a row; each method's mean and band, named at its end."""
+    """A panel a value, two a row; each method's mean and band."""
     rows = (len(panels) + 1) // 2
-    figure = Figure(figsize=(8.6, 0.8 + 2.2 * rows))
+    figure = Figure(figsize=(8.6, 1.1 + 2.2 * rows), layout="constrained")
     grid = figure.subplots(rows, 2, squeeze=False)
     looks = _looks(methods)
-    ends: list[tuple[Axes, list[Label]]] = []
     for axes, (key, text) in zip(grid.flat, panels.items(), strict=False):
-        last = before[key](axes) if before and key in before else []
+        if before and key in before:
+            before[key](axes)
         for number, (method, seeds) in enumerate(methods.items()):
             curve = averaged([column(run, key) for run in seeds])
             if len(curve.steps):
-                _line(axes, curve, looks[method], number)
-                last.append((curve.steps[-1], curve.mean[-1], method, looks[method][0]))
+                _line(axes, curve, looks[method], number, method)
         plain(axes, text)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.01)
         if all(y == 0 for line in axes.lines for y in line.get_ydata()):
             axes.set_ylim(0, 1)
-        ends.append((axes, last))
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    for axes in grid.T.flat:  # the lowest panel of each column names the steps
-        if axes in [a for a, _ in ends[-2:]]:
-            axes.set_xlabel("training step")
+    for axes in grid.flat[max(0, len(panels) - 2) : len(panels)]:  # the lowest of each column
+        axes.set_xlabel("training step")
+    return _titled(figure, title)
+
+
+def _titled(figure: Figure, title: str) -> Figure:
+    """The figure with its title above, and one legend of all its panels below."""
     figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize=TITLE, x=0.02, ha="left")
-    figure.tight_layout()
-    # Beside each panel: a name, the line to it, and the next panel's numbers.
-    room = text_width([text for _, last in ends for _, _, text, _ in last]) + 0.32
-    figure.subplots_adjust(left=0.55 / 8.6, right=1 - room / 8.6, wspace=(room + 0.5) / 2.6)
-    for axes, last in ends:
-        label_ends(axes, last)
+    entries = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    columns = max(1, int(figure.get_figwidth() / (0.8 + 0.075 * max(map(len, entries)))))
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower left", ncols=columns, handlelength=3
+    )
     return figure
 
 
-def _line(axes: Axes, curve: Curve, look: Look, number: int) -> None:
+def _line(axes: Axes, curve: Curve, look: Look, number: int, label: str) -> None:
     """Markers start later for each further line, so that they do not hide each other."""
     colour, dash, marker = look
     axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.13, lw=0)
@@ -319,6 +319,7 @@ def _line(axes: Axes, curve: Curve, look: Look, number: int) -> None:
         color=colour,
         ls=dash,
         lw=1.4,
+        label=spell(label),
         marker=marker,
         markevery=(number * every // 4 % every, every),
         ms=4,
@@ -329,9 +330,13 @@ def _line(axes: Axes, curve: Curve, look: Look, number: int) -> None:
 
 def _looks(methods: Sequence[str] | dict[str, list[Run]]) -> dict[str, Look]:
     """Colour, dash and marker of each method; the known ones keep theirs in every figure."""
-    unknown = [method for method in methods if method not in LOOKS]
-    spare = {method: SPARE[i % len(SPARE)] for i, method in enumerate(unknown)}
-    return {method: LOOKS.get(method) or spare[method] for method in methods}
+    looks: dict[str, Look] = {method: LOOKS[method] for method in methods if method in LOOKS}
+    markers = [marker for _, _, marker in SPARE]
+    for number, method in enumerate(m for m in methods if m not in LOOKS):
+        turn, place = divmod(number, len(SPARE))
+        colour, dash, _ = SPARE[place]
+        looks[method] = colour, dash, markers[(place + turn) % len(SPARE)]
+    return looks
 
 
 def _seeds(methods: dict[str, list[Run]]) -> str:
@@ -367,7 +372,7 @@ def draw_correlation(axes: Axes, runs: Sequence[Run]) -> None:
     """Pearson correlation of all head scores with step 0, on given axes, a curve a method.
 
     Args:
-        axes: with a legend when done; no direct labels, which would need room beside it.
+        axes: with a legend when done.
         runs: those with probes of the policy.
     """
     methods = group(runs)
@@ -377,9 +382,8 @@ def draw_correlation(axes: Axes, runs: Sequence[Run]) -> None:
             pd.DataFrame(run.probe).set_index("step")["correlation"].astype(float) for run in seeds
         ]
         curve = averaged(columns)
-        _line(axes, curve, looks[method], number)
         plural = "s" if len(seeds) > 1 else ""
-        axes.lines[-1].set_label(f"{method}, {len(seeds)} seed{plural}")
+        _line(axes, curve, looks[method], number, f"{method}, {len(seeds)} seed{plural}")
     lowest = min(float(np.min(line.get_ydata())) for line in axes.lines)
     axes.set(xlabel="training step", ylabel="Pearson of head scores with step 0")
     axes.set_ylim(min(0.8, lowest - 0.05), 1.02)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
-from probing.intervals import Estimate
+from probing.intervals import TAILS, Estimate, estimate_share, resampled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
 DRAWS = 4000
+SEEDS, PROBLEMS = (0, 4), (0, 7)  # streams of random numbers: drawn independently
 
 
 def seed_spread(seeds: int) -> float:
@@ -62,22 +62,15 @@ def hierarchical_bootstrap(
         raise ValueError(f"tables must share one shape: {[table.shape for table in tables]}")
     seeds, problems = tables[0].shape
     spread = seed_spread(seeds) if spread is None else spread
-    of_seed = 1 / seeds + spread * (_resampled(seeds, draws, "seed") - 1 / seeds)
-    of_problem = _resampled(problems, draws, "problem")
+    of_seed = 1 / seeds + spread * (resampled(seeds, draws, SEEDS) / seeds - 1 / seeds)
+    of_problem = resampled(problems, draws, PROBLEMS) / problems
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = statistic(*(_means(table, of_seed, of_problem) for table in tables))
         even = np.full((1, seeds), 1 / seeds), np.full((1, problems), 1 / problems)
         value = statistic(*(_means(table, *even) for table in tables))[0]
     drawn = drawn[np.isfinite(drawn)]
-    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
+    low, high = np.quantile(drawn, TAILS) if len(drawn) else (np.nan, np.nan)
     return Estimate(float(value), float(low), float(high), problems)
-
-
-@lru_cache(maxsize=8)
-def _resampled(n: int, draws: int, of: str) -> NDArray[np.float64]:
-    """(draw, item) shares of n items drawn with replacement; the same at each call."""
-    rng = np.random.default_rng([0, len(of)])  # seeds and problems are drawn independently
-    return np.asarray(rng.multinomial(n, np.full(n, 1 / n), draws) / n)
 
 
 def _means(
@@ -90,9 +83,16 @@ def _means(
     return np.asarray((of_each * of_seed).sum(axis=1))
 
 
-def share(figure: Estimate) -> Estimate:
-    """The interval of a share, which cannot leave [0, 1]."""
-    return replace(figure, low=max(0.0, figure.low), high=min(1.0, figure.high))
+def share(right: NDArray[np.float64]) -> Estimate:
+    """A share of right answers (seed, problem), 0 or 1, over seeds and problems.
+
+    Where there is one seed, or all answers agree, problems alone leave doubt:
+    `probing.intervals.estimate_share`. Else as `hierarchical_bootstrap`, within 0 to 1.
+    """
+    if len(right) == 1 or np.ptp(right) == 0:
+        return estimate_share(right.T.tolist())
+    interval = hierarchical_bootstrap(lambda mean: mean, right)
+    return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
 
 
 def over_seeds(values: NDArray[np.float64]) -> Estimate:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from probing.models.decode import Sampling
 
-BACKENDS = ("transformers", "vllm", "openai")
+Backend = Literal["transformers", "vllm", "openai"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
 @dataclass(frozen=True)

@@ -19,22 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from probing.choices import MIN_CHARS
+from probing.choices import MIN_CHARS, Keep
 from probing.errors import ConfigError, DataError
+from probing.files.headers import refuse_overwriting
 from probing.models.decode import encode_prompt
 from probing.models.identity import tokenizer_fingerprint
-from probing.settings import Progress, no_progress
+from probing.settings import Progress, check, choice, no_progress
 from probing.traces.file import Trace, write_traces
 from probing.traces.segmenters import Segmenter, segment_trace
 from probing.traces.tokens import TOKEN_IDS, SampledIds, decode_with_offsets
-from rl.evaluation.job import EvalConfig, file_name
 from rl.sampling.base import Sampler
-from rl.sampling.job import fill, open_backend, prompt_tokenizer, question_specs, response_settings
+from rl.sampling.job import AskConfig, ask_set, load_sets, open_backend, prompt_tokenizer
 from rl.sampling.responses import Response, ResponseStore, bare_prompt
+from rl.tasks.base import Question, QuestionSet
 from rl.tasks.prompts import render_prompt
-from rl.tasks.questions import Question, QuestionSet, load_questions
 
-KEEP = ("correct", "all")
 # Why a response is no trace, in the order in which they are looked at.
 CUT_OFF = "cut off at the limit of tokens"
 NO_END = "without the end of the reasoning"
@@ -49,34 +48,27 @@ class CollectConfig:
     """What to ask, and what of the responses to keep.
 
     Args:
-        asking: model, questions and sampling, as an evaluation has them; its `out` is the folder
-            of all responses.
-        out: the trace file.
-        keep: `correct` responses, or `all` that ended by themselves.
-        easy: share of a problem's samples that must be correct (and not cut off) for it to be
-            kept; 0 keeps every problem.
+        asking: model, questions and sampling; its `out` is the folder of all responses.
         segmenter: cuts the steps at once; None leaves that to `kfh segment`.
-        per_problem: at most so many traces of a problem, the first ones; None: all.
 
     Raises:
-        ConfigError: values out of range.
+        ConfigError: values out of range, or no text that ends the reasoning.
     """
 
-    asking: EvalConfig
-    out: Path
-    keep: str = "correct"
-    easy: float = 0.9
+    asking: AskConfig
+    out: Path = choice(help="Trace file to write (JSONL, .gz too).")
+    keep: Keep = choice("correct", "correct responses, or all that ended by themselves.")
+    easy: float = choice(
+        0.9, "Keep problems of which this share of samples is correct; 0: all.", least=0, most=1
+    )
     segmenter: Segmenter | None = None
-    per_problem: int | None = None
+    per_problem: int | None = choice(
+        None, "At most so many traces of a problem; default all.", least=1
+    )
 
     def __post_init__(self) -> None:
         """Check the selection."""
-        if self.keep not in KEEP:
-            raise ConfigError(f"unknown keep {self.keep!r}; choose {' or '.join(KEEP)}")
-        if not 0 <= self.easy <= 1:
-            raise ConfigError(f"easy is a share of samples, 0 to 1, not {self.easy}")
-        if self.per_problem is not None and self.per_problem < 1:
-            raise ConfigError(f"per-problem must be at least 1, is {self.per_problem}")
+        check(self)
         if not self.asking.think_end:
             raise ConfigError("traces need the text that ends their reasoning: give --think-end")
 
@@ -124,10 +116,10 @@ def share_correct(responses: list[Response]) -> float:
 
     Example: of 4 samples, 3 correct of which 1 was cut off at the limit: 2 / 4 = 0.5.
     """
-    return sum(one.correct and one.finished for one in responses) / len(responses)
+    return sum(r.correct and r.finished for r in responses) / len(responses)
 
 
-def collect(config: CollectConfig, progress: Progress = no_progress) -> CollectReport:
+def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> CollectReport:
     """Sample, verify, select, and write the trace file.
 
     Returns:
@@ -137,28 +129,18 @@ def collect(config: CollectConfig, progress: Progress = no_progress) -> CollectR
         KfhError: a bad setting, question set or model; or no response that can be kept.
     """
     asking = config.asking
-    sets = [  # 1
-        load_questions(spec, limit=asking.limit, seed=asking.seed)
-        for spec in question_specs(asking)
-    ]
-    names = [questions.name for questions in sets]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"two question sets have one name ({', '.join(names)}): rename one")
+    refuse_overwriting(config.out, *asking.data)
+    sets = load_sets(asking)  # 1
     tokenizer = prompt_tokenizer(asking)
     sampler = open_backend(asking, tokenizer, keep_ids=True)
     report = CollectReport(prompts=_prompts(sampler, tokenizer))
     stores = []
     for questions in sets:  # 2
-        store = ResponseStore(
-            Path(asking.out) / f"{file_name(questions.name)}.jsonl",
-            response_settings(asking, questions, sampler),
-            asking.samples_of(questions.name),
-            slim=True,
+        folder = Path(asking.out)
+        store, new = ask_set(
+            asking, sampler, tokenizer, questions, folder, progress, keep_ids=True, slim=True
         )
-        store.open(asking.resume)
-        report.sampled += fill(
-            asking, sampler, tokenizer, questions, store, progress, keep_ids=True
-        )
+        report.sampled += new
         stores.append(store)
     chosen = [_select(config, store, report) for store in stores]  # 3
     if not report.traces:
@@ -188,18 +170,20 @@ def _select(
 
     The store holds no texts: what the text decides is looked at in one pass over the file.
     """
-    whys = {(one.id, one.sample): _reason(config, one) for one in store.stream()}
+    whys = {
+        (response.id, response.sample): _reason(config, response) for response in store.stream()
+    }
     chosen: set[tuple[str, int]] = set()
     for name, responses in store.responses.items():
         easy = share_correct(responses) >= config.easy
         report.problems += 1
         report.easy_problems += easy
         taken = 0
-        for one in sorted(responses, key=lambda item: item.sample):
+        for response in sorted(responses, key=lambda item: item.sample):
             report.responses += 1
-            if one.fault:
-                report.faults[one.fault] += 1
-            why = whys[name, one.sample] or ("" if easy else HARD)
+            if response.fault:
+                report.faults[response.fault] += 1
+            why = whys[name, response.sample] or ("" if easy else HARD)
             if not why and config.per_problem is not None and taken >= config.per_problem:
                 why = BEYOND
             if why:
@@ -207,20 +191,20 @@ def _select(
                 continue
             taken += 1
             report.traces += 1
-            chosen.add((name, one.sample))
+            chosen.add((name, response.sample))
     return chosen
 
 
-def _reason(config: CollectConfig, one: Response) -> str:
+def _reason(config: CollectConfig, response: Response) -> str:
     """Why a response by itself is no trace; empty where it is one."""
-    if not one.finished:
+    if not response.finished:
         return CUT_OFF
-    _, closed, answer = one.text.partition(config.asking.think_end)
+    _, closed, answer = response.text.partition(config.asking.think_end)
     if not closed:
         return NO_END
     if not answer.strip():
         return NO_ANSWER
-    return WRONG if config.keep == "correct" and not one.correct else ""
+    return WRONG if config.keep == "correct" and not response.correct else ""
 
 
 class _TraceMaker:
@@ -239,10 +223,10 @@ class _TraceMaker:
         config, report = self.config, self.report
         report.unverified = sum(len(questions.unverified) for questions, _, _ in parts)
         report.with_ids = sum(
-            one.token_ids is not None and self.tokenizer is not None
+            response.token_ids is not None and self.tokenizer is not None
             for _, store, chosen in parts
-            for one in store.stream()
-            if (one.id, one.sample) in chosen
+            for response in store.stream()
+            if (response.id, response.sample) in chosen
         )
         write_traces(
             config.out,
@@ -264,20 +248,20 @@ class _TraceMaker:
         seen: set[str] = set()
         for questions, store, chosen in parts:
             by_id = {question.id: question for question in questions.questions}
-            for one in store.stream():
-                if (one.id, one.sample) not in chosen:
+            for response in store.stream():
+                if (response.id, response.sample) not in chosen:
                     continue
-                share = share_correct(store.responses[one.id])
-                trace = self._trace(questions, by_id[one.id], one, share)
+                share = share_correct(store.responses[response.id])
+                trace = self._trace(questions, by_id[response.id], response, share)
                 if trace.id in seen:
                     raise DataError(
-                        f"two question sets hold the question {one.id!r}: collect them one by one"
+                        f"two question sets hold {response.id!r}: collect them one by one"
                     )
                 seen.add(trace.id)
                 yield trace
 
     def _trace(
-        self, questions: QuestionSet, question: Question, one: Response, share: float
+        self, questions: QuestionSet, question: Question, response: Response, share: float
     ) -> Trace:
         asking = self.config.asking
         prompt = bare_prompt(questions, question)
@@ -292,18 +276,18 @@ class _TraceMaker:
             "model": asking.model,
             "ground_truth": question.answer,
             "data": questions.name,
-            "sample": one.sample,
+            "sample": response.sample,
             "share_correct": share,
-            "tokens": one.tokens,
+            "tokens": response.tokens,
         }
-        text = one.text
-        if one.token_ids is not None and self.tokenizer is not None:
-            text, extra[TOKEN_IDS] = self._ids(one.token_ids, prompt)
+        text = response.text
+        if response.token_ids is not None and self.tokenizer is not None:
+            text, extra[TOKEN_IDS] = self._ids(response.token_ids, prompt)
         trace = Trace(
-            f"{one.id}/{one.sample}",
+            f"{response.id}/{response.sample}",
             prompt,
             text,
-            correct=one.correct,
+            correct=response.correct,
             problem=question.question,
             extra=extra,
             think_end=asking.think_end,

@@ -1,7 +1,9 @@
+from .base import TASKS as TASKS
+from .base import Question as Question
+from .base import QuestionSet as QuestionSet
+from .base import Task as Task
 from .maths import maths_correct as maths_correct
 from .prompts import choose_template as choose_template
 from .prompts import render_prompt as render_prompt
-from .questions import Question as Question
-from .questions import QuestionSet as QuestionSet
 from .questions import load_questions as load_questions
 from .verdicts import AnswerVerifier as AnswerVerifier

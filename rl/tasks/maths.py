@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections import Counter
 
 from probing.choices import THINK_END
 from probing.traces.text import BOX, answer_part, last_box
 
 TIMEOUT = 5  # seconds for one parse or comparison
-LONGEST = 4000  # characters of an answer that are looked at, from its end
+LONGEST = 4000  # characters of an answer without a box that are looked at, from its end
 
 # It says at every call in a thread that its time-out is off, which is meant (see `_timeout`).
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -24,12 +23,7 @@ _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\{([^{}]*)\}")
 _WORDS = re.compile(r"[^\W\d_]{4,}(?:[ '.-]+[^\W\d_]+)*")
 
 
-def maths_correct(
-    reference: str,
-    response: str,
-    think_end: str = THINK_END,
-    faults: Counter[str] | None = None,
-) -> bool:
+def maths_correct(reference: str, response: str, think_end: str = THINK_END) -> bool:
     """Whether the answer of a response equals the reference.
 
     Equal are texts that agree but for blanks, and what math-verify holds equal: ½ and 0.5, 1,000
@@ -39,40 +33,60 @@ def maths_correct(
         reference: the right answer, without a box.
         response: what the model wrote after the prompt.
         think_end: the text that ends the reasoning.
-        faults: counts the exceptions of the parser by type; such a response is wrong.
+
+    Raises:
+        Exception: what the parser raises, of any type; TimeoutError after 5 s.
     """
     answer = answer_part(response, think_end)
     if answer is None:
         return False
-    box = last_box(answer[-LONGEST:])
+    box = last_box(answer)
     if box is not None and _plain(box) == _plain(reference):
         return True
     words = _words(reference)
     if words is not None:  # to the parser they are products of letters, equal to any anagram
         return box is not None and _plain(box).strip("()").lower() == words
-    return _equal(
-        f"{BOX}{reference}}}", answer[-LONGEST:] if box is None else f"{BOX}{box}}}", faults
-    )
+    return _equal(f"{BOX}{reference}}}", answer[-LONGEST:] if box is None else f"{BOX}{box}}}")
 
 
-def maths_readable(reference: str, faults: Counter[str] | None = None) -> bool:
+def maths_readable(reference: str) -> bool:
     """Whether a reference is a text, or a formula that math-verify reads and finds equal to itself.
 
     Responses with any other reference can be right only letter by letter.
+
+    Raises:
+        Exception: what the parser raises, of any type; TimeoutError after 5 s.
     """
     boxed = f"{BOX}{reference}}}"
     if _words(reference) is not None:
         return True
-    return last_box(boxed) == reference.strip() and _equal(boxed, boxed, faults, formula=True)
+    return last_box(boxed) == reference.strip() and _equal(boxed, boxed, formula=True)
 
 
-def _equal(reference: str, answer: str, faults: Counter[str] | None, formula: bool = False) -> bool:
-    """math-verify's verdict on two texts; its exceptions are counted and mean no.
+def final_answer(text: str) -> str:
+    """The final answer of a reference: after GSM8K's `####`, or in the last box; else the text.
+
+    Dollar signs around a formula are taken off.
+
+    Example:
+        >>> final_answer("She sells 9 * 2 = 18. #### 18")
+        '18'
+    """
+    if "####" in text:
+        return text.rpartition("####")[2].strip()
+    box = last_box(text)
+    answer = text.strip() if box is None else box
+    formula = re.fullmatch(r"\$([^$]+)\$", answer)
+    return formula[1].strip() if formula else answer
+
+
+def _equal(reference: str, answer: str, formula: bool = False) -> bool:
+    """math-verify's verdict on two texts.
 
     With `formula` a reference that it can only compare as a string is equal to nothing.
     """
     from math_verify import parse, verify
-    from math_verify.errors import TimeoutException  # no Exception, but a BaseException
+    from math_verify.errors import TimeoutException
 
     limit = _timeout()
     try:
@@ -81,10 +95,8 @@ def _equal(reference: str, answer: str, faults: Counter[str] | None, formula: bo
             return False
         given = parse(answer, parsing_timeout=limit, raise_on_error=True)
         return bool(verify(right, given, timeout_seconds=limit, raise_on_error=True))
-    except (Exception, TimeoutException) as error:  # noqa: BLE001  # sympy raises anything
-        if faults is not None:
-            faults[type(error).__name__] += 1
-        return False
+    except TimeoutException as error:  # a BaseException, which would end the program
+        raise TimeoutError(f"math-verify took longer than {TIMEOUT} s") from error
 
 
 def _timeout() -> int | None:

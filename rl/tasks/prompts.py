@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from probing.choices import THINK_END
 from probing.errors import ConfigError
+from probing.settings import unknown
+from rl.tasks.base import TASKS, load_task, speaker
 
-TEMPLATES = ("auto", "pocket", "chat", "chat-no-think", "plain")
+# `pocket` is a task with a prompt of its own, for a model that knows nothing else.
+Template = Literal["auto", "pocket", "chat", "chat-no-think", "plain"]
+TEMPLATES: tuple[Template, ...] = get_args(Template)
 THINK_START = "<think>\n"
 MATHS_INSTRUCTION = (
     "Please reason step by step, and put your final answer within \\boxed{}."  # R1's model card
 )
-# Words of the pocket task that are whole tokens there and, blank and all, in no other vocabulary.
-POCKET_TOKENS = ("Problem", " \\boxed{", "</think>")
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,16 @@ def family(tokenizer: Any) -> Family | None:
 def choose_template(tokenizer: Any, template: str = "auto") -> str:
     """The template that `auto` stands for; others are checked and returned.
 
-    The pocket tokenizer is known by words in its vocabulary; one with a chat template gets `chat`.
+    A model that knows one task alone gets that task's, by its name; one with a chat template
+    gets `chat`.
 
     Raises:
         ConfigError: unknown, or `chat` for a tokenizer without a chat template.
     """
     if template not in TEMPLATES:
-        raise ConfigError(f"unknown template {template!r}; choose {', '.join(TEMPLATES)}")
+        raise ConfigError(unknown("template", template, TEMPLATES))
     if template == "auto":
-        vocabulary = tokenizer.get_vocab()
-        if all(token in vocabulary for token in POCKET_TOKENS):
-            return "pocket"
-        return "chat" if _chat_template(tokenizer) else "plain"
+        return speaker(tokenizer) or ("chat" if _chat_template(tokenizer) else "plain")
     if template.startswith("chat") and not _chat_template(tokenizer):
         raise ConfigError(
             f"template {template} asked for, but the tokenizer has no chat template: use plain"
@@ -95,20 +95,20 @@ def render_prompt(
     Args:
         tokenizer: of the model.
         question: as the question set has it.
-        template: `pocket`: `Problem: {question}` and the opened `<think>`; `chat`: the chat
-            template with its generation prompt, and `think_start` unless it opens one itself;
-            `chat-no-think`: the chat template alone; `plain`: the question, a newline,
+        template: the name of a task: its own prompt (`rl.tasks.base.Task.prompt`); `chat`: the
+            chat template with its generation prompt, and `think_start` unless it opens one
+            itself; `chat-no-think`: the chat template alone; `plain`: the question, a newline,
             `think_start`; `auto`: see `choose_template`.
         think_start: what opens the reasoning.
-        instruction: stands after the question, on a line of its own; the pocket model, which
-            knows no such sentence, gets none.
+        instruction: stands after the question, on a line of its own; a model that knows one task
+            alone, and no such sentence, gets none.
 
     Raises:
         ConfigError: see `choose_template`; or a template that does not let the model think.
     """
     chosen = choose_template(tokenizer, template)
-    if chosen == "pocket":
-        return f"Problem: {question}\n{think_start}"
+    if chosen in TASKS:
+        return load_task(TASKS[chosen]).prompt(question, think_start)
     asked = f"{question}\n{instruction}" if instruction else question
     if chosen == "plain":
         return f"{asked}\n{think_start}"

@@ -1,4 +1,4 @@
-"""Judge answers that a model gave anew to a trace whose context was changed."""
+"""Verify answers that a model gave anew to a trace whose context was changed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from probing.errors import DataError
 from probing.traces.file import Trace
-from probing.traces.text import answer_part, boxed_spans, last_box
-from rl.pocket.parse import parse_problem
-from rl.tasks.prompts import choose_template
-from rl.tasks.questions import Question, QuestionSet
+from probing.traces.text import answer_part, boxes, last_box
+from rl.tasks.base import TASKS, Question, QuestionSet, load_task, speaker
+from rl.tasks.questions import Maths
 
 if TYPE_CHECKING:
     from probing.answers.context import PreparedTrace
@@ -23,33 +22,33 @@ class AnswerVerifier:
     """Whether the answer behind the end of the reasoning is right, by the task's own verifier.
 
     The reference is the trace's `ground_truth`; where it has none, the box of its own answer if
-    that is not known to be wrong. The pocket reasoner, known by its vocabulary, is judged by its
-    task; any other model as in mathematics.
+    that is not known to be wrong. A model that knows one task alone is judged by that task; any
+    other as in mathematics.
 
     Args:
         tokenizer: of the model.
-        traces: those that will be judged.
+        traces: those whose answers are verified.
         boxed: the answer begins inside an opened box, and its first box decides.
+
+    Raises:
+        DataError: a trace whose problem is none of the task that the model knows alone.
     """
 
     def __init__(self, tokenizer: Any, traces: Iterable[Trace], boxed: bool = False) -> None:
         self.tokenizer, self.boxed = tokenizer, boxed
-        kind = "pocket" if choose_template(tokenizer) == "pocket" else "maths"
-        self.questions = QuestionSet("answers", (), kind, {})
         self.by_id = {trace.id: question_of(trace) for trace in traces}
-        if kind == "pocket":
-            self._check_problems()
-        self._known: dict[tuple[str, tuple[int, ...]], bool] = {}
-
-    def _check_problems(self) -> None:
-        for name, question in self.by_id.items():
+        name = speaker(tokenizer)
+        task = load_task(TASKS[name]) if name else Maths()
+        for trace_id, question in self.by_id.items():
             try:
-                parse_problem(question.question)
+                task.check(question.question)
             except ValueError as error:
                 raise DataError(
-                    f"trace {name}: its problem is none of the pocket task ({error}); only "
-                    "such traces can be answered by the pocket reasoner"
+                    f"trace {trace_id}: its problem is none of the {name} task ({error}); only "
+                    "such traces can be answered by a model that knows no other"
                 ) from error
+        self.questions = QuestionSet("answers", (), task, {})
+        self._known: dict[tuple[str, tuple[int, ...]], bool] = {}
 
     @property
     def faults(self) -> dict[str, int]:
@@ -68,16 +67,16 @@ class AnswerVerifier:
             text = self.tokenizer.decode(
                 given, skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
-            self._known[key] = self.judge_text(trace.id, text)
+            self._known[key] = self.verifies(trace.id, text)
         return self._known[key]
 
-    def judge_text(self, trace_id: str, text: str) -> bool:
+    def verifies(self, trace_id: str, text: str) -> bool:
         """The verdict on what stands behind the end of the reasoning."""
         question = self.by_id[trace_id]
         if not question.answer:
             return False
         if self.boxed:
-            spans = boxed_spans(text)
+            spans = boxes(text)
             text = text[: spans[0][1] + 1] if spans else ""
         text = text.split(self.tokenizer.eos_token or "\0")[0]
         return self.questions.correct(question, text, think_end="")
@@ -86,7 +85,7 @@ class AnswerVerifier:
         """Whether the trace's own answer is right: as it says, else by the verifier."""
         if trace.correct is not None:
             return trace.correct
-        return self.judge_text(trace.id, trace.response[trace.answer_start :])
+        return self.verifies(trace.id, trace.response[trace.answer_start :])
 
 
 def question_of(trace: Trace) -> Question:

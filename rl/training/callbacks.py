@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import signal
 import time
 from pathlib import Path
@@ -13,17 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather
+from jaxtyping import Float
 from transformers import TrainerCallback
 
 from probing.attention.capture import AttentionCapture
 from probing.attention.scores import score_traces
 from probing.errors import DataError
-from probing.files.headers import HEADER, file_header, whole_file
-from probing.files.jsonl import read_lines
+from probing.files.headers import json_number
+from probing.files.jsonl import LineStore
 from probing.headset import HeadSet
-from probing.ranking.metrics import step_ranking_accuracy
+from probing.ranking.metrics import ranked_trace, step_ranking_accuracy
 from probing.traces.source import TraceSource, prepare_traces
-from probing.traces.tokens import EncodedTrace, encode_trace
+from probing.traces.tokens import encode_trace
 from rl.attnpo.completions import Cutter
 
 # TRL's names → ours; everything else is taken as it is.
@@ -31,31 +29,45 @@ _NAMES = {"completions/clipped_ratio": "truncated", "loss": "loss", "grad_norm":
 _LEFT_OUT = ("completions/", "clip_ratio/", "rewards/", "frac_reward", "num_tokens", "step_time")
 
 
+def open_at(store: LineStore, step: int) -> list[dict[str, Any]]:
+    """Open a file of one line a step, cut back to the step that training goes on from.
+
+    Returns:
+        Its lines up to there.
+    """
+    lines: list[dict[str, Any]] = []
+
+    def take(line: dict[str, Any]) -> bool:
+        before = int(line["step"]) <= step
+        if before:
+            lines.append(line)
+        return before
+
+    store.open(True, take)
+    return lines
+
+
 class MetricsFile(TrainerCallback):
     """Writes `metrics.jsonl`: a header, then one line a step. The main process alone writes."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.store = LineStore(folder / "metrics.jsonl", "training metrics")
         self.last: dict[str, Any] | None = None
-        self._began = 0.0
+        self.began = self.seconds = 0.0  # of the present step: when it began, how long it took
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Begin the file, or cut it back to the checkpoint that training goes on from."""
-        if not state.is_world_process_zero:
-            return
-        kept = [line for line in _written(self.path) if line["step"] <= state.global_step]
-        self.last = kept[-1] if kept else None
-        with whole_file(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for line in ({HEADER: file_header("training metrics")}, *kept):
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if state.is_world_process_zero:
+            lines = open_at(self.store, state.global_step)
+            self.last = lines[-1] if lines else None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock of the step."""
-        self._began = time.perf_counter()
+        self.began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop it."""
-        self._took = time.perf_counter() - self._began
+        self.seconds = time.perf_counter() - self.began
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -63,12 +75,8 @@ class MetricsFile(TrainerCallback):
         """Write the line of a step."""
         if not state.is_world_process_zero or not logs or "accuracy" not in logs:
             return
-        line = step_line(logs, state, self._took)
-        self.last = line
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self.last = step_line(logs, state, self.seconds)
+        self.store.add([self.last])
 
 
 def step_line(logs: dict[str, Any], state: Any, seconds: float) -> dict[str, Any]:
@@ -88,14 +96,9 @@ def step_line(logs: dict[str, Any], state: Any, seconds: float) -> dict[str, Any
     for name in ("attenuated", "attenuated_tokens", "gamma", "redundant_steps"):
         line.setdefault(name, None)
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        name: json_number(value) if isinstance(value, float) else value
         for name, value in line.items()
     }
-
-
-def _written(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that a killed run may have left torn; none where there is no file."""
-    return read_lines(path)[0] if path.exists() else []
 
 
 class Interrupt(TrainerCallback):
@@ -144,59 +147,38 @@ class Reprobe(TrainerCallback):
     all heads' SRA with that before training.
     """
 
-    every = 10
-
     def __init__(
-        self, folder: Path, traces: Path, head_set: HeadSet | None, cutter: Cutter
+        self, folder: Path, traces: Path, head_set: HeadSet | None, cutter: Cutter, every: int = 10
     ) -> None:
-        self.path, self.head_set = folder / "probe.jsonl", head_set
-        source = TraceSource(traces)
-        self.labelled = []
-        self.encoded: list[EncodedTrace] = []
-        for trace in prepare_traces(source):
-            labels = [step.label for step in trace.steps]
-            if {"essential", "redundant"} <= set(labels):
-                self.labelled.append(np.array([label or "" for label in labels]))
-                self.encoded.append(
-                    encode_trace(cutter.tokenizer, trace, rule=source.rule, answer=cutter.answer)
-                )
-        if not self.encoded:
-            raise DataError(f"{traces}: no trace has both essential and redundant steps")
+        self.store = LineStore(folder / "probe.jsonl", "policy probes")
+        self.head_set, self.every = head_set, every
+        self.source = TraceSource(traces)
+        self.traces = {trace.id: trace for trace in prepare_traces(self.source)}
+        self.encoded = [
+            encode_trace(cutter.tokenizer, trace, rule=self.source.rule, answer=cutter.answer)
+            for trace in self.traces.values()
+        ]
+        self.start: np.ndarray | None = None  # SRA of every head before training
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
         """Probe before the first step; cut the file back where training goes on."""
-        kept = [line for line in _written(self.path) if line["step"] <= state.global_step]
-        if state.is_world_process_zero:
-            with whole_file(self.path) as temporary, temporary.open("w") as file:
-                for line in ({HEADER: file_header("policy probes")}, *kept):
-                    file.write(json.dumps(line) + "\n")
-        self.start = np.array(kept[0]["all_sra"]) if kept else None
-        if not kept:
-            self._probe(model, state)
+        if not state.is_world_process_zero:
+            return
+        lines = open_at(self.store, state.global_step)
+        self.start = np.array(lines[0]["all_sra"]) if lines else None
+        if not lines:
+            self._probe(model, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Probe every k steps."""
-        if state.global_step % self.every == 0:
-            self._probe(model, state)
+        if state.is_world_process_zero and state.global_step % self.every == 0:
+            self._probe(model, state.global_step)
 
-    def _probe(self, model: Any, state: Any) -> None:
-        if not state.is_world_process_zero:
-            return
+    def _probe(self, model: Any, step: int) -> None:
         capture = AttentionCapture(model, prove=False)
-        scored = {
-            item.id: item
-            for item in score_traces(capture, self.encoded, device=next(model.parameters()).device)
-        }
-        rows = []
-        for trace, labels in zip(self.encoded, self.labelled, strict=True):
-            item = scored[trace.id]
-            chosen = (labels != "") & (item.tokens > 0)
-            rows.append(
-                step_ranking_accuracy(item.scores[:, chosen], labels[chosen] == "essential")
-            )
-        sra = np.mean(rows, axis=0)
+        sra, count = self._sra(capture, next(model.parameters()).device)
         self.start = sra if self.start is None else self.start
         pairs = self.head_set.pairs if self.head_set else []
         places = [capture.heads.index(pair) for pair in pairs]
@@ -205,11 +187,25 @@ class Reprobe(TrainerCallback):
             for (layer, head), i in zip(pairs, places, strict=True)
         ]
         line = {
-            "step": state.global_step,
+            "step": step,
+            "traces": count,
+            "traces_left_out": len(self.traces) - count,
             "heads": heads,
             "sra": float(np.mean([head["sra"] for head in heads])) if heads else None,
-            "correlation": float(np.corrcoef(sra, self.start)[0, 1]),
+            "correlation": json_number(np.corrcoef(sra, self.start)[0, 1]),
             "all_sra": sra.tolist(),
         }
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.store.add([line])
+
+    def _sra(
+        self, capture: AttentionCapture, device: torch.device
+    ) -> tuple[Float[np.ndarray, "head"], int]:
+        """SRA of every head, and over how many traces: those with a pair of steps with tokens."""
+        scored = {item.id: item for item in score_traces(capture, self.encoded, device=device)}
+        ranked = [ranked_trace(self.traces[name], scored[name]) for name in self.traces]
+        rows = [step_ranking_accuracy(each.scores, each.essential) for each in ranked if each]
+        if not rows:
+            raise DataError(
+                f"{self.source.path}: no trace has both essential and redundant steps with a token"
+            )
+        return np.mean(rows, axis=0), len(rows)

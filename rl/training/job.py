@@ -12,9 +12,8 @@ the policy; `checkpoint-N/` what resuming needs; `model/` the trained model.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,15 @@ from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from probing.errors import ConfigError, DataError
-from probing.files.headers import HEADER, data_path, file_header, write_json
-from probing.headset import HeadSet
+from probing.files.headers import HEADER, data_path, file_header, read_object, write_json
 from probing.models.identity import ModelCard
 from probing.models.load import load_model, load_tokenizer
-from probing.traces.segmenters import Segmenter
+from probing.traces.source import pocket_traces
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.trainer import AttnPOTrainer
-from rl.pocket.questions import pocket_labels
+from rl.tasks.base import Question, QuestionSet
 from rl.tasks.prompts import render_prompt
-from rl.tasks.questions import Question, QuestionSet, load_questions
+from rl.tasks.questions import load_questions
 from rl.training.callbacks import Interrupt, MetricsFile, Reprobe
 from rl.training.recipe import TrainConfig
 
@@ -41,14 +39,20 @@ RUN_FILE = "run.json"
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, watch: Sequence[Any] = ()
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    watch: Sequence[Any] = (),
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Run, or go on with, a training run.
 
     Args:
-        config: its settings.
+        config: its settings. A run that goes on keeps those that are left out here; of the others
+            only `rl.training.recipe.MAY_CHANGE` may be new.
         resume: go on where the folder holds this run.
         watch: callbacks that show progress.
+        tell: is told each caveat of the head set before the first step.
 
     Returns:
         The content of `run.json`: `status` is `done`, or `interrupted` after a SIGINT.
@@ -57,55 +61,31 @@ def train(
         ConfigError, DataError, ModelError: before the first rollout, where it can be known.
     """
     out = Path(config.out)
-    args = trainer_settings(config)  # 1
-    found = _former(out, config, args, resume)
-    if found is not None and found["status"] == "done":
-        return found
+    former = former_run(out, resume)  # 1
+    if former is not None:
+        config = config.going_on(former["settings"])
+        same_length = config.to_json().get("max_steps") == former["settings"].get("max_steps")
+        if former["status"] == "done" and same_length:
+            return former
+    args = trainer_settings(config)
     questions = load_questions(config.data, limit=config.limit, seed=args.seed)  # 2
-    name = str(data_path("pocket")) if config.model == "pocket" else config.model
-    tokenizer = load_tokenizer(name, trust_remote_code=config.trust_remote_code)
-    dataset = prompt_dataset(questions, tokenizer, config)
-    model = load_model(  # 3
-        name, device="cpu", dtype=config.dtype, trust_remote_code=config.trust_remote_code
-    )
-    card = ModelCard.of(config.model, model.config)
+    trainer = build_trainer(config, args, questions)  # 3
     interrupt, metrics = Interrupt(), MetricsFile(out)
-    trainer = _trainer(
-        model=model,
-        reward_funcs=Verifier(questions, args.think_end),
-        args=args,
-        heads=config.heads,
-        label_func=pocket_labels(questions),
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        callbacks=[metrics, interrupt],
-    )
-    trainer.remove_callback(PrinterCallback)  # prints every metric of every step
-    if config.probe_every:
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise ConfigError(
-                "probe_every does not go with FSDP or DeepSpeed: one process alone probes, and "
-                "has a part of the model. Probe the checkpoints instead (kfh probe)"
-            )
-        heads = HeadSet.load(config.heads, model.config) if config.heads else None
-        traces = str(config.probe_traces)
-        path = data_path("pocket", "traces.jsonl") if traces == "pocket" else Path(traces)
-        probe = Reprobe(out, path, heads, trainer.credit.cutter)
-        probe.every = config.probe_every
-        trainer.add_callback(probe)
-    for callback in watch:
+    for callback in (metrics, interrupt, *_probes(config, trainer), *watch):
         trainer.add_callback(callback)
-    content = _run_content(config, args, card, questions, trainer)
+    content = _run_content(config, args, questions, trainer)
     main = trainer.accelerator.is_main_process
     if main:
         write_json(out / RUN_FILE, content)
-    checkpoint = get_last_checkpoint(str(out)) if found else None  # 4
+        for text in content["caveats"]:
+            tell(text)
+    checkpoint = get_last_checkpoint(str(out)) if former else None  # 4
     started = time.perf_counter()
     # Whatever was drawn while things were set up, a run with this seed samples the same.
     set_seed(args.seed, device_specific=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     done = trainer.state.global_step >= trainer.state.max_steps
-    content["seconds"] = (found or {}).get("seconds", 0.0) + time.perf_counter() - started
+    content["seconds"] = (former or {}).get("seconds", 0.0) + time.perf_counter() - started
     content["status"] = "done" if done and not interrupt.stopped else "interrupted"
     content["final"] = metrics.last
     if content["status"] == "done":  # 5
@@ -117,16 +97,75 @@ def train(
     return content
 
 
-def _trainer(**options: Any) -> AttnPOTrainer:
+def former_run(out: Path, resume: bool) -> dict[str, Any] | None:
+    """What `run.json` says of an earlier start; None where there is none.
+
+    Raises:
+        ConfigError: the folder holds a run, and `resume` is not set.
+        DataError: the file is not that of a run.
+    """
+    path = out / RUN_FILE
+    if not path.exists():
+        return None
+    content = read_object(path)
+    status, settings = content.get("status"), content.get("settings")
+    if not isinstance(status, str) or not isinstance(settings, dict):
+        raise DataError(f"{path}: not the file of a training run")
+    if not resume:
+        raise ConfigError(f"{out} holds a run ({status}): use --resume, or another --out")
+    return content
+
+
+def build_trainer(
+    config: TrainConfig, args: AttnPOConfig, questions: QuestionSet, **options: Any
+) -> AttnPOTrainer:
+    """The trainer of a run, its head set checked against the model and the capture proven.
+
+    Args:
+        config, args: its settings.
+        questions: what is trained on.
+        **options: other arguments of `AttnPOTrainer`, before those that the settings give.
+
+    Raises:
+        ConfigError, ModelError, DataError: see `AttnPOTrainer`.
+    """
+    name = str(data_path("pocket")) if config.model == "pocket" else config.model
+    trusted = config.trust_remote_code
+    tokenizer = load_tokenizer(name, trust_remote_code=trusted)
+    given = {
+        "model": load_model(name, device="cpu", dtype=config.dtype, trust_remote_code=trusted),
+        "reward_funcs": Verifier(questions, args.think_end),
+        "heads": config.heads,
+        "label_func": questions.label_func,
+        "train_dataset": prompt_dataset(questions, tokenizer, config),
+        **options,
+    }
     try:
-        return AttnPOTrainer(**options)
+        trainer = AttnPOTrainer(args=args, processing_class=tokenizer, **given)
     except (ImportError, RuntimeError) as error:
-        if options["args"].report_to in ([], ["none"]):
+        if args.report_to in ([], ["none"]):
             raise
         # How transformers says that a tracker is not installed.
         raise ConfigError(
-            f"the trainer cannot be set up with report_to = {options['args'].report_to}: {error}"
+            f"the trainer cannot be set up with report_to = {args.report_to}: {error}"
         ) from error
+    trainer.remove_callback(PrinterCallback)  # prints every metric of every step
+    return trainer
+
+
+def _probes(config: TrainConfig, trainer: AttnPOTrainer) -> list[Reprobe]:
+    """The probe during training, where it is asked for."""
+    if not config.probe_every:
+        return []
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            "probe_every does not go with FSDP or DeepSpeed: one process alone probes, and "
+            "has a part of the model. Probe the checkpoints instead (kfh probe)"
+        )
+    traces = str(config.probe_traces)
+    path = pocket_traces() if traces == "pocket" else Path(traces)
+    folder, every = Path(config.out), config.probe_every
+    return [Reprobe(folder, path, trainer.head_set, trainer.cutter, every)]
 
 
 def trainer_settings(config: TrainConfig) -> AttnPOConfig:
@@ -188,68 +227,30 @@ def _without_start(tokenizer: Any, prompt: str) -> str:
     return prompt.removeprefix(start) if ids[:2] == [tokenizer.bos_token_id] * 2 else prompt
 
 
-def _former(
-    out: Path, config: TrainConfig, args: AttnPOConfig, resume: bool
-) -> dict[str, Any] | None:
-    """What `run.json` says of an earlier start; None where there is none.
-
-    Raises:
-        ConfigError: the folder holds a run and `resume` is not set, or it is another run.
-    """
-    path = out / RUN_FILE
-    if not path.exists():
-        return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        former, status = found["settings"], found["status"]
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{path}: not the file of a run ({error!r})") from error
-    if not resume:
-        raise ConfigError(f"{out} holds a run ({status}): use --resume, or another --out")
-    # The length of a run may change: a longer one goes on from where the shorter one ended.
-    now = json.loads(json.dumps(config.to_json(), default=str))
-    changed = sorted(
-        key for key in {*now, *former} - {"max_steps"} if now.get(key) != former.get(key)
-    )
-    if changed:
-        was = ", ".join(f"{key} = {former.get(key)!r}, not {now.get(key)!r}" for key in changed)
-        raise ConfigError(f"{out} holds another run ({was}): use another --out")
-    if former.get("max_steps") != now.get("max_steps") and status == "done":
-        found["status"] = "interrupted"
-    return found
-
-
-def _head_set_caveats(config: TrainConfig) -> list[str]:
-    return list(HeadSet.load(config.heads, warn=False).caveats) if config.heads else []
-
-
 def _run_content(
-    config: TrainConfig,
-    args: AttnPOConfig,
-    card: ModelCard,
-    questions: QuestionSet,
-    trainer: AttnPOTrainer,
+    config: TrainConfig, args: AttnPOConfig, questions: QuestionSet, trainer: AttnPOTrainer
 ) -> dict[str, Any]:
     """What `run.json` says while the run goes on."""
-    cutter = trainer.credit.cutter
-    segmenter: Segmenter = cutter.segmenter
+    cutter, heads = trainer.cutter, trainer.head_set
+    policy = trainer.accelerator.unwrap_model(trainer.model)
     return {
         HEADER: file_header("training run"),
         "method": args.method,
         "seed": args.seed,
         "model": config.model,
-        "fingerprint": card.fingerprint,
+        "fingerprint": ModelCard.of(config.model, policy.config).fingerprint,
         "steps": args.max_steps,
-        "heads": trainer.credit.heads,
-        "head_set_caveats": _head_set_caveats(config),
+        "heads": trainer.heads,
+        "caveats": list(heads.caveats) if heads and args.signal == "heads" else [],
         "data": questions.source,
-        "cut": {**segmenter.to_json(), "rule": cutter.rule, "answer": cutter.answer},
+        "cut": {**cutter.segmenter.to_json(), "rule": cutter.rule, "answer": cutter.answer},
         "rescaling": vars(args.rescaling) if args.rescales else None,
         "length_penalty": args.length_penalty,
         "advantage": args.advantage,
         "signal": args.signal,
+        "own_parts": args.own_parts,
         "processes": trainer.accelerator.num_processes,
-        "settings": json.loads(json.dumps(config.to_json(), default=str)),
+        "settings": config.to_json(),
         "status": "running",
         "seconds": 0.0,
         "final": None,

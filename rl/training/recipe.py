@@ -6,19 +6,25 @@ A recipe is flat: keys of `TrainConfig` and of `AttnPOConfig` side by side. `bas
 
 from __future__ import annotations
 
-import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from probing.choices import DTYPES
+from probing.choices import Dtype
 from probing.errors import ConfigError
+from probing.files.headers import text_hash
+from probing.settings import check, choice, unknown
 
 RECIPES = Path(__file__).parent / "recipes"
+# What may be another when a run goes on: how long it is, and when it writes.
+MAY_CHANGE = frozenset(
+    ["max_steps", "save_steps", "save_strategy", "save_total_limit", "logging_steps"]
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -40,55 +46,65 @@ _Loader.add_implicit_resolver(
 class TrainConfig:
     """What a run is made of, beside the settings of the trainer; checked on creation.
 
-    Args:
-        model: hub id or folder; `pocket` is the embedded model.
-        data: a question set, see `rl.tasks.questions.load_questions`.
-        out: folder of the run.
-        heads: a head file, or the name of a shipped head set; None where the method needs none.
-        limit: at most so many questions.
-        template: prompt template, see `rl.tasks.prompts`.
-        think_start: what opens the reasoning.
-        dtype: of the weights: auto, float32, bfloat16 or float16. Training in float32 with
-            `bf16: true` (autocast) is the usual way.
-        probe_every: probe the policy again every so many steps; 0 never.
-        probe_traces: the labelled traces for that.
-        trust_remote_code: run code that comes with the model.
-        trainer: settings of `AttnPOConfig`.
+    Each field's help says what it is; `trainer` holds settings of `AttnPOConfig`.
 
     Raises:
         ConfigError: a value out of range, or `probe_every` without traces.
     """
 
-    model: str
-    data: str
-    out: Path
-    heads: str | None = None
-    limit: int | None = None
-    template: str = "auto"
-    think_start: str = "<think>\n"
-    dtype: str = "float32"
-    probe_every: int = 0
-    probe_traces: str | None = None
-    trust_remote_code: bool = False
-    trainer: Mapping[str, Any] | None = None
+    model: str = choice(help="Hub id or folder; pocket: the embedded model.")
+    data: str = choice(help="Questions: FILE.jsonl, hub:OWNER/NAME, rg:TASK or pocket:N.")
+    out: Path = choice(help="Folder of the run.")
+    heads: str | None = choice(None, "Head file of `kfh probe`, or a shipped head set.")
+    limit: int | None = choice(None, "At most so many questions.", least=1)
+    template: str = choice("auto", "Prompt template, see rl.tasks.prompts.")
+    think_start: str = choice("<think>\n", "What opens the reasoning.")
+    dtype: Dtype = choice("float32", "Of the weights; with bf16: true, float32 is the usual way.")
+    probe_every: int = choice(0, "Probe the policy again every so many steps; 0: never.", least=0)
+    probe_traces: str | None = choice(None, "The labelled traces for that.")
+    trust_remote_code: bool = choice(False, "Run code that comes with the model.")
+    recipe: str | None = choice(None, "Name and hash of the recipe that the settings begin with.")
+    trainer: Mapping[str, Any] | None = choice(None, "Settings of AttnPOConfig.")
 
     def __post_init__(self) -> None:
         """Check what can be known before anything is read."""
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"unknown dtype {self.dtype!r}; choose {', '.join(DTYPES)}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit must be at least 1, is {self.limit}")
-        if self.probe_every < 0 or (self.probe_every and not self.probe_traces):
-            raise ConfigError("probe_every needs probe_traces, and must not be negative")
+        check(self)
+        if self.probe_every and not self.probe_traces:
+            raise ConfigError("probe_every needs probe_traces")
 
     def to_json(self) -> dict[str, Any]:
         """All settings as they stand in run.json, flat as in a recipe."""
-        own = {
-            item.name: getattr(self, item.name)
-            for item in fields(self)
-            if item.name not in ("out", "trainer")
-        }
-        return {**own, **(self.trainer or {})}
+        names = [item.name for item in fields(self) if item.name not in ("out", "trainer")]
+        flat = {**{name: getattr(self, name) for name in names}, **(self.trainer or {})}
+        settings: dict[str, Any] = json.loads(json.dumps(flat, default=str))
+        return settings
+
+    def going_on(self, former: Mapping[str, Any]) -> TrainConfig:
+        """The settings to go on with a run with: these, and what they leave out as it was.
+
+        Args:
+            former: the settings of the run, as `to_json` gave them.
+
+        Raises:
+            ConfigError: these are of another run; the message names each setting that differs.
+        """
+        given = self.to_json()
+        if given["recipe"] is None or former.get("recipe") is None:  # the library's; an old run's
+            given["recipe"] = former.get("recipe")
+        defaults = {item.name: item.default for item in _settings()}
+        now = {**former, **given}
+        changed = [
+            key
+            for key in sorted(now.keys() - MAY_CHANGE)
+            if now[key] != former.get(key, defaults.get(key))
+        ]
+        if changed:
+            was = ", ".join(f"{key} = {former.get(key)!r}, not {now[key]!r}" for key in changed)
+            raise ConfigError(
+                f"{self.out} holds another run ({was}): use another --out. What may change: "
+                f"{', '.join(sorted(MAY_CHANGE))}"
+            )
+        return train_config(self.out, now)
 
 
 def shipped_recipes() -> list[str]:
@@ -105,7 +121,7 @@ def find_recipe(name: str) -> Path:
     for path in (Path(name), RECIPES / f"{name}.yaml"):
         if path.is_file():
             return path
-    raise ConfigError(f"no recipe {name!r}: give a file, or one of {', '.join(shipped_recipes())}")
+    raise ConfigError(f"{unknown('recipe', name, shipped_recipes())}, or give a YAML file")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -125,51 +141,61 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return {**(read_recipe(path.parent / base) if base else {}), **content}
 
 
+def recipe_settings(name: str) -> dict[str, Any]:
+    """The settings of a recipe with its name and hash, by which a run knows it again."""
+    settings = read_recipe(find_recipe(name))
+    digest = text_hash(json.dumps(settings, sort_keys=True, default=str))
+    return {"recipe": f"{Path(name).stem} {digest}", **settings}
+
+
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """`key=value` texts as settings; values are read as in YAML.
+
+    Raises:
+        ConfigError: a text without `=`, or an unknown key.
 
     Example:
         >>> parse_settings(["max_steps=60", "learning_rate=1e-4", "save_strategy=no"])
         {'max_steps': 60, 'learning_rate': 0.0001, 'save_strategy': 'no'}
     """
-    found = {}
+    settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set {pair}: write key=value")
-        found[key.strip()] = yaml.load(value, _Loader)
-    check_keys(found, "--set")
-    return found
+        settings[key.strip()] = yaml.load(value, _Loader)
+    check_keys(settings, "--set")
+    return settings
 
 
 def check_keys(settings: Mapping[str, Any], where: str) -> None:
     """Raise ConfigError for a key that no setting has."""
-    known = {*_own_keys(), *_trainer_keys()} - {"out", "trainer", "output_dir"}
+    known = {item.name for item in _settings()} - {"out", "trainer", "recipe", "output_dir"}
     for key in settings:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ConfigError(f"{where}: unknown setting {key!r}{hint}")
+            raise ConfigError(f"{where}: {unknown('setting', key, sorted(known))}")
 
 
 def train_config(out: Path, *layers: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of layers of settings, later ones first in rank; None leaves a key be."""
+    """The configuration of layers of settings, later ones first in rank; None leaves a key be.
+
+    Raises:
+        ConfigError: no layer names the model or the data, or a value is out of range.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
         merged.update({key: value for key, value in layer.items() if value is not None})
-    own = {key: value for key, value in merged.items() if key in _own_keys()}
-    rest = {key: value for key, value in merged.items() if key not in own}
+    names = {item.name for item in fields(TrainConfig)}
+    run = {key: value for key, value in merged.items() if key in names}
     for name in ("model", "data"):
-        if name not in own:
+        if name not in run:
             raise ConfigError(f"no {name}: name it in the recipe, or give --{name}")
-    return TrainConfig(**own, out=out, trainer=rest)
+    trainer = {key: value for key, value in merged.items() if key not in names}
+    return TrainConfig(**run, out=out, trainer=trainer)
 
 
-def _own_keys() -> set[str]:
-    return {item.name for item in fields(TrainConfig)}
-
-
-def _trainer_keys() -> set[str]:
+def _settings() -> list[Field[Any]]:
+    """Every setting, of the run and of its trainer."""
     from rl.attnpo.config import AttnPOConfig
 
-    return {item.name for item in fields(AttnPOConfig)}
+    return [*fields(AttnPOConfig), *fields(TrainConfig)]

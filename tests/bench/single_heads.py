@@ -24,15 +24,10 @@ from probing.answers.edits import HeadEdit
 from probing.choices import Head
 from probing.files.headers import data_path
 from probing.headset import HeadSet
-from probing.intervals import group_interval
+from probing.intervals import estimate_mean
 from probing.interventions.heads import Arm, HeadWork, open_answers
-from probing.interventions.setup import (
-    InterventionConfig,
-    Setup,
-    choose_traces,
-    prepare_interventions,
-    source_of,
-)
+from probing.interventions.job import prepare_answers
+from probing.interventions.setup import InterventionConfig, Setup, TraceChoice
 from probing.models.load import load_model, load_tokenizer
 
 MODES = ("zero/all", "zero/answer-to-steps")
@@ -77,11 +72,11 @@ def main() -> None:
     folder = str(data_path("pocket"))
     model, tokenizer = load_model(folder, device="cpu"), load_tokenizer(folder)
     heads = HeadSet.load("pocket", model.config)
-    source = source_of(heads, data_path("pocket", "traces.jsonl"))
-    choice = choose_traces(source, heads, "all", arguments.n)
+    choice = TraceChoice(only="all", limit=arguments.n).choose(heads)
     config = InterventionConfig(max_answer_tokens=0)
-    traces = list(prepare_interventions(model, tokenizer, choice, heads, config, rule=source.rule))
-    setup = Setup(model, tokenizer, heads, traces, traces, config, lambda trace, ids: True)
+    empty = Setup(model, tokenizer, heads, (), (), config, lambda trace, ids: True)
+    traces = list(prepare_answers(empty, choice))
+    setup = replace(empty, traces=traces, reference=traces)
     sra = pd.read_parquet(arguments.probe / "sra.parquet").set_index(["layer", "head"])["sra"]
     rows = []
     for (heads_of, mode), values in measured(setup, also).items():
@@ -92,8 +87,9 @@ def main() -> None:
         }
         for name, column in zip(("logprob", "follow"), np.array(values).T, strict=True):
             there = column[~np.isnan(column)]
-            mean, low, high = group_interval(there, np.arange(len(there)))
-            row |= {name: mean, f"{name}_low": low, f"{name}_high": high, "n": len(there)}
+            mean = estimate_mean(there[:, None].tolist())
+            row |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
+            row["n"] = mean.n
         rows.append(row)
     table = pd.DataFrame(rows)
     print(table.round(3).to_string(index=False))

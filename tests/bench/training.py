@@ -28,10 +28,8 @@ from probing.models.decode import Draws, Sampling, decode, encode_prompt
 from probing.models.load import load_model, load_tokenizer
 from rl.attnpo.rescale import rloo_advantage
 from rl.attnpo.rewards import tlmre
-from rl.attnpo.trainer import AttnPOTrainer
-from rl.pocket.questions import pocket_labels
 from rl.tasks.questions import load_questions
-from rl.training.job import Verifier, prompt_dataset, trainer_settings
+from rl.training.job import build_trainer, trainer_settings
 from rl.training.recipe import find_recipe, read_recipe, train_config
 
 PROMPTS, GROUP, ROWS = 16, 8, 16
@@ -102,9 +100,8 @@ def kfh_steps(method: str, steps: int, out: Path, bare: BareLoop) -> dict[str, l
 
     # Scored from the first step on, as it is for most of a run.
     recipe = read_recipe(find_recipe(method))
-    config = train_config(out, recipe, {"max_steps": steps, "schedule_steps": 0})
+    config = train_config(out, recipe, {"max_steps": steps, "schedule_steps": 0, "heads": "pocket"})
     questions = load_questions(config.data)
-    tokenizer = load_tokenizer(str(data_path("pocket")))
     seconds: dict[str, list[float]] = {"kfh": [], "bare": [], "scoring": [], "sampling": []}
 
     class Turns(TrainerCallback):
@@ -122,16 +119,8 @@ def kfh_steps(method: str, steps: int, out: Path, bare: BareLoop) -> dict[str, l
                 bare.step(state.global_step)
                 seconds["bare"].append(time.perf_counter() - began)
 
-    trainer = AttnPOTrainer(
-        model=pocket(),
-        reward_funcs=Verifier(questions, "</think>"),
-        args=trainer_settings(config),
-        heads="pocket",
-        label_func=pocket_labels(questions),
-        train_dataset=prompt_dataset(questions, tokenizer, config),
-        processing_class=tokenizer,
-        callbacks=[Turns()],
-    )
+    trainer = build_trainer(config, trainer_settings(config), questions)
+    trainer.add_callback(Turns())
     trainer.train()
     return seconds
 

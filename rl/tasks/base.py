@@ -1,0 +1,229 @@
+"""What a task is: questions, how they are asked, and what counts as right.
+
+A task of one's own is a class of a dozen lines, made known under a name of its own:
+
+    class Doubling(Task):
+        name = "doubling"
+
+        def questions(self, spec, limit, seed):
+            asked = tuple(Question(f"d/{n}", f"2 * {n}?", str(2 * n)) for n in range(limit or 100))
+            return QuestionSet(self.name, asked, self, {"spec": spec})
+
+        def correct(self, question, answer):
+            return answer.strip() == question.answer
+
+    TASKS["doubling"] = Doubling
+
+Then `load_questions("doubling")`, `evaluate` and `train` take it; the command line takes
+`--data MODULE:Doubling`, from a module that Python finds.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, ClassVar
+
+from probing.choices import THINK_END
+from probing.errors import DataError
+from probing.files.headers import text_hash
+from probing.traces.file import Step
+from probing.traces.text import answer_part
+
+# (row of the training data, response) → its steps with labels; the offsets are characters.
+LabelFunc = Callable[[dict[str, Any], str], Sequence[Step]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its reference answer.
+
+    `id` is unique in its set; `question` is the text put to the model, without template;
+    `meta` holds what the verifier needs (reasoning-gym's entry), and fields of the file that kfh
+    does not know.
+    """
+
+    id: str
+    question: str
+    answer: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """One kind of question: `questions` and `correct` are its own, the rest where it can."""
+
+    name: ClassVar[str]
+    instruction: str = ""  # stands after each question: asks for reasoning, a box, …
+
+    @abstractmethod
+    def questions(self, spec: str, limit: int | None, seed: int) -> QuestionSet:
+        """The questions that a spec (`name`, `name:…`, `name@…`) means.
+
+        Args:
+            spec: as the user wrote it.
+            limit: at most so many questions; the size of a set that is generated.
+            seed: of a set that is generated.
+
+        Raises:
+            DataError: the spec means nothing to this task.
+        """
+
+    @abstractmethod
+    def correct(self, question: Question, answer: str) -> bool:
+        """Whether an answer, the text behind the end of the reasoning, is right.
+
+        What it raises is counted by `QuestionSet.correct`, and the answer is wrong.
+        """
+
+    def reference(self, question: Question) -> str:
+        """An answer that is right by definition: here the reference answer in a box."""
+        return f" \\boxed{{{question.answer}}}"
+
+    def verifies(self, question: Question) -> bool:
+        """Whether the verifier accepts the reference answer of a question."""
+        return self.correct(question, self.reference(question))
+
+    def label(self, question: Question, response: str) -> Sequence[Step]:
+        """The steps of a response with their true labels, for a task that knows them."""
+        raise NotImplementedError(f"the task {self.name} does not know the labels of its steps")
+
+    def readable(self, question: Question, response: str) -> bool:
+        """Whether `label` understands the whole response; else it counts as unreadable."""
+        return True
+
+    def shortest(self, question: Question) -> str | None:
+        """The shortest correct response, where the task knows it."""
+        return None
+
+    def speaks(self, tokenizer: Any) -> bool:
+        """Whether a model with this tokenizer knows this task alone.
+
+        Such a model gets the task's own prompt, and its answers are judged by the task.
+        """
+        return False
+
+    def prompt(self, question: str, think_start: str) -> str:
+        """The prompt for a model that knows this task alone, ending in the opened reasoning."""
+        return f"{question}\n{think_start}"
+
+    def tokenizer(self) -> Any:
+        """The tokenizer of the model that knows this task alone; None where there is none."""
+        return None
+
+    def check(self, question: str) -> None:
+        """Refuse a text that is no question of this task.
+
+        Raises:
+            ValueError: it is none; the message says why.
+        """
+        return  # any text may be one
+
+    @property
+    def labels(self) -> bool:
+        """Whether the task knows the labels of its steps, that is: has a `label` of its own."""
+        return type(self).label is not Task.label
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions of one task, which verifies.
+
+    `source` says where they are from (spec, file hash or revision, number), for headers;
+    `unverified` names the questions whose own reference answer the verifier does not accept:
+    they stay, since leaving them out would change the benchmark, and count as wrong.
+    `faults` counts what went wrong inside the verifier, by type.
+    """
+
+    name: str
+    questions: tuple[Question, ...]
+    task: Task = field(compare=False)
+    source: dict[str, Any]
+    unverified: tuple[str, ...] = ()
+    faults: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        """The number of questions."""
+        return len(self.questions)
+
+    @property
+    def instruction(self) -> str:
+        """The sentence that stands after each question; empty where there is none."""
+        return self.task.instruction
+
+    def correct(self, question: Question, response: str, *, think_end: str = THINK_END) -> bool:
+        """Whether a response (the text generated after the prompt) is right.
+
+        Without `think_end` it is wrong, whatever its reasoning says.
+        """
+        answer = answer_part(response, think_end)
+        return answer is not None and self._counted(self.task.correct, question, answer)
+
+    def verifies(self, question: Question) -> bool:
+        """Whether the verifier accepts the reference answer of a question."""
+        return self._counted(self.task.verifies, question)
+
+    def _counted(self, verdict: Callable[..., bool], *given: Any) -> bool:
+        """A verdict; an exception in it is counted by its type, and means no."""
+        try:
+            return bool(verdict(*given))
+        except Exception as error:  # noqa: BLE001  # verifiers of others raise anything
+            self.faults[type(error).__name__] += 1
+            return False
+
+    @property
+    def label_func(self) -> LabelFunc | None:
+        """True labels for training, where the task knows them; rows hold `question_index`."""
+        if not self.task.labels:
+            return None
+        return lambda row, text: self.task.label(self.questions[row["question_index"]], text)
+
+
+# The name before the first `:` or `@` of a spec → what gives the task: its class, a function, or
+# `module:name` of either. The shipped ones are named, not imported: a task stands on this module,
+# so it comes in as one from outside does, and nothing here depends on it.
+TASKS: dict[str, Callable[[], Task] | str] = {
+    "hub": "rl.tasks.questions:Maths",
+    "rg": "rl.tasks.gym:Gym",
+    "pocket": "rl.pocket.questions:Pocket",
+    "pocket-held-out": "rl.pocket.questions:Pocket",
+}
+
+
+def load_task(entry: Callable[[], Task] | str) -> Task:
+    """The task of an entry of `TASKS`, or of `module:name`.
+
+    Raises:
+        DataError: no such module, nothing of this name in it, or it gives no task.
+    """
+    try:
+        make: Any = entry
+        if isinstance(entry, str):
+            module, _, name = entry.partition(":")
+            make = getattr(import_module(module), name)
+        task = make()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise DataError(f"{entry}: gives no task ({error})") from error
+    if not isinstance(task, Task):
+        raise DataError(f"{entry}: gives {task!r:.60}, which is no rl.Task")
+    return task
+
+
+def speaker(tokenizer: Any) -> str | None:
+    """Name in `TASKS` of the task that is all that the model of a tokenizer knows; else None."""
+    return next((n for n, entry in TASKS.items() if load_task(entry).speaks(tokenizer)), None)
+
+
+def task_source(task: Task) -> dict[str, str]:
+    """Name and hash of the code of a task that does not come with kfh, for headers."""
+    kind = type(task)
+    if kind.__module__.partition(".")[0] == "rl":
+        return {}
+    try:
+        code = {"code": text_hash(inspect.getsource(kind))}
+    except (OSError, TypeError):  # made where there is no file, as in a notebook of old
+        code = {}
+    return {"task": f"{kind.__module__}:{kind.__qualname__}", **code}

@@ -315,6 +315,7 @@ def draw_strip(
     from probing.errors import ConfigError
     from probing.figures.style import save_figure
     from probing.figures.trace import strip_of
+    from probing.files.headers import refuse_overwriting
     from probing.folder import ProbeResult
 
     kinds = checked_formats(formats)
@@ -323,6 +324,8 @@ def draw_strip(
     paths = [out] if out else [folder / f"trace.{kind}" for kind in kinds]
     if out:
         checked_formats(out.suffix[1:])
+    for path in paths:
+        refuse_overwriting(path, traces)
     figure = strip_of(ProbeResult.load(folder, traces), ids[0] if ids else None, heads or None)
     for path in paths:
         save_figure(figure, path)

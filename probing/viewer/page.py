@@ -23,7 +23,7 @@ from pathlib import Path
 
 from probing.choices import Head
 from probing.errors import ConfigError
-from probing.files.headers import whole_file
+from probing.files.headers import refuse_overwriting, whole_file
 from probing.folder import ProbeResult
 from probing.settings import Progress, no_progress
 from probing.traces.file import Trace
@@ -117,6 +117,7 @@ def write_page(config: ViewerConfig, progress: Progress = no_progress) -> Page:
         KfhError: no finished probe, changed files, an unknown trace or head, a changed model,
             probes of other traces or steps, or more traces than a page can hold.
     """
+    refuse_overwriting(config.path, config.traces)
     probes = load_probes([config.folder, *config.beside], config.traces)  # 1
     traces, alone = shared_traces(probes, config.ids, config.limit)
     shown = []

@@ -248,6 +248,7 @@ def _run_content(
         "length_penalty": args.length_penalty,
         "advantage": args.advantage,
         "signal": args.signal,
+        "own_parts": args.own_parts,
         "processes": trainer.accelerator.num_processes,
         "settings": config.to_json(),
         "status": "running",

@@ -27,6 +27,8 @@ SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 Null = Literal["shuffle", "rotate"]
 NULLS: tuple[Null, ...] = get_args(Null)
 PERMUTATIONS = 1000  # of labels, for the null of the best head
+DRAWS = 200  # of fewer problems, of each size
+LADDER = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # numbers of problems to draw
 
 Keep = Literal["correct", "all"]
 KEEP: tuple[Keep, ...] = get_args(Keep)

@@ -1,4 +1,4 @@
-"""Files: the append-only store; inputs are not overwritten; what cannot be written leaves no half."""
+"""Files: the append-only store; no input is overwritten; a failed write leaves no half."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ from probing.traces.source import (
     TraceReading,
     TraceSource,
     cut_traces,
-    pocket_traces,
     prepare_traces,
 )
 
@@ -114,7 +113,7 @@ class TraceChoice(TraceReading, TraceChoosing):
         """The file cut as the head set's traces were; a published set: by the paper's rules."""
         cut = heads.segmenter or {}
         return TraceSource(
-            pocket_traces() if self.is_pocket else self.traces,
+            self.traces,
             segmenter=cut.get("phrases") or cut.get("name", "attnpo"),
             min_chars=cut.get("min_chars", MIN_CHARS),
             skip_bad=self.skip_bad,

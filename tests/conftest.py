@@ -24,6 +24,9 @@ install_import_hook(
         "probing.ranking.metrics",
         "probing.ranking.null",
         "probing.traces.tokens",
+        "rl.attnpo.completions",
+        "rl.attnpo.credit",
+        "rl.attnpo.rewards",
     ],
     "beartype.beartype",
 )

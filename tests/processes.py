@@ -1,6 +1,7 @@
-"""Run by test_processes.py under torchrun: the same checks in one process and in two.
+"""Run by test_processes.py in one process and in two: the same checks.
 
-Usage: processes.py FOLDER. The folder holds rollouts.json; results go to FOLDER/COUNT.json.
+The folder holds rollouts.json; results go to FOLDER/COUNT.json. By hand, under a real launcher:
+torchrun --nproc_per_node 2 tests/processes.py FOLDER.
 """
 
 from __future__ import annotations
@@ -211,8 +212,7 @@ def resumed(folder):
     }
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
     state = PartialState(cpu=True)
     results = {"processes": state.num_processes}
@@ -229,4 +229,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

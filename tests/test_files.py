@@ -1,4 +1,4 @@
-"""The append-only store: whole groups of lines, or none; what cannot be written leaves no half."""
+"""Files: the append-only store; no input is overwritten; a failed write leaves no half."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from helpers import trace_file, write_lines
 
+from kfh.cli import main
 from probing.errors import ConfigError, DataError
-from probing.files.headers import json_number
+from probing.files.headers import data_path, json_number, refuse_overwriting
 from probing.files.jsonl import LineStore, read_lines
 
 SETTINGS = {"settings": {"k": [1, 2], "model": {"id": "here", "layers": 3}}}
@@ -125,3 +127,83 @@ def test_numbers_that_json_has_no_word_for() -> None:
     given = (1, float("nan"), float("inf"), None)
     assert [json_number(value) for value in given] == [1.0, None, None, None]
     assert json_number(1 / 3, digits=2) == 0.33
+
+
+def called(*arguments: object) -> object:
+    """Run `kfh` in this process; what it exits with."""
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return left.value.code
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run `kfh` where it must fail; the one line that it says."""
+    assert called(*arguments) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("kfh: ")
+    return said
+
+
+def test_no_command_overwrites_what_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    traces, out = trace_file(tmp_path / "traces.jsonl", 2), tmp_path / "out"
+    question = {"id": "1", "question": "1 + 1?", "answer": "2"}
+    questions = write_lines(tmp_path / "questions.jsonl", [question])
+    out.mkdir()
+    base = write_lines(out / "eval.json", ['{"benchmarks": {}, "settings": {}}'])
+    judges = tmp_path / "judges.yaml"
+    judges.write_text("judges:\n- {name: a, base_url: http://localhost, model: m}\n")
+    links = []
+    for name in ("link.jsonl", "strip.png", "page.html", "out/outcomes.jsonl"):
+        links.append(tmp_path / name)
+        links[-1].symlink_to(traces)
+    link, strip, page, _ = links
+    before = {path: path.read_bytes() for path in (traces, questions, base, judges)}
+    label = ("label", "--traces", traces, "--by")
+    for arguments in (
+        ("segment", traces, "--out", traces),
+        ("segment", traces, "--out", link),
+        (*label, "rules", "--out", link),
+        (*label, "cause", "--device", "cpu", "--out", traces),
+        (*label, "judges", "--judges", judges, "--out", traces),
+        (*label, "judges", "--judges", judges, "--out", judges),
+        ("rollout", "--data", questions, "--out", questions),
+        ("eval", "--data", questions, "--base", out, "--out", out),
+        ("ablate", "--traces", traces, "--out", out),
+        ("plot", "trace", out, "--traces", traces, "--out", strip),
+        ("plot", "trace", out, "--traces", traces, "--html", "--out", page),
+    ):
+        assert "would be overwritten" in refused(capsys, *arguments), arguments
+        assert {path: path.read_bytes() for path in before} == before
+        assert all(path.is_symlink() for path in links)
+    (tmp_path / "hard").hardlink_to(traces)
+    with pytest.raises(ConfigError, match="would be overwritten"):
+        refuse_overwriting(tmp_path / "hard", None, "no file", traces)
+    refuse_overwriting(tmp_path / "new", traces)
+
+
+def test_what_cannot_be_written_is_one_line_and_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with data_path("pocket", "traces.jsonl").open(encoding="utf-8") as file:
+        lines = [next(file).strip() for _ in range(4)]
+    traces = write_lines(tmp_path / "traces.jsonl", lines)
+    out = tmp_path / "out" / "out.jsonl"
+    cause = ("label", "--by", "cause", "--device", "cpu", "--traces", traces, "--out", out)
+    for command in (("segment", traces), ("label", "--by", "rules", "--traces", traces)):
+        with full_disk(700):
+            assert "too large" in refused(capsys, *command, "--out", out)
+        assert list(out.parent.iterdir()) == [], "neither a half nor a temporary file"
+        said = refused(capsys, *command, "--out", traces / "x.jsonl")
+        assert said == f"kfh: {traces}: is a file, not a folder"
+        said = refused(capsys, *command, "--out", tmp_path)
+        assert said == f"kfh: {tmp_path}: is a folder, not a file"
+    assert called(*cause) == 0
+    content = out.read_bytes()
+    rows = content.splitlines()[1:]
+    with full_disk(len(content) - 50):
+        assert "too large" in refused(capsys, *cause, "--no-resume")
+    some = out.read_bytes().splitlines()[1:]
+    whole = [n for n in range(len(rows)) if b'"step": 0,' in rows[n]]
+    assert some == rows[: whole[-1]], "whole traces"
+    assert called(*cause) == 0
+    assert out.read_bytes().splitlines()[1:] == rows, "and it goes on from there"

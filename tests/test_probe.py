@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from typer.testing import CliRunner
 
 import probing
 from kfh.cli import app
-from kfh.findings.probe import probe_tables
+from kfh.findings.base import Place
+from kfh.findings.probe import probe_tables, read_probe
+from kfh.findings.runs import run_caveats
 from probing.attention.scores import (
     ScoredTrace,
     batch_masses,
@@ -52,6 +55,7 @@ from probing.traces.file import Step, read_traces
 from probing.traces.segmenters import Segmenter, segment
 from probing.traces.source import StepSource, TraceSource, pocket_traces, prepare_traces
 from probing.traces.tokens import encode_trace
+from rl.runs.folders import read_run
 
 
 @pytest.fixture(scope="module")
@@ -435,11 +439,11 @@ def test_a_set_that_beats_no_control_says_so(setting: dict, tmp_path: Path) -> N
     traces = write_lines(tmp_path / "late.jsonl", lines)
     out = tmp_path / "out"
     base = ("--traces", traces, "--model", setting["model"], "--permutations", 20, "--out", out)
-    done = kfh("probe", *base)
+    done = CliRunner().invoke(app, ["probe", *map(str, base)])
     result = ProbeResult.load(out)
     (caveat,) = result.set_caveats
     assert "is no better than recency" in caveat and "against 1.000" in caveat
-    assert caveat in result.caveats and caveat in done.stdout
+    assert caveat in result.caveats and caveat in done.output
     heads = out / "heads.json"
     assert json.loads(heads.read_text())["caveats"] == [caveat]
     with pytest.warns(HeadSetWarning, match="is no better than recency"):
@@ -449,8 +453,29 @@ def test_a_set_that_beats_no_control_says_so(setting: dict, tmp_path: Path) -> N
         HeadSet.load(heads)  # warned once
     for figure in (heatmap(result).get_suptitle(), ensembles(result).axes[0].get_title("left")):
         assert " ".join(caveat.split()[:6]) in " ".join(figure.split())
-    probed = CliRunner().invoke(app, ["report", str(out)])
-    assert probed.exit_code == 0 and "is no better than recency" in (out / "report.md").read_text()
+    assert caveat in read_probe(Place(out, (out,))).caveats  # of a report
+
+
+def test_training_with_such_a_set_says_so(tmp_path: Path) -> None:
+    caveat = "The head set is no better than recency."
+    heads = tmp_path / "heads.json"
+    replace(HeadSet.load("pocket"), caveats=(caveat,)).save(heads)
+    small = {
+        "data": "pocket:4",
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "num_generations": 2,
+        "max_completion_length": 160,
+        "save_strategy": "no",
+    }
+    sets = [f"--set={name}={value}" for name, value in small.items()]
+    out = tmp_path / "run"
+    base = ("train", "--method", "attnpo", "--heads", str(heads), "--out", str(out))
+    done = CliRunner().invoke(app, [*base, *sets])
+    assert done.exit_code == 0, done.output or done.exception
+    assert f"Caveat: {caveat}" in done.output
+    assert json.loads((out / "run.json").read_text())["caveats"] == [caveat]
+    assert any(caveat in text for text in run_caveats([read_run(out)]))
 
 
 def test_pocket_names_the_embedded_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import socket
@@ -14,6 +15,7 @@ import numpy as np
 import processes
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from pocket_runs import POCKET, config, pocket_model, step_lines
 
 from probing.attention.capture import AttentionCapture
@@ -38,20 +40,30 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def torchrun(count, *command, check=True, **changes):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", **changes}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-    done = subprocess.run(
-        [*launch, "--master_port", str(free_port()), *map(str, command)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done
+def one_of(rank, count, port, folder):
+    """One process, with the environment that torchrun gives it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}
+    for state in (AcceleratorState, PartialState, GradientState):  # of the tests before
+        state._reset_state()
+    with (folder / f"{count}.{rank}.log").open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    processes.main(folder)
+
+
+def run_processes(count, folder):
+    """Forked, so that what they import is there already."""
+    context, port = multiprocessing.get_context("fork"), free_port()
+    started = [
+        context.Process(target=one_of, args=(rank, count, port, folder)) for rank in range(count)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(300)
+    logs = [path.read_text()[-3000:] for path in sorted(folder.glob(f"{count}.*.log"))]
+    assert [process.exitcode for process in started] == [0] * count, "\n".join(logs)
 
 
 def store_rollouts(folder):
@@ -84,7 +96,7 @@ def results(tmp_path_factory):
     torch.manual_seed(0)
     store_rollouts(folder)
     for count in (1, 2):
-        torchrun(count, ROOT / "tests" / "processes.py", folder)
+        run_processes(count, folder)
     return folder, *(json.loads((folder / f"{count}.json").read_text()) for count in (1, 2))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files.headers import data_path
+from probing.headset import HeadSet, HeadSetWarning
 from probing.traces.phrases import phrase_counts
 from rl.attnpo.compact import in_trimmed_rows, margins
 from rl.attnpo.methods import METHODS, Method
@@ -255,6 +257,8 @@ def test_own_signal_penalty_and_method(tmp_path, monkeypatch):
     result = train(config(tmp_path, **settings))
     assert (result["status"], result["method"], result["signal"]) == ("done", "mine", "longest")
     assert groups == [((2, 4), 0.25, 100)] * 2
+    hashes = [result["own_parts"][name]["hash"] for name in ("longest", "halved")]
+    assert len(set(hashes)) == 2 and all(each.startswith("sha256:") for each in hashes)
     assert [len(batch.responses) for batch in batches] == [8, 8]
     lines = step_lines(tmp_path)
     assert all(0 < line["attenuated"] < 1 and line["gamma"] < 1 for line in lines)
@@ -270,6 +274,18 @@ def test_parts_that_give_too_little_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(PENALTIES, "flat", lambda correct, *_: correct.float().flatten())
     with pytest.raises(DataError, match=r"'flat' gave rewards of shape \(8,\)"):
         first_batch(make_trainer(tmp_path / "b", length_penalty="flat"))
+
+
+def test_caveats_of_the_head_set_are_told_and_kept(tmp_path):
+    """A set that is worse than chance where it was not chosen says so, in run.json too."""
+    weak = replace(HeadSet.load("pocket"), caveats=("worse than recency",))
+    weak.save(tmp_path / "weak.json")
+    short, told = {"max_steps": 1, "heads": str(tmp_path / "weak.json")}, []
+    with pytest.warns(HeadSetWarning, match="worse than recency"):
+        result = train(config(tmp_path / "a", **short), tell=told.append)
+    assert told == result["caveats"] == ["worse than recency"]
+    stored = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert stored["caveats"] == ["worse than recency"] and stored["own_parts"] == {}
 
 
 # Bad input

@@ -22,10 +22,11 @@ def segment(
     out: Annotated[Path, typer.Option(help="Trace file to write.")],
 ) -> None:
     """Cut the reasoning of each trace into steps that tile it."""
-    from probing.files.headers import file_hash
+    from probing.files.headers import file_hash, refuse_overwriting
     from probing.traces.file import read_traces, write_traces
     from probing.traces.segmenters import Segmenter, segment_trace
 
+    refuse_overwriting(out, path)
     cutter = Segmenter.parse(source.segmenter, source.min_chars)
     report = ReadReport()
     steps: Counter[str] = Counter()

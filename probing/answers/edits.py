@@ -33,11 +33,11 @@ from probing.attention.capture import (
     check_heads,
     proof_input,
 )
-from probing.choices import Head
+from probing.choices import MODES, Head
 from probing.errors import ConfigError, ModelError
+from probing.settings import unknown
 
 ALL, ANSWER = "all", "answer-to-steps"
-MODES = ("zero/all", "mean/all", "zero/answer-to-steps", "mean/answer-to-steps")
 BLOCK = "block/answer-to-steps"
 MOVED = 1e-3  # a proof's edit must change the logits by this share of the largest, at least
 
@@ -67,9 +67,7 @@ class HeadEdit:
     def __post_init__(self) -> None:
         """Check the settings."""
         if self.kind not in ("zero", "mean", "scale") or self.where not in (ALL, ANSWER):
-            raise ConfigError(
-                f"no edit {self.kind}/{self.where}; choose {', '.join(MODES)}, {BLOCK}"
-            )
+            raise ConfigError(unknown("edit", f"{self.kind}/{self.where}", (*MODES, BLOCK)))
         if self.kind == "scale" and self.where == ALL:
             raise ConfigError("attention is scaled from the answer to steps, not everywhere")
         if not (math.isfinite(self.factor) and self.factor >= 0):
@@ -91,7 +89,7 @@ class HeadEdit:
         if mode == BLOCK:
             return cls("scale", tuple(heads), ANSWER, 0.0)
         if mode not in MODES:
-            raise ConfigError(f"unknown mode {mode!r}; choose {', '.join((*MODES, BLOCK))}")
+            raise ConfigError(unknown("mode", mode, (*MODES, BLOCK)))
         kind, where = mode.split("/")
         return cls(kind, tuple(heads), where, means=means)
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from probing.choices import BACKENDS, BATCH_TOKENS, Head
 from probing.errors import ConfigError
 from probing.models.identity import shortest_window
+from probing.settings import unknown
 from probing.traces.tokens import EncodedTrace
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def open_capture(model: PreTrainedModel, backend: str = "transformers") -> Captu
         from probing.attention.lens import LensCapture
 
         return LensCapture(model)
-    raise ConfigError(f"unknown backend {backend!r}; choose {' or '.join(BACKENDS)}")
+    raise ConfigError(unknown("backend", backend, BACKENDS))
 
 
 def pad_batch(

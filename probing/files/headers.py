@@ -7,6 +7,7 @@ files without a header, since users bring their own.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import inspect
@@ -80,7 +81,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success move it there, on failure remove it.
 
     A reader sees the old file or the new one, never half of one.
+
+    Raises:
+        OSError: it cannot be written; known before work is done where a folder has its name.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
+    if path.parent.is_file():
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder", str(path.parent))
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: matplotlib and others choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

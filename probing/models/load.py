@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.choices import DTYPES, POCKET
+from probing.choices import DTYPES, POCKET, Dtype
 from probing.errors import ModelError
 from probing.files.headers import data_path
+from probing.settings import choice, unknown
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MODEL = "Model"  # panel of the command line
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which model, and how it is loaded; part of the settings of all that needs one."""
+
+    model: str = choice(POCKET, "Hub id, folder or .gguf file; pocket: the embedded model.")
+    _: KW_ONLY
+    device: str = choice("auto", "auto, cpu, cuda, …", panel=MODEL)
+    dtype: Dtype = choice("auto", "Of the weights.", panel=MODEL)
+    trust_remote_code: bool = choice(False, "Run code of the model's.", panel=MODEL)
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model and its tokenizer.
+
+        Raises:
+            ModelError: one of them cannot be loaded.
+        """
+        code = self.trust_remote_code
+        tokenizer = load_tokenizer(self.model, trust_remote_code=code)
+        model = load_model(self.model, device=self.device, dtype=self.dtype, trust_remote_code=code)
+        return model, tokenizer
 
 
 def load_tokenizer(model_id: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -110,7 +136,7 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
     import torch
 
     if dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}; choose {', '.join(DTYPES)}")
+        raise ModelError(unknown("dtype", dtype, DTYPES))
     if dtype == "auto":
         return torch.bfloat16 if choose_device(device).type == "cuda" else torch.float32
     kind: torch.dtype = getattr(torch, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,19 @@ STEPS = "Steps and labels"  # panel of the command line
 
 
 @dataclass(frozen=True)
-class StepSource:
-    """A trace file, and how its traces are cut into steps.
+class TraceReading:
+    """How a trace file is read; part of the settings of all that read one."""
 
-    Args:
-        path: the trace file; `pocket`: the embedded model's.
-        segmenter: `given`: the steps of the file, as they are; or the name of a segmenter or a
-            phrase file, or a function `text → list[Step]`: cut anew, with the file's labels carried
-            over by their characters.
-        min_chars: the segmenter's minimum length.
-        skip_bad: leave out bad lines, counted, instead of stopping at the first.
-        think_end: the text that ends the reasoning.
-    """
+    _: KW_ONLY
+    skip_bad: bool = choice(False, "Leave bad lines out, counted.", panel=STEPS)
+    think_end: str = choice(THINK_END, "The text that ends the reasoning.", panel=STEPS)
 
-    path: Path = choice(help="Trace file (JSONL, .gz too).", option="--traces", panel=STEPS)
+
+@dataclass(frozen=True)
+class StepCutting:
+    """How traces are cut into steps. A segmenter's labels are the file's, by their characters."""
+
+    _: KW_ONLY
     segmenter: str | SegmentFunction = choice(
         GIVEN,
         "given: the file's steps; or attnpo, line, sentence, paragraph, *.json, module:name.",
@@ -43,8 +42,27 @@ class StepSource:
     min_chars: int = choice(
         MIN_CHARS, "Steps shorter than this are merged (attnpo).", least=0, panel=STEPS
     )
-    skip_bad: bool = choice(False, "Leave bad lines out, counted.", panel=STEPS)
-    think_end: str = choice(THINK_END, "The text that ends the reasoning.", panel=STEPS)
+
+
+@dataclass(frozen=True)
+class TraceChoosing:
+    """Which traces of a file are used, and whose labels: the paper probes correct ones."""
+
+    _: KW_ONLY
+    labels: str = choice("steps", "steps: the file's own; or a label file.", panel=STEPS)
+    keep: Keep = choice("correct", "Which traces: correct answers only, or all.", panel=STEPS)
+
+
+@dataclass(frozen=True)
+class StepSource(TraceReading, StepCutting):
+    """A trace file, and how its traces are cut into steps.
+
+    Raises:
+        ConfigError: a value that is no choice or out of bounds.
+        DataError: there is no such file.
+    """
+
+    path: Path = choice(help="Trace file (JSONL, .gz too).", option="--traces")
 
     def __post_init__(self) -> None:
         """Check that the file is there."""
@@ -111,17 +129,8 @@ class TraceList:
 
 
 @dataclass(frozen=True)
-class TraceSource(StepSource):
-    """The traces of a probe: their steps, whose labels, and which of them.
-
-    Args:
-        labels: `steps`: the labels of the file's steps; or the path of a label file.
-        keep: `correct` leaves out traces whose answer is known to be wrong (the paper probes
-            correct ones); `all` keeps them.
-    """
-
-    labels: str = choice("steps", "steps: the file's own; or a label file.", panel=STEPS)
-    keep: Keep = choice("correct", "Which traces: correct answers only, or all.", panel=STEPS)
+class TraceSource(StepSource, TraceChoosing):
+    """The traces of a probe: their steps, whose labels, and which of them."""
 
     def label_file(self) -> LabelFile | None:
         """The label file, checked to be of the same segmenter; None for the file's own labels."""

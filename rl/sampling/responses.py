@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from probing.choices import THINK_END
-from probing.errors import DataError
-from probing.files.headers import HEADER, file_header
-from probing.files.jsonl import refuse_other_settings
+from probing.files.jsonl import LineStore
 from probing.models.decode import Sampling
 from rl.sampling.base import Sampler
 from rl.tasks.base import Question, QuestionSet
@@ -82,13 +79,13 @@ def ask(
     for start in range(0, len(ordered), at_once):
         chunk = ordered[start : start + at_once]
         sampled = sampler.sample([prompts[q.id] for q in chunk], n=n, settings=sampling)
-        found = [
+        verified = [
             _verified(questions, question, number, sample, asking)
             for question, samples in zip(chunk, sampled, strict=True)
             for number, sample in enumerate(samples)
         ]
-        keep(found)
-        advance(len(found), sum(response.tokens for response in found))
+        keep(verified)
+        advance(len(verified), sum(response.tokens for response in verified))
 
 
 def prompt_of(
@@ -125,10 +122,10 @@ def _verified(
 
 
 class ResponseStore:
-    """Responses of one set: a header with the settings, then a line a response, appended.
+    """Responses of one set on disk, all samples of a question together.
 
     Args:
-        path: the file.
+        path: the file (JSONL).
         settings: all that decides the responses.
         samples: of one question; questions with fewer are asked anew.
         slim: hold neither texts nor ids in memory; `stream` reads them again.
@@ -139,77 +136,33 @@ class ResponseStore:
     ) -> None:
         self.path, self.settings, self.samples, self.slim = path, settings, samples, slim
         self.responses: dict[str, list[Response]] = {}
+        self._lines = LineStore(path, "responses", {"settings": settings})
 
     def open(self, resume: bool) -> None:
-        """Read what is there, or begin anew.
-
-        A line torn by a kill, and questions without all their samples, are cut off.
+        """Read what is there, or begin anew; questions without all their samples are cut off.
 
         Raises:
             ConfigError: it holds responses made with other settings; the message says which.
-            DataError: a line in the middle cannot be read.
+            DataError: a line that was not cut short is damaged.
         """
         self.responses = {}
-        good = self._read() if resume and self.path.exists() else 0
-        if good:
-            os.truncate(self.path, good)
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        header = {HEADER: file_header("responses", settings=self.settings)}
-        self.path.write_text(json.dumps(header, ensure_ascii=False) + "\n", encoding="utf-8")
+        of_question: list[Response] = []
 
-    def _read(self) -> int:
-        """Read the whole questions; the bytes up to the end of the last of them."""
-        good = place = 0
-        current: list[Response] = []
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        for number, line in enumerate(lines, 1):
-            place += len(line)
-            row = self._row(line, number, last=number == len(lines))
-            if row is None:
-                break
-            if number == 1:
-                self._same_settings(row)
-                good = place
-                continue
-            try:
-                current.append(self._held(_response(row)))
-            except TypeError as error:
-                raise DataError(f"{self.path}, line {number}: no response ({error})") from error
-            if len(current) == self.samples:
-                self.responses[current[0].id] = current
-                current, good = [], place
-        return good
+        def take(row: dict[str, Any]) -> bool:
+            of_question.append(self._kept(_response(row)))
+            if len(of_question) < self.samples:
+                return False
+            self.responses[of_question[0].id] = of_question.copy()
+            of_question.clear()
+            return True
 
-    def _row(self, line: bytes, number: int, *, last: bool) -> dict[str, Any] | None:
-        """The object of a line; None for a last line that was torn."""
-        try:
-            if not line.endswith(b"\n"):
-                raise ValueError("it has no end")
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("it is no object")
-        except ValueError as error:
-            if last:
-                return None
-            raise DataError(
-                f"{self.path}, line {number}: damaged ({error}); remove the file or use --no-resume"
-            ) from error
-        return row
-
-    def _same_settings(self, row: dict[str, Any]) -> None:
-        held = row.get(HEADER, {}).get("settings", {})
-        refuse_other_settings(self.path, "responses", held, self.settings)
+        self._lines.open(resume, take)
 
     def add(self, responses: Sequence[Response]) -> None:
         """Append responses, all samples of a question one after the other."""
-        lines = [json.dumps(response.to_json(), ensure_ascii=False) for response in responses]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
+        self._lines.add(response.to_json() for response in responses)
         for response in responses:
-            self.responses.setdefault(response.id, []).append(self._held(response))
+            self.responses.setdefault(response.id, []).append(self._kept(response))
 
     def stream(self) -> Iterator[Response]:
         """The responses of the file, whole, one in memory at a time."""
@@ -218,7 +171,7 @@ class ResponseStore:
             for line in file:
                 yield _response(json.loads(line))
 
-    def _held(self, response: Response) -> Response:
+    def _kept(self, response: Response) -> Response:
         return replace(response, text="", token_ids=None) if self.slim else response
 
 

@@ -13,7 +13,7 @@ the policy; `checkpoint-N/` what resuming needs; `model/` the trained model.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,11 @@ RUN_FILE = "run.json"
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, watch: Sequence[Any] = ()
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    watch: Sequence[Any] = (),
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Run, or go on with, a training run.
 
@@ -48,6 +52,7 @@ def train(
             only `rl.training.recipe.MAY_CHANGE` may be new.
         resume: go on where the folder holds this run.
         watch: callbacks that show progress.
+        tell: is told each caveat of the head set before the first step.
 
     Returns:
         The content of `run.json`: `status` is `done`, or `interrupted` after a SIGINT.
@@ -72,6 +77,8 @@ def train(
     main = trainer.accelerator.is_main_process
     if main:
         write_json(out / RUN_FILE, content)
+        for text in content["caveats"]:
+            tell(text)
     checkpoint = get_last_checkpoint(str(out)) if former else None  # 4
     started = time.perf_counter()
     # Whatever was drawn while things were set up, a run with this seed samples the same.
@@ -222,7 +229,7 @@ def _run_content(
     config: TrainConfig, args: AttnPOConfig, questions: QuestionSet, trainer: AttnPOTrainer
 ) -> dict[str, Any]:
     """What `run.json` says while the run goes on."""
-    cutter = trainer.cutter
+    cutter, heads = trainer.cutter, trainer.head_set
     policy = trainer.accelerator.unwrap_model(trainer.model)
     return {
         HEADER: file_header("training run"),
@@ -232,12 +239,14 @@ def _run_content(
         "fingerprint": ModelCard.of(config.model, policy.config).fingerprint,
         "steps": args.max_steps,
         "heads": trainer.heads,
+        "caveats": list(heads.caveats) if heads and args.signal == "heads" else [],
         "data": questions.source,
         "cut": {**cutter.segmenter.to_json(), "rule": cutter.rule, "answer": cutter.answer},
         "rescaling": vars(args.rescaling) if args.rescales else None,
         "length_penalty": args.length_penalty,
         "advantage": args.advantage,
         "signal": args.signal,
+        "own_parts": args.own_parts,
         "processes": trainer.accelerator.num_processes,
         "settings": config.to_json(),
         "status": "running",

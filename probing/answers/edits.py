@@ -274,7 +274,11 @@ class HeadEdits(InFront):
 
     @contextmanager
     def following(self, active: Any) -> Iterator[None]:
-        """Give each layer's call to `active.apply` in this block (`EditPass`, an observer)."""
+        """Give each layer's call to `active.apply` in this block (`EditPass`, an observer).
+
+        Raises:
+            RuntimeError: the edits are not entered.
+        """
         if not self._previous:
             raise RuntimeError("use the edits within a `with` block")
         before, self._active = self._active, active

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from typer.testing import CliRunner
 
 import probing
 from kfh.cli import app
-from kfh.findings.probe import probe_tables
+from kfh.findings.base import Place
+from kfh.findings.probe import probe_tables, read_probe
+from kfh.findings.runs import run_caveats
 from probing.attention.scores import (
     ScoredTrace,
     batch_masses,
@@ -45,13 +48,14 @@ from probing.figures.style import save_figure
 from probing.folder import ProbeResult
 from probing.headset import HeadSet, HeadSetWarning, shipped_head_sets
 from probing.models.identity import config_fingerprint, weights_fingerprint
-from probing.models.load import load_model, load_tokenizer
+from probing.models.load import load_model, load_tokenizer, pocket_model
 from probing.ranking.metrics import CONTROLS, RankedTrace, metric_table, step_ranking_accuracy
 from probing.run import probe
 from probing.traces.file import Step, read_traces
 from probing.traces.segmenters import Segmenter, segment
-from probing.traces.source import prepare_traces
+from probing.traces.source import StepSource, TraceSource, pocket_traces, prepare_traces
 from probing.traces.tokens import encode_trace
+from rl.runs.folders import read_run
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +194,14 @@ def test_two_processes_find_the_same(setting: dict, finished: tuple, tmp_path: P
     pd.testing.assert_frame_equal(table(tmp_path), table(finished[0]), atol=1e-6)
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["speed"]["traces"] == 4, "each process scores half of the traces"
+
+
+def test_pocket_is_the_embedded_model_and_its_traces() -> None:
+    assert load_tokenizer("pocket").get_vocab() == load_tokenizer(str(pocket_model())).get_vocab()
+    assert load_model("pocket", device="cpu").config.num_hidden_layers == 4
+    assert StepSource("pocket").path == TraceSource(Path("pocket")).path == pocket_traces()
+    with pytest.raises(ModelError, match="no such folder"):
+        load_model("./pocket")
 
 
 def test_batches_are_sorted_and_bounded(setting: dict) -> None:
@@ -427,11 +439,11 @@ def test_a_set_that_beats_no_control_says_so(setting: dict, tmp_path: Path) -> N
     traces = write_lines(tmp_path / "late.jsonl", lines)
     out = tmp_path / "out"
     base = ("--traces", traces, "--model", setting["model"], "--permutations", 20, "--out", out)
-    done = kfh("probe", *base)
+    done = CliRunner().invoke(app, ["probe", *map(str, base)])
     result = ProbeResult.load(out)
     (caveat,) = result.set_caveats
     assert "is no better than recency" in caveat and "against 1.000" in caveat
-    assert caveat in result.caveats and caveat in done.stdout
+    assert caveat in result.caveats and caveat in done.output
     heads = out / "heads.json"
     assert json.loads(heads.read_text())["caveats"] == [caveat]
     with pytest.warns(HeadSetWarning, match="is no better than recency"):
@@ -441,8 +453,29 @@ def test_a_set_that_beats_no_control_says_so(setting: dict, tmp_path: Path) -> N
         HeadSet.load(heads)  # warned once
     for figure in (heatmap(result).get_suptitle(), ensembles(result).axes[0].get_title("left")):
         assert " ".join(caveat.split()[:6]) in " ".join(figure.split())
-    probed = CliRunner().invoke(app, ["report", str(out)])
-    assert probed.exit_code == 0 and "is no better than recency" in (out / "report.md").read_text()
+    assert caveat in read_probe(Place(out, (out,))).caveats  # of a report
+
+
+def test_training_with_such_a_set_says_so(tmp_path: Path) -> None:
+    caveat = "The head set is no better than recency."
+    heads = tmp_path / "heads.json"
+    replace(HeadSet.load("pocket"), caveats=(caveat,)).save(heads)
+    small = {
+        "data": "pocket:4",
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "num_generations": 2,
+        "max_completion_length": 160,
+        "save_strategy": "no",
+    }
+    sets = [f"--set={name}={value}" for name, value in small.items()]
+    out = tmp_path / "run"
+    base = ("train", "--method", "attnpo", "--heads", str(heads), "--out", str(out))
+    done = CliRunner().invoke(app, [*base, *sets])
+    assert done.exit_code == 0, done.output or done.exception
+    assert f"Caveat: {caveat}" in done.output
+    assert json.loads((out / "run.json").read_text())["caveats"] == [caveat]
+    assert any(caveat in text for text in run_caveats([read_run(out)]))
 
 
 def test_pocket_names_the_embedded_model(tmp_path: Path) -> None:

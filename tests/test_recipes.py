@@ -67,6 +67,23 @@ def test_recipes(tmp_path):
         find_recipe("atnpo")
 
 
+def test_parts_by_module_and_name(tmp_path, monkeypatch):
+    """As `--set signal=my_parts:flat` takes them."""
+    (tmp_path / "my_parts.py").write_text(
+        "def flat(batch):\n    return [0 * each.spans[:, 0] for each in batch.responses]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("rl.attnpo.config.SIGNALS", signals := {})
+    monkeypatch.setattr("rl.attnpo.signals.SIGNALS", signals)
+    settings = {"output_dir": str(tmp_path), "bf16": False, "num_generations": 2}
+    settings["per_device_train_batch_size"] = 2
+    args = AttnPOConfig(**settings, signal="my_parts:flat")
+    assert args.rescales and [*signals] == ["my_parts:flat"]
+    assert args.own_parts["my_parts:flat"]["name"] == "my_parts:flat"
+    with pytest.raises(ConfigError, match="my_parts:other: cannot be imported"):
+        AttnPOConfig(**settings, length_penalty="my_parts:other")
+
+
 def test_an_unknown_method_is_no_unknown_recipe(tmp_path):
     nothing = dict.fromkeys(("model", "heads", "data", "seed"))
     with pytest.raises(ConfigError, match="unknown method 'atnpo'; did you mean attnpo"):

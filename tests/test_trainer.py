@@ -257,6 +257,8 @@ def test_own_signal_penalty_and_method(tmp_path, monkeypatch):
     result = train(config(tmp_path, **settings))
     assert (result["status"], result["method"], result["signal"]) == ("done", "mine", "longest")
     assert groups == [((2, 4), 0.25, 100)] * 2
+    hashes = [result["own_parts"][name]["hash"] for name in ("longest", "halved")]
+    assert len(set(hashes)) == 2 and all(each.startswith("sha256:") for each in hashes)
     assert [len(batch.responses) for batch in batches] == [8, 8]
     lines = step_lines(tmp_path)
     assert all(0 < line["attenuated"] < 1 and line["gamma"] < 1 for line in lines)
@@ -283,8 +285,7 @@ def test_caveats_of_the_head_set_are_told_and_kept(tmp_path):
         result = train(config(tmp_path / "a", **short), tell=told.append)
     assert told == result["caveats"] == ["worse than recency"]
     stored = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert stored["caveats"] == ["worse than recency"]
-    assert train(config(tmp_path / "b", "tlmre", **short), tell=told.append)["caveats"] == []
+    assert stored["caveats"] == ["worse than recency"] and stored["own_parts"] == {}
 
 
 # Bad input

@@ -113,6 +113,7 @@ def run_caveats(runs: Sequence[Run]) -> list[str]:
         if run.status != "done":
             steps = f"{len(run.metrics)} of {run.info.get('steps')} steps"
             caveats.append(f"{run.folder.name} is not finished: {run.status}, {steps}.")
+        caveats += [f"{run.folder.name}: {text}" for text in run.info.get("caveats", ())]
         if run.torn:
             caveats.append(f"{run.folder.name}: {run.torn} cut last line(s) were left out.")
         first, last = ends(run, "accuracy")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from probing.answers.context import PreparedTrace
-from probing.choices import BATCH_TOKENS, MIN_CHARS, THINK_END, Answer, Keep
+from probing.choices import BATCH_TOKENS, MIN_CHARS, Answer, Mode
 from probing.errors import ConfigError, DataError
 from probing.files.headers import file_hash
 from probing.headset import HeadSet
@@ -24,10 +24,11 @@ from probing.settings import check, choice, to_json
 from probing.traces.file import Trace
 from probing.traces.source import (
     SourceReport,
+    TraceChoosing,
     TraceList,
+    TraceReading,
     TraceSource,
     cut_traces,
-    pocket_traces,
     prepare_traces,
 )
 
@@ -53,8 +54,8 @@ class InterventionConfig:
         ConfigError: a value that is no choice or out of bounds.
     """
 
-    remove: tuple[int, ...] = choice((1, 2, 3), "How many steps to remove.", panel=STEPS)
-    modes: tuple[str, ...] = choice(
+    remove: tuple[int, ...] = choice((1, 2, 3), "How many steps to remove.", least=1, panel=STEPS)
+    modes: tuple[Mode, ...] = choice(
         ("zero/all", "mean/all", "zero/answer-to-steps"),
         "zero or mean, then /all positions or /answer-to-steps.",
         panel=HEADS,
@@ -82,8 +83,8 @@ class InterventionConfig:
     def __post_init__(self) -> None:
         """Check the settings."""
         check(self)
-        if not self.remove or min(self.remove) < 1 or len(set(self.remove)) < len(self.remove):
-            raise ConfigError(f"--remove takes numbers of steps, at least 1, not {self.remove}")
+        if not self.remove or len(set(self.remove)) < len(self.remove):
+            raise ConfigError(f"--remove takes numbers of steps, none twice, not {self.remove}")
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in headers, with the one thing that edits heads today."""
@@ -91,7 +92,7 @@ class InterventionConfig:
 
 
 @dataclass(frozen=True)
-class TraceChoice:
+class TraceChoice(TraceReading, TraceChoosing):
     """Which traces are intervened on: a file, and which of it."""
 
     traces: Path = choice(
@@ -99,12 +100,8 @@ class TraceChoice:
         "Trace file (JSONL, .gz too); pocket: the embedded model's.",
         panel=TRACES,
     )
-    labels: str = choice("steps", "steps: the file's own; or a label file.", panel=TRACES)
-    keep: Keep = choice("correct", "Correct answers only, or all.", panel=TRACES)
     only: Only = choice("held-out", "Leave out what the heads were chosen on.", panel=TRACES)
     limit: int | None = choice(None, "The first so many; default all.", least=1, panel=TRACES)
-    skip_bad: bool = choice(False, "Leave bad lines out, counted.", panel=TRACES)
-    think_end: str = choice(THINK_END, "The text that ends the reasoning.", panel=TRACES)
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -119,13 +116,13 @@ class TraceChoice:
         """The file cut as the head set's traces were; a published set: by the paper's rules."""
         cut = heads.segmenter or {}
         return TraceSource(
-            pocket_traces() if self.is_pocket else self.traces,
-            cut.get("phrases") or cut.get("name", "attnpo"),
-            cut.get("min_chars", MIN_CHARS),
-            self.skip_bad,
-            self.think_end,
-            self.labels,
-            self.keep,
+            self.traces,
+            segmenter=cut.get("phrases") or cut.get("name", "attnpo"),
+            min_chars=cut.get("min_chars", MIN_CHARS),
+            skip_bad=self.skip_bad,
+            think_end=self.think_end,
+            labels=self.labels,
+            keep=self.keep,
         )
 
     def choose(self, heads: HeadSet) -> ChosenTraces:

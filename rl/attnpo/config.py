@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from trl import GRPOConfig
 
-from probing.choices import ANSWERS
+from probing.choices import ANSWERS, THINK_END
 from probing.errors import ConfigError
+from probing.files.headers import load_part, part_json
 from probing.models.processes import check_processes
-from probing.settings import unknown
+from probing.settings import choice, unknown
 from rl.attnpo.methods import ADVANTAGES, method_of
 from rl.attnpo.rescale import Rescaling
-from rl.attnpo.rewards import check_penalty
+from rl.attnpo.rewards import PENALTIES, check_penalty
 from rl.attnpo.sharding import compact_reason, sharding_reasons
-from rl.attnpo.signals import signal_names
+from rl.attnpo.signals import SIGNALS, signal_names
 
 ROLLOUTS = ("trl", "compact")
+# Settings of TRL with the one value that is proven, and why no other is.
+_PROVEN: dict[str, tuple[Any, str]] = {
+    "num_iterations": (
+        1,
+        "the scores would be of a policy that is no longer the current one, and a run could not be "
+        "resumed bit for bit",
+    ),
+    "importance_sampling_level": ("token", "a sequence-level ratio cannot weigh tokens"),
+    "multi_objective_aggregation": ("sum_then_normalize", "rewards are shaped before advantages"),
+    "loss_type": ("dapo", "it is no mean over tokens"),
+    "use_liger_kernel": (False, "the Liger kernels' loss takes one advantage a response"),
+    "off_policy_mask_threshold": (None, "it reads the advantage's sign, and γ = 0 has none"),
+    "top_entropy_quantile": (1.0, "not proven with scales"),
+    "mask_truncated_completions": (False, "it sets lengths to 0, which the length penalty reads"),
+    "use_transformers_continuous_batching": (False, "it changes how attention is called"),
+}
 _SCALING = {"rloo": "none", "grpo": "group", "batch": "batch"}
 
 
@@ -29,68 +46,68 @@ class AttnPOConfig(GRPOConfig):
     A setting that is None here is the method's (`rl.attnpo.methods`). Everything is checked on
     creation; what has not been proven together with advantages by token is refused with the reason.
 
-    Args:
-        method: one of `rl.attnpo.methods.METHODS`.
-        length_penalty: none, tlmre, laser, dler, or one added to `rl.attnpo.rewards.PENALTIES`.
-        length_coef: c of TLMRE; the bonus of LASER.
-        target_length: in tokens; laser and dler need it.
-        advantage: rloo, grpo or batch.
-        signal: none, heads, random-heads, all-heads, recency, labels, or one added to
-            `rl.attnpo.signals.SIGNALS`.
-        positive_attenuation, negative_attenuation: PA and NA.
-        difficulty_alpha, difficulty_beta: α and β.
-        negative_alpha: α of the baseline that NA compares with; None: as difficulty_alpha.
-        scale_floor: δ.
-        schedule_steps: T_0.
-        scale_form: release or printed.
-        answer: which answer tokens are F; None: those of the head set.
-        segmenter, min_chars: how responses are cut; None: as the head set was made.
-        think_end: the text that ends the reasoning.
-        rows_per_forward: rows of a forward pass of the update, sorted by length and trimmed, so
-            that little padding is computed; 0: as TRL does it; None: 16 on CPU, else 0.
-        score_rows: rows of a forward pass of the scoring; None: `rows_per_forward`, or 8.
-        rollouts: `trl` (generate, or vLLM), or `compact`, where finished rows leave the batch
-            (`rl.attnpo.compact`); None: compact on CPU, where it can be used.
-        processes: number of processes that must take part; None: what the launcher's environment
-            tells is checked (`rl.attnpo.sharding`).
+    Each field's help says what it is.
 
     Raises:
         ConfigError: a value out of its range, or a refused combination.
     """
 
-    method: str = "attnpo"
-    length_penalty: str | None = None
-    length_coef: float | None = None
-    target_length: int | None = None
-    advantage: str | None = None
-    signal: str | None = None
-    positive_attenuation: bool | None = None
-    negative_attenuation: bool | None = None
-    difficulty_alpha: float | None = None
-    difficulty_beta: float | None = None
-    negative_alpha: float | None = None
-    scale_floor: float = 0.0
-    schedule_steps: float | None = None
-    scale_form: str = "release"
-    answer: str | None = None
-    segmenter: str | None = None
-    min_chars: int | None = None
-    think_end: str = "</think>"
-    rows_per_forward: int | None = None
-    score_rows: int | None = None
-    rollouts: str | None = None
-    processes: int | None = None
+    method: str = choice("attnpo", "One of rl.attnpo.methods.METHODS.")
+    length_penalty: str | None = choice(
+        None, "none, tlmre, laser, dler, one of rl.attnpo.rewards.PENALTIES, or module:name."
+    )
+    length_coef: float | None = choice(None, "c of TLMRE; the bonus of LASER.")
+    target_length: int | None = choice(None, "In tokens; laser and dler need it.")
+    advantage: str | None = choice(None, "rloo, grpo or batch.")
+    signal: str | None = choice(
+        None,
+        "none, heads, random-heads, all-heads, recency, labels, one of rl.attnpo.signals.SIGNALS, "
+        "or module:name.",
+    )
+    positive_attenuation: bool | None = choice(None, "PA.")
+    negative_attenuation: bool | None = choice(None, "NA.")
+    difficulty_alpha: float | None = choice(None, "α.")
+    difficulty_beta: float | None = choice(None, "β.")
+    negative_alpha: float | None = choice(
+        None, "α of the baseline that NA compares with; default: difficulty_alpha."
+    )
+    scale_floor: float = choice(0.0, "δ.")
+    schedule_steps: float | None = choice(None, "T_0.")
+    scale_form: str = choice("release", "release or printed.")
+    answer: str | None = choice(None, "Answer tokens that are F; default: the head set's.")
+    segmenter: str | None = choice(None, "How responses are cut; default: as the set's traces.")
+    min_chars: int | None = choice(None, "The segmenter's least length of a step.")
+    think_end: str = choice(THINK_END, "The text that ends the reasoning.")
+    rows_per_forward: int | None = choice(
+        None,
+        "Rows of a forward pass of the update, sorted by length and trimmed, so that little "
+        "padding is computed; 0: as TRL does it; default: 16 on CPU, else 0.",
+    )
+    score_rows: int | None = choice(
+        None, "Rows of a forward pass of the scoring; default: rows_per_forward, or 8."
+    )
+    rollouts: str | None = choice(
+        None,
+        "trl (generate, or vLLM), or compact, where finished rows leave the batch; default: "
+        "compact on CPU, where it can be used.",
+    )
+    processes: int | None = choice(
+        None, "Processes that must take part; default: what the launcher's environment tells."
+    )
 
     # TRL's settings, where AttnPO needs another default.
-    scale_rewards: str = field(default="none", metadata={"help": "Set by `advantage`."})
-    loss_type: str = field(default="dapo", metadata={"help": "The token mean of the release."})
-    remove_unused_columns: bool | None = field(default=False)
-    logging_steps: float = field(default=1)
-    report_to: Any = field(default="none")
+    scale_rewards: str = choice("none", "Set by `advantage`.")
+    loss_type: str = choice("dapo", "The token mean of the release.")
+    remove_unused_columns: bool | None = choice(False)
+    logging_steps: float = choice(1)
+    report_to: Any = choice("none")
 
     def __post_init__(self) -> None:
         """Fill in the method, check, and refuse what is not proven."""
         self._fill()
+        for name, parts in self._parts().items():
+            if ":" in name and name not in parts:
+                parts[name] = load_part(name)
         for name, known in (
             ("advantage", ADVANTAGES),
             ("signal", signal_names()),
@@ -137,6 +154,20 @@ class AttnPOConfig(GRPOConfig):
         """Whether steps get scales of their own."""
         return self.signal != "none" and self.rescaling.acts
 
+    @property
+    def own_parts(self) -> dict[str, dict[str, Any]]:
+        """Name and hash of the code of the signal and the penalty that do not come with kfh."""
+        chosen = {name: parts[name] for name, parts in self._parts().items() if name in parts}
+        return {
+            name: part_json(part)
+            for name, part in chosen.items()
+            if part.__module__.partition(".")[0] != "rl"
+        }
+
+    def _parts(self) -> dict[str, dict[str, Any]]:
+        """The names of the signal and the penalty, each with the registry it stands in."""
+        return {str(self.signal): SIGNALS, str(self.length_penalty): PENALTIES}
+
     def _fill(self) -> None:
         """What is None becomes the method's; the constants are the release's."""
         method = method_of(self.method)
@@ -163,42 +194,17 @@ class AttnPOConfig(GRPOConfig):
 
     def _refuse(self) -> None:
         """Settings of TRL that are not proven to be right with advantages of shape (B, T)."""
-        refused = [
-            (
-                self.num_iterations != 1,
-                "num_iterations > 1: the scores would be of a policy that is no longer the "
-                "current one, and a run could not be resumed bit for bit",
-            ),
-            (
-                self.steps_per_generation != self.gradient_accumulation_steps,
-                "steps_per_generation other than gradient_accumulation_steps: part of the update "
-                "would be on responses of an older policy, and a run could not be resumed",
-            ),
-            (
-                self.importance_sampling_level != "token",
-                "sequence-level importance sampling: a ratio by sequence cannot weigh tokens",
-            ),
-            (
-                self.multi_objective_aggregation != "sum_then_normalize",
-                "normalize_then_sum: rewards are shaped before they become advantages",
-            ),
-            (self.loss_type != "dapo", f"loss_type {self.loss_type}: it is no mean over tokens"),
-            (self.use_liger_kernel, "the Liger kernels: their loss takes one advantage a response"),
-            (
-                self.off_policy_mask_threshold is not None,
-                "off-policy masking: it reads the sign of the advantage, and γ = 0 has none",
-            ),
-            (self.top_entropy_quantile < 1, "top_entropy_quantile < 1: not proven with scales"),
-            (
-                self.mask_truncated_completions,
-                "mask_truncated_completions: it sets lengths to 0, which the length penalty reads",
-            ),
-            (
-                self.use_transformers_continuous_batching,
-                "continuous batching: it changes how the model's attention is called",
-            ),
+        reasons = [
+            f"{name} = {getattr(self, name)!r}: {why}"
+            for name, (proven, why) in _PROVEN.items()
+            if getattr(self, name) != proven
         ]
-        reasons = [reason for applies, reason in refused if applies] + sharding_reasons(self)
+        if self.steps_per_generation != self.gradient_accumulation_steps:
+            reasons.append(
+                "steps_per_generation other than gradient_accumulation_steps: part of the update "
+                "would be on responses of an older policy, and a run could not be resumed"
+            )
+        reasons += sharding_reasons(self)
         if reasons:
             raise ConfigError("kfh refuses " + "; ".join(reasons))
         check_processes(self.world_size, self.processes)

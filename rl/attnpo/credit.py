@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from probing.attention.scores import pad_batch
@@ -29,7 +29,7 @@ class Credited:
 
 def credit(
     batch: Batch,
-    scores: Sequence[Float[np.ndarray, "_"]],
+    scores: Sequence[Real[np.ndarray, "_"]],
     rescaling: Rescaling,
     step: int,
 ) -> Credited:
@@ -49,8 +49,9 @@ def credit(
     if given != steps:
         raise DataError(f"the signal gave {given} scores for responses of {steps} steps")
     device = batch.advantage.device
+    rows = [np.asarray(row, dtype=np.float64) for row in scores]
     step_gamma = step_scales(
-        pad_batch(scores, np.nan, least=2).to(device, torch.float32),
+        pad_batch(rows, np.nan, least=2).to(device, torch.float32),
         torch.tensor(batch.answer_tokens, device=device),
         torch.tensor(batch.total_tokens, device=device),
         batch.advantage,

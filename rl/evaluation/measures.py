@@ -14,6 +14,9 @@ from probing.intervals import Estimate, Rows, estimate_mean
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """Chance that one of k samples is right, unbiased: 1 − C(n−c, k)/C(n, k) (Chen et al. 2021).
 
+    Raises:
+        ValueError: not 1 ≤ k ≤ n and 0 ≤ correct ≤ n.
+
     Example:
         >>> pass_at_k(4, 1, 2)  # of the 6 pairs of 4 samples, 3 hold the right one
         0.5

@@ -185,8 +185,8 @@ class Base:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             benchmarks = content["benchmarks"]
-            for found in benchmarks.values():
-                float(found["accuracy"]["value"]), float(found["tokens"]["value"])
+            for figures in benchmarks.values():
+                float(figures["accuracy"]["value"]), float(figures["tokens"]["value"])
             return cls(file, benchmarks, content["settings"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file}: no evaluation of kfh eval ({error!r})") from error
@@ -198,12 +198,12 @@ class Base:
             ConfigError: a set that the base lacks, or that has other questions there.
         """
         for questions in sets:
-            held = self.benchmarks.get(questions.name)
-            if held is None:
+            base = self.benchmarks.get(questions.name)
+            if base is None:
                 raise ConfigError(
                     f"{self.path} has no {questions.name}: it has {', '.join(self.benchmarks)}"
                 )
-            was = {k: v for k, v in held["source"].items() if k != "spec"}
+            was = {k: v for k, v in base["source"].items() if k != "spec"}
             now = {k: v for k, v in questions.source.items() if k != "spec"}
             if was != now:
                 raise ConfigError(
@@ -224,13 +224,13 @@ class Base:
         """AES of each set and, last, of the means over sets; None where the base is never right."""
         pairs = [
             (
-                (found.accuracy.value, found.tokens.value),
+                (figures.accuracy.value, figures.tokens.value),
                 tuple(
-                    float(self.benchmarks[found.name][key]["value"])
+                    float(self.benchmarks[figures.name][key]["value"])
                     for key in ("accuracy", "tokens")
                 ),
             )
-            for found in sets
+            for figures in sets
         ]
         means = [
             [sum(values) / len(pairs) for values in zip(*side, strict=True)]

@@ -155,14 +155,14 @@ class JudgeClient:
     def cached(self, prompt: str, count: int) -> list[str] | None:
         """The labels that this judge gave before; None where it has to be asked."""
         try:
-            found = self.cache.get(AnswerCache.name(self.judge, prompt))
+            answer = self.cache.get(AnswerCache.name(self.judge, prompt))
         except (ValueError, OSError):
             self.counts.damaged += 1
             return None
-        if found is None or len(found["labels"]) != count:
+        if answer is None or len(answer["labels"]) != count:
             return None
         self.counts.cached += 1
-        return [str(label) for label in found["labels"]]
+        return [str(label) for label in answer["labels"]]
 
     async def ask(self, prompt: str, count: int) -> list[str]:
         """The labels of `count` steps, asked for until the answer is good.
@@ -194,9 +194,9 @@ class JudgeClient:
                 # Half of the pause is by chance, so that those who failed together part.
                 growing = min(self.judge.pause * 2**attempt, LONGEST_PAUSE)
                 await asyncio.sleep(max(pause, growing * random.uniform(0.5, 1)))
-        found = NoVerdict(kind, f"{detail} (after {self.judge.retries} retries)")
-        self._failed(found, of_trace)
-        raise found
+        failure = NoVerdict(kind, f"{detail} (after {self.judge.retries} retries)")
+        self._failed(failure, of_trace)
+        raise failure
 
     def _failed(self, error: NoVerdict, of_trace: bool) -> None:
         """Count a failure, and stop the job where the judge and not the trace seems to be why."""

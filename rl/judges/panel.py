@@ -178,13 +178,13 @@ class Panel:
             where = f", line {mark.line + 1}" if mark else ""
             raise ConfigError(f"{path}{where}: no YAML") from None
         try:
-            found = JudgeFile.model_validate(content)
+            file = JudgeFile.model_validate(content)
         except ValidationError as error:
             raise ConfigError(f"{path}: {'; '.join(_faults(error))}") from None
-        names = [judge.name for judge in found.judges]
+        names = [judge.name for judge in file.judges]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"{path}: needs at least one judge, each with a name of its own")
-        for judge in found.judges:
+        for judge in file.judges:
             try:
                 key = judge.key()
             except ConfigError as error:
@@ -194,7 +194,7 @@ class Panel:
                     f"{path}: holds the key of judge {judge.name}: take it out; key_env names the "
                     "variable that holds it"
                 )
-        return cls(found.judges, _prompt(found.prompt, path), found.max_chars)
+        return cls(file.judges, _prompt(file.prompt, path), file.max_chars)
 
     def ask(self, trace: Trace) -> str:
         """The prompt for a trace: the problem, its numbered steps whole, the final answer.
@@ -255,8 +255,8 @@ def _prompt(name: Any, beside: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the prompt cannot be read ({error})") from error
     template = Template(text)
-    found = {found["named"] or found["braced"] for found in template.pattern.finditer(text)}
-    if found - {None} != set(FIELDS) or not _substitutes(template):
+    names = {place["named"] or place["braced"] for place in template.pattern.finditer(text)}
+    if names - {None} != set(FIELDS) or not _substitutes(template):
         wanted = ", ".join(f"${name}" for name in FIELDS)
         raise ConfigError(f"{path}: the prompt must hold {wanted} and no other $ (write $$)")
     return text

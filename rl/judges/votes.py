@@ -83,17 +83,17 @@ def fleiss_agreement(votes: Sequence[Mapping[str, str | None]]) -> dict[str, obj
         labelled; and for each judge its share of essential and how often it agrees with each
         other judge, over the steps that they labelled.
     """
-    full = [list(own.values()) for own in votes if None not in own.values()]
-    counts = [[own.count(ESSENTIAL), own.count(REDUNDANT)] for own in full]
+    full = [list(of.values()) for of in votes if None not in of.values()]
+    counts = [[labels.count(ESSENTIAL), labels.count(REDUNDANT)] for labels in full]
     names = list(votes[0]) if votes else []
     judges: dict[str, object] = {}
     for name in names:
-        own = [vote[name] for vote in votes]
+        cast = [vote[name] for vote in votes]
         judges[name] = {
-            "steps": sum(vote is not None for vote in own),
-            "essential": essential_share(own),
+            "steps": sum(vote is not None for vote in cast),
+            "essential": essential_share(cast),
             "agrees_with": {
-                other: _same(own, [vote[other] for vote in votes])
+                other: _same(cast, [vote[other] for vote in votes])
                 for other in names
                 if other != name
             },
@@ -106,6 +106,6 @@ def fleiss_agreement(votes: Sequence[Mapping[str, str | None]]) -> dict[str, obj
     }
 
 
-def _same(own: Sequence[str | None], other: Sequence[str | None]) -> float | None:
-    pairs = [(a, b) for a, b in zip(own, other, strict=True) if a is not None and b is not None]
+def _same(first: Sequence[str | None], second: Sequence[str | None]) -> float | None:
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     return sum(a == b for a, b in pairs) / len(pairs) if pairs else None

@@ -95,10 +95,10 @@ def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[Difference]]:
     methods = list(dict.fromkeys(e.method for e in evaluations))
     rows = [_row(method, evaluations, results) for method in methods]
     differences = [
-        found
+        pair
         for (method, against), goal in PAIRS.items()
         for decoding in DECODINGS
-        if (found := difference(evaluations, method, against, decoding, goal)) is not None
+        if (pair := difference(evaluations, method, against, decoding, goal)) is not None
     ]
     return rows, differences
 

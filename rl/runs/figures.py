@@ -147,14 +147,14 @@ def stability(runs: Sequence[Run]) -> Figure | None:
 
 def points_of(evaluations: Sequence[Evaluation]) -> list[PolicyPoint]:
     """A point a method and decoding, with 95 % intervals over seeds and problems."""
-    found = []
+    points = []
     for decoding in dict.fromkeys(e.decoding for e in evaluations):
         for method in dict.fromkeys(e.method for e in evaluations):
             tables = [table(evaluations, method, decoding, v) for v in ("tokens", "accuracy")]
             if tables[0].size:
                 tokens = hierarchical_bootstrap(lambda mean: mean, tables[0])
-                found.append(PolicyPoint(method, decoding, tokens, share(tables[1])))
-    return found
+                points.append(PolicyPoint(method, decoding, tokens, share(tables[1])))
+    return points
 
 
 @styled
@@ -234,13 +234,13 @@ def _points(axes: Axes, points: Sequence[PolicyPoint], looks: dict[str, Look]) -
 
 def _heads(run: Run) -> dict[str, tuple[list[int], list[float]]]:
     """Of each head of the set, by its name `layer.head`: steps and SRA."""
-    found: dict[str, tuple[list[int], list[float]]] = {}
+    curves: dict[str, tuple[list[int], list[float]]] = {}
     for row in run.probe:
         for head in row.get("heads") or []:
-            steps, values = found.setdefault(f"{head['layer']}.{head['head']}", ([], []))
+            steps, values = curves.setdefault(f"{head['layer']}.{head['head']}", ([], []))
             steps.append(row["step"])
             values.append(head["sra"])
-    return found
+    return curves
 
 
 def _over_steps(

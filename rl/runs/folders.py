@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from probing.errors import DataError
 from probing.files.headers import kind_of, read_object
 from probing.files.jsonl import read_lines
 from probing.intervals import Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RUN_FILE, METRICS_FILE, PROBE_FILE = "run.json", "metrics.jsonl", "probe.jsonl"
 RESULT_FILE, EVAL_FILE = "result.json", "eval.json"
@@ -105,16 +107,18 @@ def read_run(folder: Path) -> Run:
 
 def _by_step(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     """Rows in the order of their steps; of several with one step, the last."""
-    found: dict[int, dict[str, Any]] = {}
+    last: dict[int, dict[str, Any]] = {}
     for row in rows:
         if not isinstance(row.get("step"), int):
             raise DataError(f"{path}: a line without a whole number `step`: {str(row)[:80]}")
-        found[row["step"]] = row
-    return [found[step] for step in sorted(found)]
+        last[row["step"]] = row
+    return [last[step] for step in sorted(last)]
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """One row a step, indexed by it; nested objects as `outer.inner`, numbers only."""
+    import pandas as pd
+
     flat = pd.json_normalize(rows) if rows else pd.DataFrame({"step": []})
     frame = flat.set_index("step").apply(pd.to_numeric, errors="coerce").astype(float)
     frame.index = frame.index.astype(int)
@@ -127,16 +131,16 @@ def group(runs: Iterable[Run]) -> dict[str, list[Run]]:
     Raises:
         DataError: two folders hold the same method and seed, which an average would count twice.
     """
-    found: dict[str, dict[int, Run]] = {}
+    methods: dict[str, dict[int, Run]] = {}
     for run in runs:
-        seeds = found.setdefault(run.method, {})
+        seeds = methods.setdefault(run.method, {})
         if run.seed in seeds:
             raise DataError(
                 f"{seeds[run.seed].folder} and {run.folder} both hold {run.method}, seed "
                 f"{run.seed}: leave one out"
             )
         seeds[run.seed] = run
-    return {method: [seeds[s] for s in sorted(seeds)] for method, seeds in found.items()}
+    return {method: [seeds[s] for s in sorted(seeds)] for method, seeds in methods.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +168,7 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     if not path.exists():
         return []
     result = read_object(path)
-    found = []
+    evaluations = []
     for decoding in ("greedy", "sampled"):
         part = result.get(decoding)
         if part is None:
@@ -184,8 +188,8 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
             raise DataError(f"{path}: `{decoding}` is damaged ({error})") from error
         if n == 0 or {len(column) for column in values.values()} != {n}:
             raise DataError(f"{path}: `{decoding}` has arrays of different lengths, or empty ones")
-        found.append(Evaluation(folder, method, seed, decoding, values))
-    return found
+        evaluations.append(Evaluation(folder, method, seed, decoding, values))
+    return evaluations
 
 
 @dataclass(frozen=True)
@@ -210,9 +214,9 @@ def read_points(folder: Path) -> list[PolicyPoint]:
     try:
         return [
             PolicyPoint(
-                folder.name, panel, Estimate(**found["tokens"]), Estimate(**found["accuracy"])
+                folder.name, panel, Estimate(**figures["tokens"]), Estimate(**figures["accuracy"])
             )
-            for panel, found in read_object(path)["benchmarks"].items()
+            for panel, figures in read_object(path)["benchmarks"].items()
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: no evaluation of `kfh eval` ({error!r})") from error

@@ -91,8 +91,8 @@ def share(right: NDArray[np.float64]) -> Estimate:
     """
     if len(right) == 1 or np.ptp(right) == 0:
         return estimate_share(right.T.tolist())
-    found = hierarchical_bootstrap(lambda mean: mean, right)
-    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+    interval = hierarchical_bootstrap(lambda mean: mean, right)
+    return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
 
 
 def over_seeds(values: NDArray[np.float64]) -> Estimate:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from probing.errors import ConfigError
 from probing.models.decode import Draws, Sampling, decode, encode_prompt, end_tokens, row_seed
-from rl.sampling.base import BACKENDS, Sample, Sampler
+from probing.settings import unknown
+from rl.sampling.base import BACKENDS, BATCH, Sample, Sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BATCH = 64
 
 
 def open_sampler(
@@ -46,7 +45,7 @@ def open_sampler(
         ModelError: the model cannot be loaded.
     """
     if backend not in BACKENDS:
-        raise ConfigError(f"unknown backend {backend!r}; choose {', '.join(BACKENDS)}")
+        raise ConfigError(unknown("backend", backend, BACKENDS))
     if backend == "openai":
         from rl.sampling.endpoints import EndpointSampler
 
@@ -84,14 +83,14 @@ class TransformersSampler:
         encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         rows = [(place, number) for place in range(len(prompts)) for number in range(n)]
         rows.sort(key=lambda row: len(encoded[row[0]]), reverse=True)  # the largest batch first
-        found: dict[tuple[int, int], Sample] = {}
+        samples: dict[tuple[int, int], Sample] = {}
         for start in range(0, len(rows), self.rows):
             chunk = rows[start : start + self.rows]
             draws = Draws([row_seed(settings.seed, prompts[p], number) for p, number in chunk])
             new = decode(self.model, [encoded[p] for p, _ in chunk], settings, draws, self.ends)
             for row, ids in zip(chunk, new, strict=True):
-                found[row] = self._sample(ids)
-        return [[found[place, number] for number in range(n)] for place in range(len(prompts))]
+                samples[row] = self._sample(ids)
+        return [[samples[place, number] for number in range(n)] for place in range(len(prompts))]
 
     def _sample(self, ids: list[int]) -> Sample:
         finished = bool(ids) and ids[-1] in self.ends

@@ -14,22 +14,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from probing.choices import MIN_CHARS, Keep
-from probing.errors import ConfigError, DataError
+from probing.errors import DataError
 from probing.files.headers import refuse_overwriting
 from probing.models.decode import encode_prompt
 from probing.models.identity import tokenizer_fingerprint
-from probing.settings import Progress, check, choice, no_progress
+from probing.settings import Progress, no_progress
 from probing.traces.file import Trace, write_traces
-from probing.traces.segmenters import Segmenter, segment_trace
+from probing.traces.segmenters import segment_trace
 from probing.traces.tokens import TOKEN_IDS, SampledIds, decode_with_offsets
 from rl.sampling.base import Sampler
-from rl.sampling.job import AskConfig, ask_set, load_sets, open_backend, prompt_tokenizer
+from rl.sampling.config import CollectConfig
+from rl.sampling.job import ask_set, load_sets, open_backend, prompt_tokenizer
 from rl.sampling.responses import Response, ResponseStore, bare_prompt
 from rl.tasks.base import Question, QuestionSet
 from rl.tasks.prompts import render_prompt
@@ -41,45 +40,6 @@ NO_ANSWER = "without an answer after the reasoning"
 WRONG = "wrong"
 HARD = "of problems solved too seldom"
 BEYOND = "beyond --per-problem"
-
-
-@dataclass(frozen=True)
-class CollectConfig:
-    """What to ask, and what of the responses to keep.
-
-    Args:
-        asking: model, questions and sampling; its `out` is the folder of all responses.
-        segmenter: cuts the steps at once; None leaves that to `kfh segment`.
-
-    Raises:
-        ConfigError: values out of range, or no text that ends the reasoning.
-    """
-
-    asking: AskConfig
-    out: Path = choice(help="Trace file to write (JSONL, .gz too).")
-    keep: Keep = choice("correct", "correct responses, or all that ended by themselves.")
-    easy: float = choice(
-        0.9, "Keep problems of which this share of samples is correct; 0: all.", least=0, most=1
-    )
-    segmenter: Segmenter | None = None
-    per_problem: int | None = choice(
-        None, "At most so many traces of a problem; default all.", least=1
-    )
-
-    def __post_init__(self) -> None:
-        """Check the selection."""
-        check(self)
-        if not self.asking.think_end:
-            raise ConfigError("traces need the text that ends their reasoning: give --think-end")
-
-    def selection_json(self) -> dict[str, Any]:
-        """The selection as it stands in the header."""
-        return {
-            "keep": self.keep,
-            "easy": self.easy,
-            "per_problem": self.per_problem,
-            "segmenter": self.segmenter.to_json() if self.segmenter else None,
-        }
 
 
 @dataclass
@@ -128,17 +88,22 @@ def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> C
     Raises:
         KfhError: a bad setting, question set or model; or no response that can be kept.
     """
-    asking = config.asking
-    refuse_overwriting(config.out, *asking.data)
-    sets = load_sets(asking)  # 1
-    tokenizer = prompt_tokenizer(asking)
-    sampler = open_backend(asking, tokenizer, keep_ids=True)
+    refuse_overwriting(config.out, *config.data)
+    sets = load_sets(config)  # 1
+    tokenizer = prompt_tokenizer(config)
+    sampler = open_backend(config, tokenizer, keep_ids=True)
     report = CollectReport(prompts=_prompts(sampler, tokenizer))
     stores = []
     for questions in sets:  # 2
-        folder = Path(asking.out)
         store, new = ask_set(
-            asking, sampler, tokenizer, questions, folder, progress, keep_ids=True, slim=True
+            config,
+            sampler,
+            tokenizer,
+            questions,
+            config.responses,
+            progress,
+            keep_ids=True,
+            slim=True,
         )
         report.sampled += new
         stores.append(store)
@@ -147,7 +112,7 @@ def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> C
         reasons = ", ".join(f"{number} {why}" for why, number in report.left_out.items())
         raise DataError(
             f"no trace is left of {report.responses} responses ({reasons}): see --keep, --easy "
-            f"and --max-tokens. The responses are kept in {asking.out}"
+            f"and --max-tokens. The responses are kept in {config.responses}"
         )
     maker = _TraceMaker(config, sampler, tokenizer, report)
     maker.write(list(zip(sets, stores, chosen, strict=True)))  # 4
@@ -170,18 +135,20 @@ def _select(
 
     The store holds no texts: what the text decides is looked at in one pass over the file.
     """
-    whys = {(one.id, one.sample): _reason(config, one) for one in store.stream()}
+    whys = {
+        (response.id, response.sample): _reason(config, response) for response in store.stream()
+    }
     chosen: set[tuple[str, int]] = set()
     for name, responses in store.responses.items():
         easy = share_correct(responses) >= config.easy
         report.problems += 1
         report.easy_problems += easy
         taken = 0
-        for one in sorted(responses, key=lambda item: item.sample):
+        for response in sorted(responses, key=lambda item: item.sample):
             report.responses += 1
-            if one.fault:
-                report.faults[one.fault] += 1
-            why = whys[name, one.sample] or ("" if easy else HARD)
+            if response.fault:
+                report.faults[response.fault] += 1
+            why = whys[name, response.sample] or ("" if easy else HARD)
             if not why and config.per_problem is not None and taken >= config.per_problem:
                 why = BEYOND
             if why:
@@ -189,20 +156,20 @@ def _select(
                 continue
             taken += 1
             report.traces += 1
-            chosen.add((name, one.sample))
+            chosen.add((name, response.sample))
     return chosen
 
 
-def _reason(config: CollectConfig, one: Response) -> str:
+def _reason(config: CollectConfig, response: Response) -> str:
     """Why a response by itself is no trace; empty where it is one."""
-    if not one.finished:
+    if not response.finished:
         return CUT_OFF
-    _, closed, answer = one.text.partition(config.asking.think_end)
+    _, closed, answer = response.text.partition(config.think_end)
     if not closed:
         return NO_END
     if not answer.strip():
         return NO_ANSWER
-    return WRONG if config.keep == "correct" and not one.correct else ""
+    return WRONG if config.keep == "correct" and not response.correct else ""
 
 
 class _TraceMaker:
@@ -221,16 +188,16 @@ class _TraceMaker:
         config, report = self.config, self.report
         report.unverified = sum(len(questions.unverified) for questions, _, _ in parts)
         report.with_ids = sum(
-            one.token_ids is not None and self.tokenizer is not None
+            response.token_ids is not None and self.tokenizer is not None
             for _, store, chosen in parts
-            for one in store.stream()
-            if (one.id, one.sample) in chosen
+            for response in store.stream()
+            if (response.id, response.sample) in chosen
         )
         write_traces(
             config.out,
             self._traces(parts),
-            model=config.asking.model,
-            backend=config.asking.backend,
+            model=config.model,
+            backend=config.backend,
             responses={
                 questions.name: {"file": str(store.path), "settings": store.settings}
                 for questions, store, _ in parts
@@ -246,51 +213,51 @@ class _TraceMaker:
         seen: set[str] = set()
         for questions, store, chosen in parts:
             by_id = {question.id: question for question in questions.questions}
-            for one in store.stream():
-                if (one.id, one.sample) not in chosen:
+            for response in store.stream():
+                if (response.id, response.sample) not in chosen:
                     continue
-                share = share_correct(store.responses[one.id])
-                trace = self._trace(questions, by_id[one.id], one, share)
+                share = share_correct(store.responses[response.id])
+                trace = self._trace(questions, by_id[response.id], response, share)
                 if trace.id in seen:
                     raise DataError(
-                        f"two question sets hold the question {one.id!r}: collect them one by one"
+                        f"two question sets hold {response.id!r}: collect them one by one"
                     )
                 seen.add(trace.id)
                 yield trace
 
     def _trace(
-        self, questions: QuestionSet, question: Question, one: Response, share: float
+        self, questions: QuestionSet, question: Question, response: Response, share: float
     ) -> Trace:
-        asking = self.config.asking
+        config = self.config
         prompt = bare_prompt(questions, question)
         if self.tokenizer is not None:
             prompt = render_prompt(
                 self.tokenizer,
                 question.question,
-                asking.template,
+                config.template,
                 instruction=questions.instruction,
             )
         extra: dict[str, Any] = {
-            "model": asking.model,
+            "model": config.model,
             "ground_truth": question.answer,
             "data": questions.name,
-            "sample": one.sample,
+            "sample": response.sample,
             "share_correct": share,
-            "tokens": one.tokens,
+            "tokens": response.tokens,
         }
-        text = one.text
-        if one.token_ids is not None and self.tokenizer is not None:
-            text, extra[TOKEN_IDS] = self._ids(one.token_ids, prompt)
+        text = response.text
+        if response.token_ids is not None and self.tokenizer is not None:
+            text, extra[TOKEN_IDS] = self._ids(response.token_ids, prompt)
         trace = Trace(
-            f"{one.id}/{one.sample}",
+            f"{response.id}/{response.sample}",
             prompt,
             text,
-            correct=one.correct,
+            correct=response.correct,
             problem=question.question,
             extra=extra,
-            think_end=asking.think_end,
+            think_end=config.think_end,
         )
-        return segment_trace(trace, self.config.segmenter) if self.config.segmenter else trace
+        return segment_trace(trace, config.cutter) if config.cutter else trace
 
     def _ids(self, ids: tuple[int, ...], prompt: str) -> tuple[str, dict[str, Any]]:
         """The text that the ids decode to, of which steps are cut, and the ids for the trace."""
@@ -304,8 +271,3 @@ class _TraceMaker:
             tokenizer_fingerprint(self.tokenizer),
         )
         return text, sampled.to_json()
-
-
-def parse_segmenter(name: str, min_chars: int = MIN_CHARS) -> Segmenter | None:
-    """The segmenter of this name; `none` is none."""
-    return None if name == "none" else Segmenter.parse(name, min_chars)

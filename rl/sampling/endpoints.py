@@ -111,11 +111,11 @@ class EndpointSampler:
         with ThreadPoolExecutor(max(1, min(self.rows, len(jobs)))) as pool:
             futures = [pool.submit(self._one, *job, settings) for job in jobs]
             try:
-                found = [future.result() for future in futures]
+                samples = [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return [found[start : start + n] for start in range(0, len(found), n)]
+        return [samples[start : start + n] for start in range(0, len(samples), n)]
 
     def _one(self, prompt: str, number: int, settings: Sampling) -> Sample:
         from openai import OpenAIError

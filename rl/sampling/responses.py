@@ -79,13 +79,13 @@ def ask(
     for start in range(0, len(ordered), at_once):
         chunk = ordered[start : start + at_once]
         sampled = sampler.sample([prompts[q.id] for q in chunk], n=n, settings=sampling)
-        found = [
+        verified = [
             _verified(questions, question, number, sample, asking)
             for question, samples in zip(chunk, sampled, strict=True)
             for number, sample in enumerate(samples)
         ]
-        keep(found)
-        advance(len(found), sum(response.tokens for response in found))
+        keep(verified)
+        advance(len(verified), sum(response.tokens for response in verified))
 
 
 def prompt_of(

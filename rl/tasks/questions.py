@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from probing.errors import DataError
+from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_hash
 from rl.tasks.base import TASKS, Question, QuestionSet, Task, load_task, task_source
 from rl.tasks.maths import final_answer, maths_correct, maths_readable
@@ -84,10 +84,10 @@ def find_task(spec: str) -> Task:
         return Maths()
     near = difflib.get_close_matches(name, TASKS, 1)
     why = f"; did you mean {near[0]}?" if near else ""
-    if own := re.match(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec):
+    if named := re.match(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec):
         try:
-            return load_task(own[0])
-        except DataError as error:
+            return load_task(named[0])
+        except ConfigError as error:
             why = why or f" ({error})"
     raise DataError(
         f"{spec!r} is no question set{why}. Give FILE.jsonl[.gz], hub:owner/name[@config][:split], "
@@ -95,25 +95,25 @@ def find_task(spec: str) -> Task:
     )
 
 
-def _checked(found: QuestionSet) -> QuestionSet:
+def _checked(loaded: QuestionSet) -> QuestionSet:
     """The set, with its ids and its verifier tried on a reference response of each question."""
-    spec = found.source["spec"]
-    if not found.questions:
+    spec, questions = loaded.source["spec"], loaded.questions
+    if not questions:
         raise DataError(f"{spec}: holds no question")
-    twice = [name for name, n in Counter(q.id for q in found.questions).items() if n > 1]
+    twice = [name for name, n in Counter(q.id for q in questions).items() if n > 1]
     if twice:
         raise DataError(f"{spec}: {len(twice)} ids stand twice, first {twice[0]!r}")
-    unverified = tuple(q.id for q in found.questions if not found.verifies(q))
-    if len(unverified) == len(found):
+    unverified = tuple(q.id for q in questions if not loaded.verifies(q))
+    if len(unverified) == len(questions):
         raise DataError(
-            f"{spec}: the verifier accepts none of the {len(found)} reference answers, first "
-            f"{found.questions[0].answer!r:.80} ({dict(found.faults) or 'no exception'}): are "
-            "these answers, or whole solutions?"
+            f"{spec}: the verifier accepts none of the {len(questions)} reference answers, first "
+            f"{questions[0].answer!r:.80} ({dict(loaded.faults) or 'no exception'}): are these "
+            "answers, or whole solutions?"
         )
-    counts = {"questions": len(found), "unverified": len(unverified)}
-    source = {**found.source, **task_source(found.task), **counts}
+    counts = {"questions": len(questions), "unverified": len(unverified)}
+    source = {**loaded.source, **task_source(loaded.task), **counts}
     # Faults of the trial are no faults of responses.
-    return replace(found, source=source, unverified=unverified, faults=Counter())
+    return replace(loaded, source=source, unverified=unverified, faults=Counter())
 
 
 def _question(row: Mapping[str, Any], columns: tuple[str, str], where: str, name: str) -> Question:

@@ -27,16 +27,23 @@ SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 Null = Literal["shuffle", "rotate"]
 NULLS: tuple[Null, ...] = get_args(Null)
 PERMUTATIONS = 1000  # of labels, for the null of the best head
+DRAWS = 200  # of fewer problems, of each size
+LADDER = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # numbers of problems to draw
 
 Keep = Literal["correct", "all"]
 KEEP: tuple[Keep, ...] = get_args(Keep)
 Answer = Literal["all", "values", "boxed"]
 ANSWERS: tuple[Answer, ...] = get_args(Answer)
+Mode = Literal["zero/all", "mean/all", "zero/answer-to-steps", "mean/answer-to-steps"]
+MODES: tuple[Mode, ...] = get_args(Mode)  # of silencing heads
 Rule = Literal["overlap", "start"]  # how steps take tokens
 RULES: tuple[Rule, ...] = get_args(Rule)
+Format = Literal["png", "svg", "pdf"]  # of figures
+FORMATS: tuple[Format, ...] = get_args(Format)
 Label = Literal["essential", "redundant"]
 LABELS: tuple[Label | None, ...] = (*get_args(Label), None)
 
+POCKET = "pocket"  # by name: the embedded model, and its traces
 GIVEN = "given"  # the steps that the trace file holds
 MIN_CHARS = 80  # the release's minimum length of a step
 THINK_END = "</think>"

@@ -2,61 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from probing.choices import (
     BATCH_TOKENS,
-    GIVEN,
-    MIN_CHARS,
     PERMUTATIONS,
-    THINK_END,
     Answer,
     Backend,
-    Dtype,
-    Keep,
     Metric,
     Null,
     Selection,
 )
 from probing.errors import ConfigError
 from probing.files.headers import part_json
-from probing.models.load import pocket_model
+from probing.models.load import MODEL, ModelSource, pocket_model
 from probing.settings import check, choice, to_json
-from probing.traces.segmenters import SegmentFunction
-from probing.traces.source import STEPS, TraceSource, pocket_traces
+from probing.traces.source import (
+    StepCutting,
+    TraceChoosing,
+    TraceReading,
+    TraceSource,
+    pocket_traces,
+)
 
-RANKING, MODEL = "Ranking", "Model"  # panels of the command line
+RANKING = "Ranking"  # panel of the command line
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(ModelSource, TraceReading, StepCutting, TraceChoosing):
     """All settings of a probe, checked on creation. Field by field as the command line has them.
 
-    Each field's help says what it is; `segmenter` to `think_end` are those of `TraceSource`.
+    Each field's help says what it is.
 
     Raises:
         ConfigError: a value that is no choice or out of bounds, or another model without traces.
     """
 
-    model: str = choice("pocket", "Hub id, folder or .gguf file; pocket: the embedded model.")
     traces: Path = choice(
         Path("pocket"), "Labelled trace file (JSONL, .gz too); pocket: the embedded model's."
     )
     out: Path = choice(Path("runs/probe"), "Folder for the results.")
-    segmenter: str | SegmentFunction = choice(
-        GIVEN,
-        "given: the file's steps; or attnpo, line, sentence, paragraph, *.json, module:name.",
-        panel=STEPS,
-    )
-    min_chars: int = choice(
-        MIN_CHARS, "Steps shorter than this are merged (attnpo).", least=1, panel=STEPS
-    )
-    labels: str = choice("steps", "steps: the file's own; or a label file.", panel=STEPS)
-    keep: Keep = choice("correct", "Which traces: correct answers only, or all.", panel=STEPS)
-    skip_bad: bool = choice(False, "Leave bad lines out, counted.", panel=STEPS)
-    think_end: str = choice(THINK_END, "The text that ends the reasoning.", panel=STEPS)
     answer: Answer = choice("all", "Answer tokens that look back.", panel=RANKING)
     by: Metric = choice("sra", "Metric to pick heads by.", panel=RANKING)
     select: Selection = choice("top", "How heads are picked.", panel=RANKING)
@@ -65,11 +52,8 @@ class ProbeConfig:
     permutations: int = choice(PERMUTATIONS, "Labellings of the null.", least=1, panel=RANKING)
     seed: int = choice(0, "Of bootstrap and permutations.", panel=RANKING)
     backend: Backend = choice("transformers", "What captures attention.", panel=MODEL)
-    device: str = choice("auto", "auto, cpu, cuda, …", panel=MODEL)
-    dtype: Dtype = choice("auto", "Of the weights.", panel=MODEL)
     batch_tokens: int = choice(BATCH_TOKENS, "Tokens in a forward pass.", least=1, panel=MODEL)
     resume: bool = choice(True, "Go on from the traces scored in --out.", panel=MODEL)
-    trust_remote_code: bool = choice(False, "Run code of the model's.", panel=MODEL)
 
     def __post_init__(self) -> None:
         """Check what can be known before anything is read; `pocket` becomes its paths."""
@@ -86,15 +70,12 @@ class ProbeConfig:
     @property
     def source(self) -> TraceSource:
         """The trace part of the settings."""
-        return TraceSource(
-            self.traces,
-            self.segmenter,
-            self.min_chars,
-            self.skip_bad,
-            self.think_end,
-            self.labels,
-            self.keep,
-        )
+        names = [
+            item.name
+            for part in (TraceReading, StepCutting, TraceChoosing)
+            for item in fields(part)
+        ]
+        return TraceSource(self.traces, **{name: getattr(self, name) for name in names})
 
     def to_json(self) -> dict[str, Any]:
         """The settings as they stand in the run file."""

@@ -36,6 +36,9 @@ def choice(
     most: float | None = None,
     panel: str | None = None,
     option: str | bool = True,
+    argument: str | None = None,
+    repeat: bool = False,
+    parse: Callable[[str], Any] | None = None,
     factory: Any = MISSING,
 ) -> Any:
     """A field of a settings class.
@@ -46,10 +49,19 @@ def choice(
         least, most: bounds of a number, both allowed values.
         panel: heading under which the command line lists it.
         option: its name on the command line, where that is not the field's; False: none.
+        argument: how the command line names it, where it is an argument there and no option.
+        repeat: the option of a tuple is given once for each value, not with commas between.
+        parse: reads the text of a value, of a tuple that of each; else its type does.
         factory: makes the default, where it is a list or a mapping.
     """
-    about = {"help": help, "least": least, "most": most, "panel": panel, "option": option}
+    about: dict[str, Any] = {"help": help, "least": least, "most": most, "panel": panel}
+    about |= {"option": option, "argument": argument, "repeat": repeat, "parse": parse}
     return field(default=default, default_factory=factory, metadata=about)
+
+
+def like(cls: Any, name: str, default: Any) -> Any:
+    """The field of another settings class, with another default."""
+    return field(default=default, metadata=cls.__dataclass_fields__[name].metadata)
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> str:
@@ -67,13 +79,22 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> str:
     return f"unknown {kind} {name!r}{'; ' if hints else ''}{' '.join(hints)}"
 
 
+def union_parts(kind: Any) -> tuple[Any, ...]:
+    """The members of a union type; of any other type itself alone."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
 def literals(cls: type) -> dict[str, tuple[Any, ...]]:
-    """What may be chosen, by field: the values of its Literal, and None where it is optional."""
+    """What may be chosen, by field: the values of its Literal, or of that of a tuple's elements.
+
+    None is among them where the field is optional.
+    """
     found = {}
     for name, kind in get_type_hints(cls).items():
-        parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-        values = [v for part in parts if get_origin(part) is Literal for v in get_args(part)]
-        if values:
+        parts = union_parts(kind)
+        elements = [get_args(part)[0] for part in parts if get_origin(part) is tuple]
+        kinds = [part for part in (*parts, *elements) if get_origin(part) is Literal]
+        if values := [value for part in kinds for value in get_args(part)]:
             found[name] = (*values, *(None for part in parts if part is type(None)))
     return found
 
@@ -81,22 +102,25 @@ def literals(cls: type) -> dict[str, tuple[Any, ...]]:
 def check(settings: Any) -> None:
     """Check every field of a settings object: its choices and its bounds. For `__post_init__`.
 
+    Of a tuple every value is checked.
+
     Raises:
         ConfigError: a value that is none of the choices (with the nearest), or out of bounds.
     """
     known = literals(type(settings))
     for item in fields(settings):
-        value = getattr(settings, item.name)
-        if item.name in known and value not in known[item.name]:
-            names = [choice for choice in known[item.name] if choice is not None]
-            raise ConfigError(unknown(item.name, value, names))
-        least, most = item.metadata.get("least"), item.metadata.get("most")
-        if value is None or isinstance(value, str):
-            continue
-        if least is not None and not value >= least:  # a NaN is out of bounds too
-            raise ConfigError(f"{item.name} must be at least {least}, is {value}")
-        if most is not None and not value <= most:
-            raise ConfigError(f"{item.name} must be at most {most}, is {value}")
+        given = getattr(settings, item.name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if item.name in known and value not in known[item.name]:
+                names = [choice for choice in known[item.name] if choice is not None]
+                raise ConfigError(unknown(item.name, value, names))
+            least, most = item.metadata.get("least"), item.metadata.get("most")
+            if value is None or isinstance(value, str):
+                continue
+            if least is not None and not value >= least:  # a NaN is out of bounds too
+                raise ConfigError(f"{item.name} must be at least {least}, is {value}")
+            if most is not None and not value <= most:
+                raise ConfigError(f"{item.name} must be at most {most}, is {value}")
 
 
 def check_keys(cls: type, given: Mapping[str, Any], where: str = "") -> None:

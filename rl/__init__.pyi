@@ -2,7 +2,7 @@ from .attnpo.config import AttnPOConfig as AttnPOConfig
 from .attnpo.rescale import Rescaling as Rescaling
 from .attnpo.rescale import step_scales as step_scales
 from .attnpo.trainer import AttnPOTrainer as AttnPOTrainer
-from .evaluation.job import EvalConfig as EvalConfig
+from .evaluation.config import EvalConfig as EvalConfig
 from .evaluation.job import evaluate as evaluate
 from .tasks.base import TASKS as TASKS
 from .tasks.base import Task as Task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from families import tiny
 from helpers import byte_tokenizer, model_folder, trace_line, write_lines
 
-from kfh.commands.ablate import run_ablate
+from kfh.commands.ablate import ablate
 from kfh.commands.show import plot_runs
 from probing.answers.context import PreparedTrace
 from probing.answers.removal import Answerer, without
@@ -27,7 +27,7 @@ from probing.interventions.result import InterventionResult
 from probing.interventions.setup import InterventionConfig, Setup, TraceChoice
 from probing.interventions.steps import removals, remove_steps
 from probing.models.identity import ModelCard
-from probing.models.load import load_tokenizer
+from probing.models.load import ModelSource, load_tokenizer
 from probing.ranking.metrics import RankedTrace
 from probing.ranking.select import split_halves
 from probing.traces.file import parse_trace, read_traces
@@ -252,7 +252,8 @@ def ablated(out: Path, *, config: dict | None = None, **changes: object) -> dict
     settings = {"remove": (1, 2), "draws": 2, "max_answer_tokens": 24, **(config or {})}
     names = [item.name for item in fields(TraceChoice)]
     choice = TraceChoice(**{name: changes.pop(name) for name in names if name in changes})
-    run_ablate(out, InterventionConfig(**settings), choice, device="cpu", **changes)
+    source = ModelSource(changes.pop("model", "pocket"), device="cpu")
+    ablate(out, InterventionConfig(**settings), choice, source=source, **changes)
     content = json.loads((out / "ablation.json").read_text(encoding="utf-8"))
     del content["kfh"]
     return content
@@ -371,4 +372,6 @@ def test_the_command_reads_its_options(tmp_path: Path) -> None:
     )
     assert done.returncode == 1 and "--remove '1,x': write numbers" in done.stderr
     assert "Traceback" not in done.stderr
-    assert asdict(InterventionConfig())["remove"] == (1, 2, 3)
+    settings = InterventionConfig().to_json()
+    assert settings["remove"] == (1, 2, 3)
+    assert settings["backend"] == "transformers", "older outcomes name it, and are gone on with"

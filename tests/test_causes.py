@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from families import tiny
 from helpers import byte_tokenizer, model_folder, trace_file, trace_line, write_lines
 
-from kfh.commands.label import run_cause, run_rules
+from kfh.commands.label import Way, run_cause, run_rules
 from probing.answers.context import CauseTrace, encode_causes
 from probing.answers.hiding import StepHiding
 from probing.errors import ConfigError, DataError, ModelError
@@ -22,7 +23,7 @@ from probing.files.headers import data_path
 from probing.labelling.agreement import Labelling, cohen_agreement, cohen_kappa, scores_auc
 from probing.labelling.cause import CauseConfig, cause_label, label_by_cause
 from probing.labelling.rules import numbers, results, rule_labels
-from probing.models.load import load_model, load_tokenizer
+from probing.models.load import ModelSource, load_model, load_tokenizer
 from probing.traces.file import parse_trace, read_traces
 from probing.traces.labels import read_labels
 from probing.traces.source import StepSource
@@ -103,7 +104,7 @@ def test_a_model_that_ignores_the_mask_does_not_pass_the_proof() -> None:
         mask = options.get("attention_mask")
         if isinstance(mask, torch.Tensor) and mask.ndim == 4:
             mask[..., :CONTEXT] = 0  # every row sees the whole context
-        return forward(*args, **options)
+        return forward(*args, *cpu)
 
     model.forward = causal_only
     with pytest.raises(ModelError, match="cannot be hidden"):
@@ -187,8 +188,8 @@ def test_ablation_goes_on_after_a_kill_and_refuses_other_settings(tmp_path: Path
     lines.append({**trace_line(9), "steps": []})
     source = StepSource(write_lines(tmp_path / "traces.jsonl", lines))
     whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
-    options = ("pocket", "cpu", "auto", True)
-    run_cause(source, whole, CauseConfig(deletion=True), *options)
+    cpu = ModelSource(device="cpu")
+    run_cause(source, whole, CauseConfig(deletion=True), cpu)
     found = read_labels(whole)
     assert found.segmenter == {"name": "given"}
     assert {id: len(of) for id, of in found.labels.items()} == {
@@ -199,13 +200,13 @@ def test_ablation_goes_on_after_a_kill_and_refuses_other_settings(tmp_path: Path
         assert row["source"] == "ablation" and np.isfinite([row["score"], row["deletion"]]).all()
     text = whole.read_bytes().splitlines(keepends=True)
     torn.write_bytes(b"".join(text[:7]) + text[7][:20])  # within the second trace
-    run_cause(source, torn, CauseConfig(deletion=True), *options)
+    run_cause(source, torn, CauseConfig(deletion=True), cpu)
     assert rows(torn)[1:] == rows(whole)[1:]
     with pytest.raises(ConfigError, match=r"high 0\.5; now asked for high 2\.0"):
-        run_cause(source, torn, CauseConfig(high=2.0, deletion=True), *options)
+        run_cause(source, torn, CauseConfig(high=2.0, deletion=True), cpu)
     torn.write_bytes(b"".join([*text[:3], b"{\n", *text[3:]]))
     with pytest.raises(DataError, match="line 4: damaged"):
-        run_cause(source, torn, CauseConfig(deletion=True), *options)
+        run_cause(source, torn, CauseConfig(deletion=True), cpu)
     with pytest.raises(ConfigError, match="low must lie below high"):
         CauseConfig(high=0.1, low=0.2)
 
@@ -214,14 +215,14 @@ def test_a_moved_model_goes_on_and_traces_may_be_in_memory(tmp_path: Path) -> No
     """The weights decide, not the folder; an older file has the folder in its header."""
     traces, out = trace_file(tmp_path / "traces.jsonl", 3), tmp_path / "labels.jsonl"
     folder = model_folder(tmp_path / "here")
-    run_cause(StepSource(traces), out, CauseConfig(), str(folder), "cpu")
+    run_cause(StepSource(traces), out, CauseConfig(), ModelSource(str(folder), device="cpu"))
     whole = out.read_text(encoding="utf-8")
     header, *lines = whole.splitlines(keepends=True)
     old = json.loads(header)
     old["kfh"]["settings"]["model"]["id"] = str(folder)
     out.write_text("".join([json.dumps(old) + "\n", *lines[:5]]), encoding="utf-8")
     folder = folder.rename(tmp_path / "there")
-    run_cause(StepSource(traces), out, CauseConfig(), str(folder), "cpu")
+    run_cause(StepSource(traces), out, CauseConfig(), ModelSource(str(folder), device="cpu"))
     assert out.read_text(encoding="utf-8").splitlines(keepends=True)[1:] == lines
     loaded = load_model(str(folder), device="cpu"), load_tokenizer(str(folder))
     given = list(read_traces(traces))
@@ -286,6 +287,7 @@ def test_command_labels_compares_and_the_probe_takes_it(tmp_path: Path) -> None:
     traces, out = trace_file(tmp_path / "traces.jsonl"), tmp_path / "rules.jsonl"
     done = command("--by", "rules", "--traces", traces, "--out", out)
     assert done.returncode == 0, done.stderr
+    assert Literal["cause", "ablation", "rules", "judges"] == Way, "two words for one way"
     done = command("--compare", "steps", out, "--traces", traces, "--show", 2)
     assert done.returncode == 0, done.stderr
     assert "kappa" in done.stdout and "steps | rules.jsonl" in done.stdout

@@ -22,6 +22,7 @@ from probing.traces.file import read_traces
 from probing.traces.labels import read_labels
 from probing.traces.source import StepSource, TraceSource, prepare_traces
 from rl.judges.client import GIVE_UP, AnswerCache, RateLimit
+from rl.judges.config import JudgingConfig
 from rl.judges.panel import Panel
 
 ROOT = Path(__file__).parent.parent
@@ -29,11 +30,12 @@ RUN = """
 import sys
 from pathlib import Path
 from rl.judges.panel import Panel
-from rl.judges.job import JudgingConfig, judge_traces
+from rl.judges.config import JudgingConfig
+from rl.judges.job import judge_traces
 from probing.traces.source import StepSource
 folder = Path(sys.argv[1])
-judge_traces(JudgingConfig(StepSource(folder / "traces.jsonl"), Panel.load(folder / "judges.yaml"),
-             folder / "labels.jsonl", folder / "judge-cache", "majority", concurrency=16))
+judge_traces(StepSource(folder / "traces.jsonl"), Panel.load(folder / "judges.yaml"),
+             folder / "labels.jsonl", JudgingConfig("majority", concurrency=16))
 """
 
 
@@ -48,9 +50,8 @@ def label(folder: Path, **changes: object) -> list[dict]:
     """Run the job on the folder's traces; the lines of its label file."""
     cut = {key: changes.pop(key) for key in ("segmenter", "min_chars") if key in changes}
     source = StepSource(folder / "traces.jsonl", **cut)  # type: ignore[arg-type]
-    options = {"consensus": "unanimous", "concurrency": 4, "rate": 0.0, "cache": None}
     files = [folder / name for name in ("judges.yaml", "labels.jsonl")]
-    run_judges(source, *files, **{**options, "limit": None, **changes})  # type: ignore[arg-type]
+    run_judges(source, *files, JudgingConfig(**{"concurrency": 4, **changes}))  # type: ignore[arg-type]
     return [json.loads(line) for line in files[1].read_text(encoding="utf-8").splitlines()]
 
 
@@ -330,17 +331,14 @@ def test_label_files_live_side_by_side_and_a_probe_takes_any(
     trace_file(tmp_path / "traces.jsonl", 8)
     judge_file(tmp_path / "judges.yaml", server)
     label(tmp_path, consensus="majority", segmenter="attnpo", min_chars=20)
-    source = TraceSource(
-        tmp_path / "traces.jsonl", "attnpo", 20, labels=str(tmp_path / "labels.jsonl")
-    )
+    cut = {"segmenter": "attnpo", "labels": str(tmp_path / "labels.jsonl")}
+    source = TraceSource(tmp_path / "traces.jsonl", min_chars=20, **cut)
     steps = [step for trace in prepare_traces(source) for step in trace.steps]
     assert {step.label for step in steps} == {"essential", "redundant"}
     assert all(set(step.extra["votes"]) == {*"abc"} and "score" in step.extra for step in steps)
     assert read_labels(tmp_path / "labels.jsonl").details["t/0"][0]["source"] == "judges, majority"
     with pytest.raises(ConfigError, match="min_chars 20; here min_chars is 80"):
-        TraceSource(
-            tmp_path / "traces.jsonl", "attnpo", labels=str(tmp_path / "labels.jsonl")
-        ).label_file()
+        TraceSource(tmp_path / "traces.jsonl", **cut).label_file()
     header = json.loads((tmp_path / "labels.jsonl").read_text().partition("\n")[0])["kfh"]
     assert header["prompt_hash"].startswith("sha256:") and header["consensus"] == "majority"
     assert header["judges"][0]["key_env"] == "KFH_TEST_KEY"

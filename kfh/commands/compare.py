@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,17 +21,16 @@ import numpy as np
 import typer
 
 from kfh.console import console, every, print_tables, progress_line, say, talk, warn
-from kfh.findings.runs import COMPARISON, comparison_caveats, comparison_tables, write_comparison
 from kfh.options import options
 from probing.errors import ConfigError, DataError, KfhError
 from probing.files.headers import HEADER, data_path, file_header, read_object, write_json
 from probing.models.load import load_frozen
 from probing.settings import check, choice
+from rl.attnpo.methods import method_of
 from rl.pocket.decode import Decoding
 from rl.pocket.measure import Answers, answer
 from rl.pocket.task import Problem, shortest_trace
 from rl.pocket.traces import MEASURE_SEED, held_out_problems
-from rl.runs.comparison import read_rows
 from rl.runs.folders import INITIAL, RESULT_FILE, read_run
 
 METHODS = ("grpo", "tlmre", "attnpo", "pa", "na", "random-heads", "recency", "oracle")
@@ -44,25 +43,21 @@ PATIENCE = 60.0  # seconds for an interrupted run to write its checkpoint
 class CompareConfig:
     """What to compare; settings of `kfh compare`.
 
-    Args:
-        settings: `key=value`, handed to `kfh train --set`; the same for every run.
-        command: what starts a training run, before its options.
-
     Raises:
-        ConfigError: nothing to compare, or a setting that is not `key=value`.
+        ConfigError: an unknown method, or a setting that is not `key=value`.
     """
 
-    out: Path = choice(
-        help="Folder of all runs, a folder each.", factory=lambda: Path("runs/compare")
-    )
+    out: Path = choice(Path("runs/compare"), "Folder of all runs, a folder each.")
     methods: tuple[str, ...] = choice((), "Methods; default: all of the table.")
     seeds: int | None = choice(None, "Seeds of each method; default 5, with --small 3.", least=1)
     steps: int = choice(60, "Training steps of each run.", least=1)
     jobs: int = choice(1, "Runs at a time.", least=1)
     problems: int = choice(500, "Held-out problems that all are measured on.", least=1)
     small: bool = choice(False, f"Only {', '.join(SMALL)}, and 3 seeds.")
-    settings: tuple[str, ...] = field(default=(), metadata={"option": False})
-    command: tuple[str, ...] = field(default=TRAIN, repr=False, metadata={"option": False})
+    settings: tuple[str, ...] = choice(
+        (), "key=value, for every run; repeatable.", option="--set", repeat=True
+    )
+    command: tuple[str, ...] = choice(TRAIN, "What starts a training run.", option=False)
 
     def __post_init__(self) -> None:
         """Put the defaults in, and check."""
@@ -74,6 +69,8 @@ class CompareConfig:
             raise ConfigError(f"--methods names one twice: {','.join(self.methods)}")
         if INITIAL in self.methods:
             raise ConfigError(f"{INITIAL!r} is no method: it is always evaluated")
+        for method in self.methods:
+            method_of(method)
         for setting in self.settings:
             key, equals, _ = setting.partition("=")
             if not key or not equals:
@@ -106,12 +103,9 @@ def measure(folder: Path, problems: Sequence[Problem], seed: int) -> dict[str, A
     Responses that cannot be read are counted, and have null redundant steps.
 
     Raises:
-        DataError: the folder has no model that can be loaded.
+        ModelError: the folder has no model that can be loaded.
     """
-    try:
-        model, tokenizer = load_frozen(folder)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: the model cannot be loaded ({error})") from error
+    model, tokenizer = load_frozen(folder)
     shortest = [shortest_trace(problem).response for problem in problems]
     floor = np.array([len(ids) + 1 for ids in tokenizer(shortest)["input_ids"]])
     sampling = Decoding(temperature=1.0, seed=MEASURE_SEED + seed)
@@ -290,6 +284,9 @@ def make_table(config: CompareConfig, failed: dict[tuple[str, int], str]) -> dic
     Raises:
         DataError: nothing is finished yet.
     """
+    from kfh.findings.runs import write_comparison
+    from rl.runs.comparison import read_rows
+
     by_method = sorted(config.runs, key=lambda run: config.methods.index(run[0]))
     done, missing = [], []
     for run in [(INITIAL, 0), *by_method]:
@@ -361,6 +358,8 @@ def run_compare(config: CompareConfig, *, table: bool = False) -> bool:
     """
     import torch
 
+    from kfh.findings.runs import COMPARISON, comparison_caveats, comparison_tables
+
     torch.set_num_threads(1)
     # A polite end from outside is an interruption too: no run may be left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -383,11 +382,8 @@ def run_compare(config: CompareConfig, *, table: bool = False) -> bool:
 @options
 def compare(
     config: CompareConfig,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, for every run; repeatable.")
-    ] = None,
     table: Annotated[bool, typer.Option("--table", help="Only the table of what is done.")] = False,
 ) -> None:
     """Train methods by seeds on the pocket reasoner, and hold them against each other."""
-    if not run_compare(replace(config, settings=tuple(set_ or ())), table=table):
+    if not run_compare(config, table=table):
         raise typer.Exit(1)

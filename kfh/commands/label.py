@@ -13,62 +13,39 @@ import typer
 from kfh.console import console, print_tables, progress_bar, report_bad_lines, warn
 from kfh.options import options
 from kfh.tables import Table
-from probing.choices import Dtype
 from probing.errors import ConfigError
 from probing.files.headers import file_hash, refuse_overwriting
-from probing.labelling.cause import BY_CAUSE, CauseConfig
+from probing.labelling.cause import CauseConfig
+from probing.models.load import ModelSource
 from probing.numbers import NONE, number
-from probing.settings import choice
+from probing.settings import like
 from probing.traces.file import ReadReport
-from probing.traces.source import STEPS as TRACES
 from probing.traces.source import StepSource, step_counts
-from rl.judges.votes import Consensus
+from rl.judges.config import BY_JUDGES, JudgingConfig
 
 if TYPE_CHECKING:
     from probing.labelling.agreement import Agreement
     from rl.judges.job import JudgingReport
 
 
-CACHE = "judge-cache"
 Way = Literal["cause", "ablation", "rules", "judges"]
-BY_JUDGES, COMPARE = "By judges", "Compare"  # panels of the command line
+COMPARE = "Compare"  # panel of the command line
 
 
-def run_judges(
-    source: StepSource,
-    judges: Path,
-    out: Path,
-    consensus: Consensus,
-    concurrency: int,
-    rate: float,
-    cache: Path | None,
-    limit: int | None,
-) -> None:
-    """Label the steps of a trace file by judges; see `rl.judges.job.JudgingConfig`.
+def run_judges(source: StepSource, judges: Path, out: Path, config: JudgingConfig) -> None:
+    """`kfh label --by judges`: see `rl.judges.job`.
 
     Args:
         judges: the judge file (`rl.judges.panel`).
-        cache: folder of the answers; None: `judge-cache` beside `out`, which labellings of the
-            same folder share.
     """
-    from rl.judges.job import JudgingConfig, judge_traces
+    from rl.judges.job import judge_traces
     from rl.judges.panel import Panel
 
     refuse_overwriting(out, judges)
-    config = JudgingConfig(
-        source,
-        Panel.load(judges),
-        out,
-        cache or out.parent / CACHE,
-        consensus,
-        concurrency,
-        rate,
-        limit,
-    )
-    report = judge_traces(config, progress=progress_bar)
+    report = judge_traces(source, Panel.load(judges), out, config, progress=progress_bar)
     report_bad_lines(report.reading)
-    print_report(report, consensus)
-    console.print(f"→ {out}; the judges' answers: {config.cache}", soft_wrap=True)
+    print_report(report, config.consensus)
+    console.print(f"→ {out}; the judges' answers: {config.cache_beside(out)}", soft_wrap=True)
 
 
 def print_report(report: JudgingReport, consensus: str) -> None:
@@ -129,12 +106,10 @@ def run_cause(
     source: StepSource,
     out: Path,
     config: CauseConfig,
-    model: str = "pocket",
-    device: str = "auto",
-    dtype: str = "auto",
+    model: ModelSource | None = None,
     resume: bool = True,
 ) -> None:
-    """`kfh label --by cause`: see `probing.labelling.cause`.
+    """`kfh label --by cause`: see `probing.labelling.cause`. Without a model: the embedded one.
 
     Raises:
         KfhError: a bad trace or setting, or a model in which a step cannot be hidden.
@@ -142,12 +117,10 @@ def run_cause(
     from transformers.utils import logging
 
     from probing.labelling.cause import label_by_cause
-    from probing.models.load import load_model, load_tokenizer
 
     logging.disable_progress_bar()
     report = label_by_cause(
-        load_model(model, device=device, dtype=dtype),
-        load_tokenizer(model),
+        *(model or ModelSource()).load(),
         source,
         out,
         config,
@@ -188,9 +161,12 @@ def run_rules(source: StepSource, out: Path) -> None:
 
 def _print_counts(out: Path, traces: int, labels: Counter[str | None], resumed: int = 0) -> None:
     """The labels of a file."""
-    said = ", ".join(sorted(f"{count} {label or 'unlabelled'}" for label, count in labels.items()))
+    named = sorted((label or "unlabelled", count) for label, count in labels.items())
+    said = ", ".join(f"{count} {label}" for label, count in named)
     already = f"; {resumed} traces were there already" if resumed else ""
-    console.print(f"{traces} traces, {labels.total()} steps ({said}) → {out}{already}")
+    console.print(
+        f"{traces} traces, {labels.total()} steps ({said}) → {out}{already}", soft_wrap=True
+    )
 
 
 def run_compare(names: list[str], source: StepSource | None, show: int) -> None:
@@ -274,9 +250,7 @@ def _texts(source: StepSource, compared: list[Agreement], show: int) -> dict[tup
 class LabelSource(StepSource):
     """The trace file, which label files can be compared without."""
 
-    path: Path | None = choice(  # type: ignore[assignment]  # wider than a labelling's
-        None, "Trace file (JSONL, .gz too).", option="--traces", panel=TRACES
-    )
+    path: Path | None = like(StepSource, "path", None)  # type: ignore[assignment]  # or none
 
     def __post_init__(self) -> None:
         """Check what there is."""
@@ -287,46 +261,20 @@ class LabelSource(StepSource):
 @options
 def label(
     source: LabelSource,
-    config: CauseConfig,
+    *,
     files: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[A B ...]", help="With --compare: label files, or `steps`."),
+        typer.Argument(metavar="FILE", help="With --compare: label files, or `steps`."),
     ] = None,
     by: Annotated[Way, typer.Option(help="ablation is another word for cause.")] = "cause",
     out: Annotated[Path | None, typer.Option(help="Label file to write.")] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Hub id, folder or .gguf; pocket: the embedded model.", rich_help_panel=BY_CAUSE
-        ),
-    ] = "pocket",
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, …", rich_help_panel=BY_CAUSE)
-    ] = "auto",
-    dtype: Annotated[
-        Dtype, typer.Option(help="Of the weights.", rich_help_panel=BY_CAUSE)
-    ] = "auto",
-    resume: Annotated[
-        bool, typer.Option(help="Go on with the labels in --out.", rich_help_panel=BY_CAUSE)
-    ] = True,
+    resume: Annotated[bool, typer.Option(help="By cause: go on with the labels in --out.")] = True,
+    cause: CauseConfig,
+    model: ModelSource,
     judges: Annotated[
         Path | None, typer.Option(help="YAML file of the judges.", rich_help_panel=BY_JUDGES)
     ] = None,
-    consensus: Annotated[
-        Consensus, typer.Option(help="Whose word counts.", rich_help_panel=BY_JUDGES)
-    ] = "unanimous",
-    concurrency: Annotated[
-        int, typer.Option(help="Requests at a time.", rich_help_panel=BY_JUDGES)
-    ] = 8,
-    rate: Annotated[
-        float, typer.Option(help="Requests a second; 0: no limit.", rich_help_panel=BY_JUDGES)
-    ] = 0.0,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder of their answers.", rich_help_panel=BY_JUDGES)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Traces to label; default all.", rich_help_panel=BY_JUDGES)
-    ] = None,
+    judging: JudgingConfig,
     compare: Annotated[
         bool,
         typer.Option(
@@ -346,9 +294,8 @@ def label(
     needed(source.path, "--traces")
     target = needed(out, "--out")
     if by == "judges":
-        panel = needed(judges, "--judges: the file that names them")
-        run_judges(source, panel, target, consensus, concurrency, rate, cache, limit)
+        run_judges(source, needed(judges, "--judges: the file that names them"), target, judging)
     elif by == "rules":
         run_rules(source, target)
     else:
-        run_cause(source, target, config, model, device, dtype, resume)
+        run_cause(source, target, cause, model, resume)

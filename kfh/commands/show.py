@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,15 +14,16 @@ import typer
 from typer.core import TyperGroup
 
 from kfh.console import console, progress_bar, say, warn
-from probing.choices import Metric, Scale
-from rl.runs.paper import paper_figure
+from kfh.options import options
+from probing.choices import FORMATS, Format, Metric, Scale
+from probing.errors import ConfigError
+from probing.settings import unknown
+from probing.viewer.config import ViewerConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from kfh.findings.base import Kind
-    from probing.choices import Head
-    from probing.viewer.page import ViewerConfig
     from rl.runs.folders import Run
 
 
@@ -32,29 +33,34 @@ class FolderGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the command in where the first word is none."""
         if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            near = get_close_matches(args[0], self.commands, cutoff=0.7)
+            if near and not Path(args[0]).exists():
+                raise ConfigError(unknown("command or folder", args[0], self.commands))
             args = ["runs", *args]
         return super().parse_args(ctx, args)
 
 
 plot = typer.Typer(
     cls=FolderGroup,
+    add_completion=False,
     no_args_is_help=True,
     help="Draw figures. `kfh plot DIR...` draws what the folders hold; a folder by the name of a "
     "command is written ./NAME.",
 )
 
-Formats = Annotated[str, typer.Option(help="Of png, svg, pdf; comma between.")]
+Formats = Annotated[tuple[Format, ...], typer.Option(help="Comma between.")]
 Traces = Annotated[
     Path | None, typer.Option(help="Of a probe: its trace file, where it has moved.")
 ]
 
 
 @plot.command(name="runs")
+@options
 def plot_runs(
     folders: Annotated[
-        list[Path],
+        tuple[Path, ...],
         typer.Argument(
-            metavar="DIR...",
+            metavar="DIR",
             help="Folder of kfh probe or kfh ablate; or folders of kfh train, or that hold such.",
         ),
     ],
@@ -68,7 +74,7 @@ def plot_runs(
     trace: Annotated[
         str | None, typer.Option(help="Of a probe: id of the trace to draw; default: the longest.")
     ] = None,
-    formats: Formats = "png,svg,pdf",
+    formats: Formats = FORMATS,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the figures; default: the one DIR, or figures.")
     ] = None,
@@ -77,10 +83,8 @@ def plot_runs(
 
     The figures of one folder go into it, those of several into `figures` beside the first.
     """
-    from probing.errors import ConfigError
     from probing.files.headers import kind_of
 
-    kinds = checked_formats(formats)
     if smooth < 1:
         raise ConfigError(f"--smooth is a number of steps, at least 1, not {smooth}")
     probes = [folder for folder in folders if "probe" in kind_of(folder)]
@@ -98,32 +102,18 @@ def plot_runs(
         drawn = finished_figures(folders[0])
     else:
         drawn = training_figures(folders, smooth)
-    save_all(
-        drawn, out or (folders[0] if len(folders) == 1 else folders[0].parent / "figures"), kinds
-    )
+    beside = folders[0] if len(folders) == 1 else folders[0].parent / "figures"
+    save_all(drawn, out or beside, formats)
 
 
-def checked_formats(formats: str) -> list[str]:
-    """The formats of an option such as `png,svg`.
-
-    Raises:
-        ConfigError: none, or an unknown one.
-    """
-    from probing.errors import ConfigError
-    from probing.figures.style import FORMATS
-
-    kinds = [kind.strip() for kind in formats.split(",") if kind.strip()]
-    if not kinds or set(kinds) - set(FORMATS):
-        raise ConfigError(f"unknown formats {formats!r}; choose of {', '.join(FORMATS)}")
-    return kinds
-
-
-def save_all(drawn: dict[str, Figure], place: Path, kinds: Sequence[str]) -> None:
+def save_all(drawn: dict[str, Figure], place: Path, formats: Sequence[Format]) -> None:
     """Write figures by their names in each format, and say where."""
     from probing.figures.style import save_figure
 
+    if not formats:
+        raise ConfigError(f"--formats names none; choose of {', '.join(FORMATS)}")
     for name, figure in drawn.items():
-        for kind in kinds:
+        for kind in formats:
             path = place / f"{name}.{kind}"
             save_figure(figure, path)
             console.print(f"→ {path}", soft_wrap=True)
@@ -219,68 +209,25 @@ def _report(runs: Sequence[Run]) -> None:
 
 
 @plot.command(name="trace")
+@options
 def plot_trace(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished kfh probe.")],
+    config: ViewerConfig,
     html: Annotated[
         bool, typer.Option("--html", help="One page of all traces, to open in a browser.")
     ] = False,
-    traces: Annotated[
-        Path | None, typer.Option(help="The probe's trace file, where it has moved.")
-    ] = None,
-    ids: Annotated[
-        str, typer.Option(help="Traces, comma between; default: the longest, or --limit of them.")
-    ] = "",
-    limit: Annotated[
-        int | None, typer.Option(help="Page: most traces; default 200, 0 is all.")
-    ] = None,
-    heads: Annotated[
-        str,
-        typer.Option(
-            help="Such as 2.3,2.1. Figure: their mean; default: the head set. Page: heads beside "
-            "the set whose tokens are shown; default: the 4 best by SRA."
-        ),
-    ] = "",
-    tokens: Annotated[
-        bool, typer.Option(help="Page: attention of single tokens; loads the model.")
-    ] = True,
-    formats: Annotated[
-        str, typer.Option(help="Figure: of png, svg, pdf; comma between.")
-    ] = "png,svg,pdf",
-    device: Annotated[str, typer.Option(help="Page: auto, cpu, cuda, …")] = "auto",
-    out: Annotated[
-        Path | None, typer.Option(help="File to write; default: trace.html or trace.* in DIR.")
-    ] = None,
-    beside: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Page: folder of another probe of the same traces, repeatable: its heads can be "
-            "seen beside those of DIR, step by step."
-        ),
-    ] = None,
+    formats: Formats = FORMATS,
 ) -> None:
     """Show traces: steps by score, labels, phrase kinds, heads, tokens.
 
     A page holds at most 12 MB of step scores (so many heads as fit, best first) and 16 MB of
     tokens, before base64; what is left out it says.
     """
-    from probing.errors import ConfigError
-
-    names = tuple(name.strip() for name in ids.split(",") if name.strip())
-    chosen = parse_heads(heads)
     if html:
-        from probing.viewer.page import LIMIT, ViewerConfig
-
-        most = (0 if names else LIMIT) if limit is None else limit
-        write_viewer(
-            ViewerConfig(
-                folder, out, traces, names or None, most, chosen or None, tokens, device,
-                tuple(beside or ()),
-            )
-        )  # fmt: skip
+        write_viewer(config)
         return
-    if limit is not None or not tokens or beside:
+    if config.limit is not None or not config.tokens or config.beside:
         raise ConfigError("--limit, --no-tokens and --beside are of the page; give --html too")
-    draw_strip(folder, traces, names, chosen, formats, out)
+    draw_strip(config, formats)
 
 
 def write_viewer(config: ViewerConfig) -> None:
@@ -303,56 +250,30 @@ def write_viewer(config: ViewerConfig) -> None:
     console.print(f"→ {page.path} ({page.size / 1e6:.1f} MB)", highlight=False)
 
 
-def draw_strip(
-    folder: Path,
-    traces: Path | None,
-    ids: tuple[str, ...],
-    heads: tuple[Head, ...],
-    formats: str,
-    out: Path | None,
-) -> None:
+def draw_strip(config: ViewerConfig, formats: Sequence[Format]) -> None:
     """Draw one trace's steps by the mean of the heads; without an id the one of most steps."""
-    from probing.errors import ConfigError
     from probing.figures.style import save_figure
     from probing.figures.trace import strip_of
     from probing.files.headers import refuse_overwriting
     from probing.folder import ProbeResult
 
-    kinds = checked_formats(formats)
-    if len(ids) > 1:
+    if len(config.ids) > 1:
         raise ConfigError("a figure shows one trace: give one --ids, or --html for a page of many")
-    paths = [out] if out else [folder / f"trace.{kind}" for kind in kinds]
-    if out:
-        checked_formats(out.suffix[1:])
+    paths = [config.folder / f"trace.{kind}" for kind in formats]
+    paths = [config.out] if config.out else paths
+    if config.out and config.out.suffix[1:] not in FORMATS:
+        raise ConfigError(unknown("--out with the ending", config.out.suffix[1:], FORMATS))
     for path in paths:
-        refuse_overwriting(path, traces)
-    figure = strip_of(ProbeResult.load(folder, traces), ids[0] if ids else None, heads or None)
+        refuse_overwriting(path, config.traces)
+    trace = config.ids[0] if config.ids else None
+    figure = strip_of(ProbeResult.load(config.folder, config.traces), trace, config.heads or None)
     for path in paths:
         save_figure(figure, path)
         console.print(f"→ {path}", soft_wrap=True)
 
 
-def parse_heads(text: str) -> tuple[Head, ...]:
-    """Heads written as LAYER.HEAD, comma between.
-
-    Raises:
-        ConfigError: something else.
-
-    Example:
-        >>> parse_heads("2.3, 10.0")
-        ((2, 3), (10, 0))
-    """
-    from probing.errors import ConfigError
-
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if not re.fullmatch(r"[0-9]+\.[0-9]+", name):
-            raise ConfigError(f"--heads {name!r}: a head is LAYER.HEAD, such as 2.3")
-    pairs = [tuple(map(int, name.split("."))) for name in names]
-    return tuple((layer, head) for layer, head in pairs)
-
-
 @plot.command(name="paper")
+@options
 def plot_paper(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that kfh probe wrote.")],
     ablation: Annotated[
@@ -366,15 +287,16 @@ def plot_paper(
         list[Path] | None,
         typer.Option(help="Instead of runs: probes of later checkpoints, repeatable, in order."),
     ] = None,
-    formats: Formats = "png,svg,pdf",
+    formats: Formats = FORMATS,
     out: Annotated[Path | None, typer.Option(help="Folder for the figure; default: DIR.")] = None,
 ) -> None:
     """Lay out the paper's Figure 2 for a probed model: heads, ensembles, cause, stability."""
-    kinds = checked_formats(formats)
+    from rl.runs.paper import paper_figure
+
     figure, missing = paper_figure(folder, ablation, train or [], stability or [])
     for text in missing:
         warn(f"left out: {text}")
-    save_all({"paper": figure}, out or folder, kinds)
+    save_all({"paper": figure}, out or folder, formats)
 
 
 def report(

@@ -16,11 +16,19 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from transformers import TrainerCallback
 
 from kfh.console import console, print_tables, talk
+from kfh.options import declared
 from probing.errors import ConfigError
 from probing.headset import HeadSetWarning
+from rl.attnpo.methods import METHODS, method_of
+from rl.training.recipe import (
+    TrainConfig,
+    parse_settings,
+    recipe_settings,
+    shipped_recipes,
+    train_config,
+)
 
 
 def run_train(
@@ -30,11 +38,10 @@ def run_train(
 
     A run that goes on keeps its settings: they stand above a recipe's, and below what is given.
     """
+    from transformers import TrainerCallback
     from transformers.utils import logging
 
-    from rl.attnpo.methods import method_of
     from rl.training.job import former_run, train
-    from rl.training.recipe import parse_settings, recipe_settings, train_config
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -56,7 +63,10 @@ def run_train(
     def tell(text: str) -> None:
         print_tables([], [text])
 
-    result = train(config, resume=resume, watch=[LiveLine()], tell=tell)
+    class Watch(LiveLine, TrainerCallback):
+        """The live line as the trainer takes it."""
+
+    result = train(config, resume=resume, watch=[Watch()], tell=tell)
     if int(os.environ.get("RANK", 0)):
         return result
     last = result["final"]
@@ -72,7 +82,7 @@ def run_train(
     return result
 
 
-class LiveLine(TrainerCallback):
+class LiveLine:
     """A bar with the figures of the last step. Plain lines where there is no terminal."""
 
     def __init__(self) -> None:
@@ -132,31 +142,35 @@ def live_text(logs: dict[str, Any]) -> str:
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    out: Annotated[Path, declared(TrainConfig, "out")],
     method: Annotated[
         str | None,
-        typer.Option(help="attnpo, its ablations, oracle, grpo, rloo, tlmre, laser, dler."),
+        typer.Option(
+            help="attnpo, its ablations, oracle, grpo, rloo, tlmre, laser, dler.",
+            autocompletion=lambda: list(METHODS),
+        ),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="YAML file or shipped recipe; default: the method's.")
+        str | None,
+        typer.Option(
+            help="YAML file or shipped recipe; default: the method's.",
+            autocompletion=shipped_recipes,
+        ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Hub id or folder; default: the recipe's.")
-    ] = None,
-    heads: Annotated[
-        str | None, typer.Option(help="Head file of `kfh probe`, or a shipped head set.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="FILE.jsonl, hub:OWNER/NAME, rg:TASK or pocket:N.")
-    ] = None,
+    model: Annotated[str | None, declared(TrainConfig, "model")] = None,
+    heads: Annotated[str | None, declared(TrainConfig, "heads")] = None,
+    data: Annotated[str | None, declared(TrainConfig, "data")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order, sampling and random heads.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, any setting; repeatable.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
 ) -> None:
-    """Train with step-level credit from a head set, or with a baseline."""
+    """Train with step-level credit from a head set, or with a baseline.
+
+    What is not given is the recipe's.
+    """
     options = {"method": method, "model": model, "heads": heads, "data": data, "seed": seed}
     result = run_train(out, recipe, set_ or [], resume, **options)
     if result["status"] == "interrupted":
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("interrupted; the same command with --resume goes on from here")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from probing.choices import BACKENDS, BATCH_TOKENS, Head
 from probing.errors import ConfigError
 from probing.models.identity import shortest_window
+from probing.settings import unknown
 from probing.traces.tokens import EncodedTrace
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ Scores = Float[np.ndarray, "head step"]
 STRETCH = 32  # batches' worth of traces that are in memory at once, to be sorted by length
 
 
+@runtime_checkable
 class Capture(Protocol):
     """What a backend gives: heads, and the attention mass of a batch padded on the right."""
 
@@ -80,7 +82,7 @@ def open_capture(model: PreTrainedModel, backend: str = "transformers") -> Captu
         from probing.attention.lens import LensCapture
 
         return LensCapture(model)
-    raise ConfigError(f"unknown backend {backend!r}; choose {' or '.join(BACKENDS)}")
+    raise ConfigError(unknown("backend", backend, BACKENDS))
 
 
 def pad_batch(

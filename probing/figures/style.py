@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-FORMATS = ("png", "svg", "pdf")
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 SKY, PURPLE, AMBER, BLACK = "#56B4E9", "#CC79A7", "#E69F00", "#000000"
 TITLE, LABEL, TICK, SMALL = 10.0, 9.0, 8.0, 7.5  # points; nothing is smaller than 7

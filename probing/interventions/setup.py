@@ -6,13 +6,16 @@ and in their order, the list of its outcomes. Parts need not know of files, bars
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from probing.answers.context import PreparedTrace
-from probing.choices import BATCH_TOKENS, MIN_CHARS, THINK_END, Answer, Keep
+from probing.choices import BATCH_TOKENS, MIN_CHARS, Answer, Mode
 from probing.errors import ConfigError, DataError
 from probing.files.headers import file_hash
 from probing.headset import HeadSet
@@ -21,10 +24,11 @@ from probing.settings import check, choice, to_json
 from probing.traces.file import Trace
 from probing.traces.source import (
     SourceReport,
+    TraceChoosing,
     TraceList,
+    TraceReading,
     TraceSource,
     cut_traces,
-    pocket_traces,
     prepare_traces,
 )
 
@@ -50,8 +54,8 @@ class InterventionConfig:
         ConfigError: a value that is no choice or out of bounds.
     """
 
-    remove: tuple[int, ...] = choice((1, 2, 3), "How many steps to remove.", panel=STEPS)
-    modes: tuple[str, ...] = choice(
+    remove: tuple[int, ...] = choice((1, 2, 3), "How many steps to remove.", least=1, panel=STEPS)
+    modes: tuple[Mode, ...] = choice(
         ("zero/all", "mean/all", "zero/answer-to-steps"),
         "zero or mean, then /all positions or /answer-to-steps.",
         panel=HEADS,
@@ -79,16 +83,16 @@ class InterventionConfig:
     def __post_init__(self) -> None:
         """Check the settings."""
         check(self)
-        if not self.remove or min(self.remove) < 1 or len(set(self.remove)) < len(self.remove):
-            raise ConfigError(f"--remove takes numbers of steps, at least 1, not {self.remove}")
+        if not self.remove or len(set(self.remove)) < len(self.remove):
+            raise ConfigError(f"--remove takes numbers of steps, none twice, not {self.remove}")
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as they stand in headers."""
-        return to_json(self)
+        """The settings as they stand in headers, with the one thing that edits heads today."""
+        return {**to_json(self), "backend": "transformers"}
 
 
 @dataclass(frozen=True)
-class TraceChoice:
+class TraceChoice(TraceReading, TraceChoosing):
     """Which traces are intervened on: a file, and which of it."""
 
     traces: Path = choice(
@@ -96,12 +100,8 @@ class TraceChoice:
         "Trace file (JSONL, .gz too); pocket: the embedded model's.",
         panel=TRACES,
     )
-    labels: str = choice("steps", "steps: the file's own; or a label file.", panel=TRACES)
-    keep: Keep = choice("correct", "Correct answers only, or all.", panel=TRACES)
     only: Only = choice("held-out", "Leave out what the heads were chosen on.", panel=TRACES)
     limit: int | None = choice(None, "The first so many; default all.", least=1, panel=TRACES)
-    skip_bad: bool = choice(False, "Leave bad lines out, counted.", panel=TRACES)
-    think_end: str = choice(THINK_END, "The text that ends the reasoning.", panel=TRACES)
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -116,13 +116,13 @@ class TraceChoice:
         """The file cut as the head set's traces were; a published set: by the paper's rules."""
         cut = heads.segmenter or {}
         return TraceSource(
-            pocket_traces() if self.is_pocket else self.traces,
-            cut.get("phrases") or cut.get("name", "attnpo"),
-            cut.get("min_chars", MIN_CHARS),
-            self.skip_bad,
-            self.think_end,
-            self.labels,
-            self.keep,
+            self.traces,
+            segmenter=cut.get("phrases") or cut.get("name", "attnpo"),
+            min_chars=cut.get("min_chars", MIN_CHARS),
+            skip_bad=self.skip_bad,
+            think_end=self.think_end,
+            labels=self.labels,
+            keep=self.keep,
         )
 
     def choose(self, heads: HeadSet) -> ChosenTraces:
@@ -222,6 +222,16 @@ def selected_on(source: TraceSource, heads: HeadSet) -> tuple[set[str], str]:
     if len(places) != selection.get("select_traces"):
         return set(), "unknown: the half that the heads were chosen on cannot be made again"
     return {ids[place] for place in places}, "yes: the half that the heads were not chosen on"
+
+
+def generator(trace: str, *before: int, after: Sequence[int] = ()) -> np.random.Generator:
+    """Random numbers of a trace, by its id: they do not depend on what was drawn before.
+
+    Args:
+        before, after: numbers that tell draws apart: seed, number of steps, draw.
+    """
+    digest = hashlib.sha256(trace.encode()).digest()
+    return np.random.default_rng([*before, int.from_bytes(digest[:8], "big"), *after])
 
 
 @dataclass(frozen=True, eq=False)

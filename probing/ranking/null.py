@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from probing.choices import NULLS, PERMUTATIONS
 from probing.errors import ConfigError
 from probing.ranking.metrics import RankedTrace, ranking_counts
+from probing.settings import unknown
 
 
 def permuted_labels(
@@ -26,7 +27,7 @@ def permuted_labels(
         n = len(essential)
         shift = rng.integers(0, n, size=(count, 1))
         return essential[(np.arange(n) + shift) % n]
-    raise ConfigError(f"unknown null {kind!r}; choose {' or '.join(NULLS)}")
+    raise ConfigError(unknown("null", kind, NULLS))
 
 
 def max_null(

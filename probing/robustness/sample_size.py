@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from probing.choices import DRAWS, LADDER
 from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_header, write_json
 from probing.folder import ProbeResult
@@ -22,8 +23,6 @@ from probing.ranking.metrics import RankedTrace, metric_table
 from probing.ranking.select import select_top
 from probing.settings import check_metric
 
-DRAWS = 200
-LADDER = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 AGREE = 0.9  # share of draws that is called enough
 WIDTH_RESAMPLES = 400
 

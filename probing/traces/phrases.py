@@ -11,6 +11,7 @@ from pathlib import Path
 
 from probing.errors import DataError
 from probing.files.headers import data_path, file_hash
+from probing.settings import unknown
 from probing.traces.file import Step
 
 KINDS = ("confused", "branching", "forward", "backward", "special")
@@ -48,7 +49,7 @@ class Phrases:
         kinds: dict[str, str] = {}
         for kind, phrases in groups:
             if kind not in KINDS:
-                raise DataError(f"{path}: unknown kind {kind!r}; known are {', '.join(KINDS)}")
+                raise DataError(f"{path}: {unknown('kind', kind, KINDS)}")
             for phrase in phrases:
                 if not isinstance(phrase, str) or not phrase:
                     raise DataError(f"{path}: {kind} holds {phrase!r}; phrases are texts")

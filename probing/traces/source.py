@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from probing.choices import GIVEN, MIN_CHARS, THINK_END, Keep
+from probing.choices import GIVEN, MIN_CHARS, POCKET, THINK_END, Keep
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, file_hash, text_hash
 from probing.settings import check, choice
@@ -21,20 +21,19 @@ STEPS = "Steps and labels"  # panel of the command line
 
 
 @dataclass(frozen=True)
-class StepSource:
-    """A trace file, and how its traces are cut into steps.
+class TraceReading:
+    """How a trace file is read; part of the settings of all that read one."""
 
-    Args:
-        path: the trace file.
-        segmenter: `given`: the steps of the file, as they are; or the name of a segmenter or a
-            phrase file, or a function `text → list[Step]`: cut anew, with the file's labels carried
-            over by their characters.
-        min_chars: the segmenter's minimum length.
-        skip_bad: leave out bad lines, counted, instead of stopping at the first.
-        think_end: the text that ends the reasoning.
-    """
+    _: KW_ONLY
+    skip_bad: bool = choice(False, "Leave bad lines out, counted.", panel=STEPS)
+    think_end: str = choice(THINK_END, "The text that ends the reasoning.", panel=STEPS)
 
-    path: Path = choice(help="Trace file (JSONL, .gz too).", option="--traces", panel=STEPS)
+
+@dataclass(frozen=True)
+class StepCutting:
+    """How traces are cut into steps. A segmenter's labels are the file's, by their characters."""
+
+    _: KW_ONLY
     segmenter: str | SegmentFunction = choice(
         GIVEN,
         "given: the file's steps; or attnpo, line, sentence, paragraph, *.json, module:name.",
@@ -43,12 +42,32 @@ class StepSource:
     min_chars: int = choice(
         MIN_CHARS, "Steps shorter than this are merged (attnpo).", least=0, panel=STEPS
     )
-    skip_bad: bool = choice(False, "Leave bad lines out, counted.", panel=STEPS)
-    think_end: str = choice(THINK_END, "The text that ends the reasoning.", panel=STEPS)
+
+
+@dataclass(frozen=True)
+class TraceChoosing:
+    """Which traces of a file are used, and whose labels: the paper probes correct ones."""
+
+    _: KW_ONLY
+    labels: str = choice("steps", "steps: the file's own; or a label file.", panel=STEPS)
+    keep: Keep = choice("correct", "Which traces: correct answers only, or all.", panel=STEPS)
+
+
+@dataclass(frozen=True)
+class StepSource(TraceReading, StepCutting):
+    """A trace file, and how its traces are cut into steps.
+
+    Raises:
+        ConfigError: a value that is no choice or out of bounds.
+        DataError: there is no such file.
+    """
+
+    path: Path = choice(help="Trace file (JSONL, .gz too).", option="--traces")
 
     def __post_init__(self) -> None:
         """Check that the file is there."""
         check(self)
+        object.__setattr__(self, "path", trace_path(self.path))
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such trace file")
 
@@ -110,20 +129,16 @@ class TraceList:
 
 
 @dataclass(frozen=True)
-class TraceSource(StepSource):
-    """The traces of a probe: their steps, whose labels, and which of them.
-
-    Args:
-        labels: `steps`: the labels of the file's steps; or the path of a label file.
-        keep: `correct` leaves out traces whose answer is known to be wrong (the paper probes
-            correct ones); `all` keeps them.
-    """
-
-    labels: str = choice("steps", "steps: the file's own; or a label file.", panel=STEPS)
-    keep: Keep = choice("correct", "Which traces: correct answers only, or all.", panel=STEPS)
+class TraceSource(StepSource, TraceChoosing):
+    """The traces of a probe: their steps, whose labels, and which of them."""
 
     def label_file(self) -> LabelFile | None:
-        """The label file, checked to be of the same segmenter; None for the file's own labels."""
+        """The label file; None for the trace file's own labels.
+
+        Raises:
+            ConfigError: it labels the steps of another segmenter.
+            DataError: it cannot be read.
+        """
         if self.labels == "steps":
             return None
         found = read_labels(Path(self.labels))
@@ -216,8 +231,13 @@ def cut_traces(source: TraceSource, report: SourceReport) -> Iterator[Trace]:
 
 
 def pocket_traces() -> Path:
-    """The labelled traces that were sampled from it."""
+    """The labelled traces that were sampled from the embedded model."""
     return data_path("pocket", "traces.jsonl")
+
+
+def trace_path(name: Path | str) -> Path:
+    """The trace file of this path; `pocket`: of the embedded model."""
+    return pocket_traces() if str(name) == POCKET else Path(name)
 
 
 def step_counts(source: StepSource | TraceList, report: ReadReport) -> dict[str, int]:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 from probing.choices import ANSWERS, RULES
 from probing.errors import ConfigError, DataError
 from probing.models.identity import tokenizer_fingerprint
+from probing.settings import unknown
 from probing.traces.file import Trace
 from probing.traces.text import boxes, value_spans
 
@@ -88,7 +89,7 @@ def token_spans(
         [[0, 1], [1, 3]]
     """
     if rule not in RULES:
-        raise ConfigError(f"unknown rule {rule!r}; choose {' or '.join(RULES)}")
+        raise ConfigError(unknown("rule", rule, RULES))
     limits = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
     starts, ends = offsets[:, 0], offsets[:, 1]
     first = np.searchsorted(ends, limits[:, 0], side="right")
@@ -245,7 +246,7 @@ def answer_tokens(
     elif which == "boxed":
         spans = boxes(text, start)[-1:]
     else:
-        raise ConfigError(f"unknown answer tokens {which!r}; choose {', '.join(ANSWERS)}")
+        raise ConfigError(unknown("answer tokens", which, ANSWERS))
     chosen = np.zeros(len(offsets), dtype=bool)
     for first, last in token_spans(offsets, spans, "overlap"):
         chosen[first:last] = True

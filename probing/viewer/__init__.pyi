@@ -1,2 +1,2 @@
-from .page import ViewerConfig as ViewerConfig
+from .config import ViewerConfig as ViewerConfig
 from .page import write_page as write_page

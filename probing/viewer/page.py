@@ -21,14 +21,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probing.choices import Head
-from probing.errors import ConfigError
 from probing.files.headers import refuse_overwriting, whole_file
 from probing.folder import ProbeResult
 from probing.settings import Progress, no_progress
 from probing.traces.file import Trace
 from probing.traces.phrases import Phrases
 from probing.viewer.blocks import index_of, phrase_path, title_of, trace_block
+from probing.viewer.config import ViewerConfig
 from probing.viewer.masses import TraceMasses, token_masses
 from probing.viewer.pack import TOKEN_SCALE, json_for_html, pack_cells, pack_codes, token_cells
 from probing.viewer.views import (
@@ -45,47 +44,6 @@ SCRIPTS = (
     "data.js", "views.js", "scale.js", "page.js", "list.js", "steps.js", "tokens.js", "find.js",
     "heads.js", "export.js", "events.js",
 )  # fmt: skip
-LIMIT = 200
-
-
-@dataclass(frozen=True)
-class ViewerConfig:
-    """What a page is to show.
-
-    Args:
-        folder: of a finished probe.
-        beside: folders of other probes of the same traces, to be seen beside it.
-        out: the HTML file to write; None: `trace.html` in the folder.
-        traces: the probe's trace file, where that has moved.
-        ids: traces to show; None: the first `limit` of the file that every probe scored.
-        limit: most traces; 0: all.
-        heads: heads beside the set whose tokens are shown, of every probe of a model of the same
-            shape; None: the `OTHERS` best by SRA.
-        tokens: capture the attention of single tokens; without, no model is loaded.
-        device: for that.
-    """
-
-    folder: Path
-    out: Path | None = None
-    traces: Path | None = None
-    ids: tuple[str, ...] | None = None
-    limit: int = LIMIT
-    heads: tuple[Head, ...] | None = None
-    tokens: bool = True
-    device: str = "auto"
-    beside: tuple[Path, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check what can be known before anything is read."""
-        if self.limit < 0:
-            raise ConfigError(f"--limit is a number of traces, or 0 for all, not {self.limit}")
-        if self.out is not None and self.out.suffix not in (".html", ".htm"):
-            raise ConfigError(f"--out {self.out}: the page is written to a file NAME.html")
-
-    @property
-    def path(self) -> Path:
-        """The file to write."""
-        return self.out or self.folder / "trace.html"
 
 
 @dataclass(frozen=True)
@@ -117,12 +75,12 @@ def write_page(config: ViewerConfig, progress: Progress = no_progress) -> Page:
         KfhError: no finished probe, changed files, an unknown trace or head, a changed model,
             probes of other traces or steps, or more traces than a page can hold.
     """
-    refuse_overwriting(config.path, config.traces)
+    refuse_overwriting(config.page, config.traces)
     probes = load_probes([config.folder, *config.beside], config.traces)  # 1
-    traces, alone = shared_traces(probes, config.ids, config.limit)
+    traces, alone = shared_traces(probes, config.ids or None, config.most)
     shown = []
     for name, probe in zip(probe_names(probes), probes, strict=True):  # 2
-        heads = config.heads if _same_shape(probe, probes[0]) else None
+        heads = config.heads or None if _same_shape(probe, probes[0]) else None
         views = choose_views(probe, traces, heads, config.tokens, len(probes))
         shown.append(ShownProbe(name, probe, views))
     masses: list[Iterable[TraceMasses]] = [  # 3
@@ -133,7 +91,7 @@ def write_page(config: ViewerConfig, progress: Progress = no_progress) -> Page:
         else ()
         for item in shown
     ]
-    return pack_page(shown, traces, masses, config.path, alone)  # 4
+    return pack_page(shown, traces, masses, config.page, alone)  # 4
 
 
 def _same_shape(probe: ProbeResult, other: ProbeResult) -> bool:

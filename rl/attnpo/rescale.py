@@ -20,6 +20,7 @@ from torch import Tensor
 
 from probing.attention.scores import step_baseline
 from probing.errors import ConfigError
+from probing.settings import unknown
 
 FORMS = ("release", "printed")
 
@@ -57,7 +58,7 @@ class Rescaling:
     def __post_init__(self) -> None:
         """Check the constants."""
         if self.form not in FORMS:
-            raise ConfigError(f"unknown form {self.form!r}; choose {' or '.join(FORMS)}")
+            raise ConfigError(unknown("form", self.form, FORMS))
         if not 0 <= self.floor <= 1:
             raise ConfigError(f"the floor δ must lie in [0, 1], is {self.floor}")
         for name in ("alpha", "alpha_negative", "beta", "delay"):

@@ -1,4 +1,4 @@
-from .job import EvalConfig as EvalConfig
+from .config import EvalConfig as EvalConfig
 from .job import EvalResult as EvalResult
 from .job import evaluate as evaluate
 from .measures import efficiency_score as efficiency_score

@@ -10,69 +10,26 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from probing.choices import THINK_END
-from probing.errors import ConfigError
 from probing.files.headers import HEADER, file_header, refuse_overwriting, write_json
 from probing.models.decode import Sampling
-from probing.settings import Progress, choice, no_progress, to_json
+from probing.settings import Progress, no_progress, to_json
+from rl.evaluation.config import EvalConfig
 from rl.evaluation.summary import Base, Overall, SetFigures, overall, set_figures
-from rl.sampling.backends import BATCH, TransformersSampler
-from rl.sampling.job import AskConfig, ask_set, load_sets, open_backend, prompt_tokenizer
+from rl.sampling.backends import TransformersSampler
+from rl.sampling.base import BATCH
+from rl.sampling.job import ask_set, load_sets, open_backend, prompt_tokenizer
 from rl.sampling.responses import Asking, Response, ask
 from rl.tasks.base import QuestionSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-# Samples a question in the paper's validation, at temperature 0.6 and top-p 0.95.
-PAPER_SAMPLES = {
-    "gsm8k": 4,
-    "math500": 4,
-    "olympiadbench": 4,
-    "amc23": 16,
-    "aime2024": 16,
-    "aime2025": 16,
-}
-
-
-@dataclass(frozen=True)
-class EvalConfig(AskConfig):
-    """All settings of an evaluation, checked on creation: what is asked, and what is computed.
-
-    Raises:
-        ConfigError: values that are out of range or contradict each other.
-    """
-
-    preset: Literal["paper"] | None = choice(None, "Samples a question as in the paper, by name.")
-    budgets: tuple[int, ...] = choice((), "Accuracy within so many tokens, such as 2048,4096.")
-    base: Path | None = choice(None, "A former evaluation, to compute AES against.")
-
-    def __post_init__(self) -> None:
-        """Check what can be known before anything is read."""
-        super().__post_init__()
-        if any(budget < 1 for budget in self.budgets):
-            raise ConfigError("budgets must be at least 1")
-        if self.preset == "paper" and (self.temperature, self.top_p) != (0.6, 0.95):
-            raise ConfigError("preset paper is temperature 0.6 and top-p 0.95: leave them out")
-        if max(self.budgets, default=0) > self.max_tokens:
-            raise ConfigError(
-                f"a budget of {max(self.budgets)} tokens cannot be told from --max-tokens "
-                f"{self.max_tokens}: raise the latter"
-            )
-
-    def samples_of(self, name: str) -> int:
-        """Responses to a question of the set of this name."""
-        if self.preset == "paper":
-            return PAPER_SAMPLES.get(re.sub(r"[^a-z0-9]", "", name.lower()), self.samples)
-        return self.samples
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-from .job import JudgingConfig as JudgingConfig
+from .config import JudgingConfig as JudgingConfig
 from .job import judge_traces as judge_traces
 from .panel import Judge as Judge
 from .panel import Panel as Panel

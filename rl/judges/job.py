@@ -20,13 +20,14 @@ from typing import Any
 
 from probing.errors import DataError
 from probing.files.headers import file_hash, refuse_overwriting
-from probing.settings import Progress, check, choice, no_progress
+from probing.settings import Progress, no_progress
 from probing.traces.file import ReadReport, Trace
 from probing.traces.labels import write_labels
 from probing.traces.source import StepSource
 from rl.judges.client import AnswerCache, JudgeClient, NoVerdict
+from rl.judges.config import JudgingConfig
 from rl.judges.panel import Panel
-from rl.judges.votes import Consensus, consensus_label, essential_share, fleiss_agreement
+from rl.judges.votes import consensus_label, essential_share, fleiss_agreement
 
 TOO_LONG = "longer than max_chars"
 NO_STEPS = "without steps"
@@ -34,35 +35,17 @@ NO_VOTES = "without an answer of any judge"
 
 
 @dataclass(frozen=True)
-class JudgingConfig:
-    """What to label, by whom.
-
-    Args:
-        source: the trace file, and how it is cut; labels that it holds are not shown to a judge.
-        panel: the judges.
-        out: the label file.
-        cache: folder of the judges' answers.
-
-    Raises:
-        ConfigError: values out of range.
-    """
+class _Job:
+    """What is judged, by whom, and how."""
 
     source: StepSource
     panel: Panel
-    out: Path
+    config: JudgingConfig
     cache: Path
-    consensus: Consensus = choice("unanimous", "Of all judges.")
-    concurrency: int = choice(8, "Requests at a time, to all judges together.", least=1)
-    rate: float = choice(0.0, "Requests a second to each judge; 0: no limit.", least=0)
-    limit: int | None = choice(None, "Traces to label, the first ones; default all.", least=1)
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        check(self)
 
     def traces(self, report: ReadReport | None = None) -> Iterator[Trace]:
         """The traces with the steps that are judged; `report` counts bad lines."""
-        return islice(self.source.traces(report), self.limit)
+        return islice(self.source.traces(report), self.config.limit)
 
 
 @dataclass
@@ -95,32 +78,47 @@ class JudgingReport:
         }
 
 
-def judge_traces(config: JudgingConfig, progress: Progress = no_progress) -> JudgingReport:
+def judge_traces(
+    source: StepSource,
+    panel: Panel,
+    out: Path,
+    config: JudgingConfig | None = None,
+    progress: Progress = no_progress,
+) -> JudgingReport:
     """Have the steps of a trace file judged, and write the label file.
+
+    Args:
+        source: the trace file, and how it is cut; labels that it holds are not shown to a judge.
+        panel: the judges.
+        out: the label file.
+        config: default `JudgingConfig()`.
+        progress: shows answers and their tokens.
 
     Raises:
         KfhError: a bad trace or setting; a judge that cannot be asked. Answers that came before
             are kept, and are not asked for again.
     """
-    refuse_overwriting(config.out, config.source.path)
+    refuse_overwriting(out, source.path)
+    config = config or JudgingConfig()
+    job = _Job(source, panel, config, config.cache_beside(out))
     report = JudgingReport()
-    asked = list(_judged_ids(config, report))  # 1
-    votes = asyncio.run(_ask_all(config, set(asked), report, progress))  # 2
-    lines = list(_lines(config, asked, votes, report))  # 3
+    asked = list(_judged_ids(job, report))  # 1
+    votes = asyncio.run(_ask_all(job, set(asked), report, progress))  # 2
+    lines = list(_lines(job, asked, votes, report))  # 3
     if not lines:
         reasons = {name: counts["failed"] for name, counts in report.requests.items()}
-        raise DataError(f"{config.source.path}: no judge gave a usable answer: {reasons}")
+        raise DataError(f"{source.path}: no judge gave a usable answer: {reasons}")
     report.agreement = fleiss_agreement([line["votes"] for line in lines])
     write_labels(
-        config.out,
+        out,
         lines,
-        config.source.segmenter_json(),
+        source.segmenter_json(),
         source="judges",
-        traces=str(config.source.path),
-        traces_hash=file_hash(config.source.path),
-        think_end=config.source.think_end,
+        traces=str(source.path),
+        traces_hash=file_hash(source.path),
+        think_end=source.think_end,
         consensus=config.consensus,
-        **config.panel.to_json(),
+        **panel.to_json(),
         counts=report.to_json(),
         agreement=report.agreement,
         requests=report.requests,
@@ -128,54 +126,50 @@ def judge_traces(config: JudgingConfig, progress: Progress = no_progress) -> Jud
     return report
 
 
-def _judged_ids(config: JudgingConfig, report: JudgingReport) -> Iterator[str]:
+def _judged_ids(job: _Job, report: JudgingReport) -> Iterator[str]:
     """Ids of the traces that are judged; the others are counted."""
-    for trace in config.traces(report.reading):
+    for trace in job.traces(report.reading):
         report.traces += 1
         if not trace.steps:
             report.left_out[NO_STEPS] += 1
-        elif config.panel.too_long(trace):
+        elif job.panel.too_long(trace):
             report.left_out[TOO_LONG] += 1
         else:
             yield trace.id
     if report.traces == sum(report.left_out.values()):
         reasons = ", ".join(f"{number} {why}" for why, number in report.left_out.items())
-        raise DataError(
-            f"{config.source.path}: no trace can be judged ({reasons}); see --segmenter"
-        )
+        raise DataError(f"{job.source.path}: no trace can be judged ({reasons}); see --segmenter")
 
 
 Votes = dict[str, dict[str, list[str] | None]]  # trace → judge → labels
 
 
-async def _ask_all(
-    config: JudgingConfig, ids: set[str], report: JudgingReport, progress: Progress
-) -> Votes:
+async def _ask_all(job: _Job, ids: set[str], report: JudgingReport, progress: Progress) -> Votes:
     """Ask every judge for every trace; the first error that stops the job stops all requests."""
     votes: Votes = {}
-    cache = AnswerCache(config.cache)
+    cache = AnswerCache(job.cache)
     async with AsyncExitStack() as stack:
         clients = [
-            await stack.enter_async_context(JudgeClient(judge, cache, config.rate))
-            for judge in config.panel.judges
+            await stack.enter_async_context(JudgeClient(judge, cache, job.config.rate))
+            for judge in job.panel.judges
         ]
         with progress("judging", len(ids) * len(clients)) as advance:
-            jobs = _jobs(config, ids, clients, votes, advance)
+            jobs = _jobs(job, ids, clients, votes, advance)
             try:
-                await _work(jobs, config.concurrency)
+                await _work(jobs, job.config.concurrency)
             finally:
                 report.requests = {c.judge.name: c.counts.to_json() for c in clients}
     return votes
 
 
 def _jobs(
-    config: JudgingConfig, ids: set[str], clients: list[JudgeClient], votes: Votes, advance: Any
+    job: _Job, ids: set[str], clients: list[JudgeClient], votes: Votes, advance: Any
 ) -> Iterator[tuple[JudgeClient, str, Trace, dict[str, list[str] | None], Any]]:
     """What has to be asked; what is on disk becomes a vote at once."""
-    for trace in config.traces():
+    for trace in job.traces():
         if trace.id not in ids:
             continue
-        prompt = config.panel.ask(trace)
+        prompt = job.panel.ask(trace)
         by_judge = votes.setdefault(trace.id, dict.fromkeys((c.judge.name for c in clients), None))
         for client in clients:
             labels = client.cached(prompt, len(trace.steps))
@@ -206,7 +200,7 @@ async def _work(jobs: Iterator[Any], concurrency: int) -> None:
 
 
 def _lines(
-    config: JudgingConfig, ids: list[str], votes: Votes, report: JudgingReport
+    job: _Job, ids: list[str], votes: Votes, report: JudgingReport
 ) -> Iterator[dict[str, Any]]:
     """A line a step, in the order of the traces."""
     for trace_id in ids:
@@ -219,13 +213,13 @@ def _lines(
         report.incomplete += len(given) < len(by_judge)
         for step in range(len(given[0])):
             of_step = {name: labels[step] if labels else None for name, labels in by_judge.items()}
-            label = consensus_label(list(of_step.values()), config.consensus)
+            label = consensus_label(list(of_step.values()), job.config.consensus)
             report.labels[label or "without consensus"] += 1
             yield {
                 "id": trace_id,
                 "step": step,
                 "label": label,
                 "score": essential_share(list(of_step.values())),
-                "source": f"judges, {config.consensus}",
+                "source": f"judges, {job.config.consensus}",
                 "votes": of_step,
             }

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from probing.errors import DataError
 from probing.files.headers import kind_of, read_object
 from probing.files.jsonl import read_lines
 from probing.intervals import Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RUN_FILE, METRICS_FILE, PROBE_FILE = "run.json", "metrics.jsonl", "probe.jsonl"
 RESULT_FILE, EVAL_FILE = "result.json", "eval.json"
@@ -115,6 +117,8 @@ def _by_step(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """One row a step, indexed by it; nested objects as `outer.inner`, numbers only."""
+    import pandas as pd
+
     flat = pd.json_normalize(rows) if rows else pd.DataFrame({"step": []})
     frame = flat.set_index("step").apply(pd.to_numeric, errors="coerce").astype(float)
     frame.index = frame.index.astype(int)

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from probing.errors import ConfigError
 from probing.models.decode import Draws, Sampling, decode, encode_prompt, end_tokens, row_seed
-from rl.sampling.base import BACKENDS, Sample, Sampler
+from probing.settings import unknown
+from rl.sampling.base import BACKENDS, BATCH, Sample, Sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BATCH = 64
 
 
 def open_sampler(
@@ -46,7 +45,7 @@ def open_sampler(
         ModelError: the model cannot be loaded.
     """
     if backend not in BACKENDS:
-        raise ConfigError(f"unknown backend {backend!r}; choose {', '.join(BACKENDS)}")
+        raise ConfigError(unknown("backend", backend, BACKENDS))
     if backend == "openai":
         from rl.sampling.endpoints import EndpointSampler
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-from probing.models.decode import Sampling
+if TYPE_CHECKING:
+    from probing.models.decode import Sampling
 
+BATCH = 64  # responses, or requests, at a time
 Backend = Literal["transformers", "vllm", "openai"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 

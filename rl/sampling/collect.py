@@ -14,22 +14,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from probing.choices import MIN_CHARS, Keep
-from probing.errors import ConfigError, DataError
+from probing.errors import DataError
 from probing.files.headers import refuse_overwriting
 from probing.models.decode import encode_prompt
 from probing.models.identity import tokenizer_fingerprint
-from probing.settings import Progress, check, choice, no_progress
+from probing.settings import Progress, no_progress
 from probing.traces.file import Trace, write_traces
-from probing.traces.segmenters import Segmenter, segment_trace
+from probing.traces.segmenters import segment_trace
 from probing.traces.tokens import TOKEN_IDS, SampledIds, decode_with_offsets
 from rl.sampling.base import Sampler
-from rl.sampling.job import AskConfig, ask_set, load_sets, open_backend, prompt_tokenizer
+from rl.sampling.config import CollectConfig
+from rl.sampling.job import ask_set, load_sets, open_backend, prompt_tokenizer
 from rl.sampling.responses import Response, ResponseStore, bare_prompt
 from rl.tasks.base import Question, QuestionSet
 from rl.tasks.prompts import render_prompt
@@ -41,45 +40,6 @@ NO_ANSWER = "without an answer after the reasoning"
 WRONG = "wrong"
 HARD = "of problems solved too seldom"
 BEYOND = "beyond --per-problem"
-
-
-@dataclass(frozen=True)
-class CollectConfig:
-    """What to ask, and what of the responses to keep.
-
-    Args:
-        asking: model, questions and sampling; its `out` is the folder of all responses.
-        segmenter: cuts the steps at once; None leaves that to `kfh segment`.
-
-    Raises:
-        ConfigError: values out of range, or no text that ends the reasoning.
-    """
-
-    asking: AskConfig
-    out: Path = choice(help="Trace file to write (JSONL, .gz too).")
-    keep: Keep = choice("correct", "correct responses, or all that ended by themselves.")
-    easy: float = choice(
-        0.9, "Keep problems of which this share of samples is correct; 0: all.", least=0, most=1
-    )
-    segmenter: Segmenter | None = None
-    per_problem: int | None = choice(
-        None, "At most so many traces of a problem; default all.", least=1
-    )
-
-    def __post_init__(self) -> None:
-        """Check the selection."""
-        check(self)
-        if not self.asking.think_end:
-            raise ConfigError("traces need the text that ends their reasoning: give --think-end")
-
-    def selection_json(self) -> dict[str, Any]:
-        """The selection as it stands in the header."""
-        return {
-            "keep": self.keep,
-            "easy": self.easy,
-            "per_problem": self.per_problem,
-            "segmenter": self.segmenter.to_json() if self.segmenter else None,
-        }
 
 
 @dataclass
@@ -128,17 +88,22 @@ def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> C
     Raises:
         KfhError: a bad setting, question set or model; or no response that can be kept.
     """
-    asking = config.asking
-    refuse_overwriting(config.out, *asking.data)
-    sets = load_sets(asking)  # 1
-    tokenizer = prompt_tokenizer(asking)
-    sampler = open_backend(asking, tokenizer, keep_ids=True)
+    refuse_overwriting(config.out, *config.data)
+    sets = load_sets(config)  # 1
+    tokenizer = prompt_tokenizer(config)
+    sampler = open_backend(config, tokenizer, keep_ids=True)
     report = CollectReport(prompts=_prompts(sampler, tokenizer))
     stores = []
     for questions in sets:  # 2
-        folder = Path(asking.out)
         store, new = ask_set(
-            asking, sampler, tokenizer, questions, folder, progress, keep_ids=True, slim=True
+            config,
+            sampler,
+            tokenizer,
+            questions,
+            config.responses,
+            progress,
+            keep_ids=True,
+            slim=True,
         )
         report.sampled += new
         stores.append(store)
@@ -147,7 +112,7 @@ def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> C
         reasons = ", ".join(f"{number} {why}" for why, number in report.left_out.items())
         raise DataError(
             f"no trace is left of {report.responses} responses ({reasons}): see --keep, --easy "
-            f"and --max-tokens. The responses are kept in {asking.out}"
+            f"and --max-tokens. The responses are kept in {config.responses}"
         )
     maker = _TraceMaker(config, sampler, tokenizer, report)
     maker.write(list(zip(sets, stores, chosen, strict=True)))  # 4
@@ -199,7 +164,7 @@ def _reason(config: CollectConfig, response: Response) -> str:
     """Why a response by itself is no trace; empty where it is one."""
     if not response.finished:
         return CUT_OFF
-    _, closed, answer = response.text.partition(config.asking.think_end)
+    _, closed, answer = response.text.partition(config.think_end)
     if not closed:
         return NO_END
     if not answer.strip():
@@ -231,8 +196,8 @@ class _TraceMaker:
         write_traces(
             config.out,
             self._traces(parts),
-            model=config.asking.model,
-            backend=config.asking.backend,
+            model=config.model,
+            backend=config.backend,
             responses={
                 questions.name: {"file": str(store.path), "settings": store.settings}
                 for questions, store, _ in parts
@@ -263,17 +228,17 @@ class _TraceMaker:
     def _trace(
         self, questions: QuestionSet, question: Question, response: Response, share: float
     ) -> Trace:
-        asking = self.config.asking
+        config = self.config
         prompt = bare_prompt(questions, question)
         if self.tokenizer is not None:
             prompt = render_prompt(
                 self.tokenizer,
                 question.question,
-                asking.template,
+                config.template,
                 instruction=questions.instruction,
             )
         extra: dict[str, Any] = {
-            "model": asking.model,
+            "model": config.model,
             "ground_truth": question.answer,
             "data": questions.name,
             "sample": response.sample,
@@ -290,9 +255,9 @@ class _TraceMaker:
             correct=response.correct,
             problem=question.question,
             extra=extra,
-            think_end=asking.think_end,
+            think_end=config.think_end,
         )
-        return segment_trace(trace, self.config.segmenter) if self.config.segmenter else trace
+        return segment_trace(trace, config.cutter) if config.cutter else trace
 
     def _ids(self, ids: tuple[int, ...], prompt: str) -> tuple[str, dict[str, Any]]:
         """The text that the ids decode to, of which steps are cut, and the ids for the trace."""
@@ -306,8 +271,3 @@ class _TraceMaker:
             tokenizer_fingerprint(self.tokenizer),
         )
         return text, sampled.to_json()
-
-
-def parse_segmenter(name: str, min_chars: int = MIN_CHARS) -> Segmenter | None:
-    """The segmenter of this name; `none` is none."""
-    return None if name == "none" else Segmenter.parse(name, min_chars)

@@ -3,71 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from probing.choices import THINK_END, Dtype
 from probing.errors import ConfigError, DataError
-from probing.models.decode import Sampling
-from probing.settings import Progress, check, choice
-from rl.sampling.backends import BATCH, TransformersSampler, open_sampler
-from rl.sampling.base import Backend, Sampler
+from probing.settings import Progress
+from rl.sampling.backends import TransformersSampler, open_sampler
+from rl.sampling.base import Sampler
+from rl.sampling.config import AskConfig
 from rl.sampling.responses import Asking, ResponseStore, ask
-from rl.tasks.prompts import Template
 from rl.tasks.questions import QuestionSet, load_questions
-
-
-@dataclass(frozen=True)
-class AskConfig:
-    """What is asked of which model, and how; checked on creation.
-
-    Raises:
-        ConfigError: values that are out of range or contradict each other.
-    """
-
-    model: str = choice(help="Hub id or folder; for an endpoint the name by which it knows it.")
-    data: tuple[str, ...] = choice(
-        help="Question set, repeatable: FILE.jsonl, a folder of them, "
-        "hub:owner/name@config:split, rg:TASK, pocket:N@SEED, pocket-held-out:N."
-    )
-    out: Path = choice(help="Folder for the results.")
-    samples: int = choice(1, "Responses a question.", least=1)
-    temperature: float = choice(0.6, "0 is greedy.")
-    top_p: float = choice(0.95, "Share of the chances that is sampled from.")
-    max_tokens: int = choice(4096, "Longest response.")
-    seed: int = choice(0, "Of sampling and of generated questions.")
-    limit: int | None = choice(None, "Questions of each set; default all.")
-    backend: Backend = choice("transformers", "Where the model runs; openai: any such endpoint.")
-    base_url: str | None = choice(None, "Of the endpoint; its key is in OPENAI_API_KEY.")
-    raw: bool = choice(False, "Rendered prompts to the endpoint's completions.")
-    tokenizer: str | None = choice(None, "Hub id or folder, to render an endpoint's prompts.")
-    template: Template = choice("auto", "How a question becomes a prompt.")
-    think_end: str = choice(THINK_END, "The text that ends the reasoning; empty: there is none.")
-    device: str = choice("auto", "auto, cpu, cuda, …")
-    dtype: Dtype = choice("auto", "Of the weights.")
-    batch: int = choice(BATCH, "Responses, or requests, at a time.", least=1)
-    resume: bool = choice(True, "Go on with the responses that are there.")
-    trust_remote_code: bool = choice(False, "Run code of the model's.")
-
-    def __post_init__(self) -> None:
-        """Check what can be known before anything is read."""
-        check(self)
-        if not self.data:
-            raise ConfigError("no question set: give --data SPEC")
-        if self.sampling.temperature == 0 and self.samples > 1:
-            raise ConfigError("greedy samples are all the same: use --samples 1")
-        if self.backend == "openai" and not self.raw and self.template != "auto":
-            raise ConfigError("the endpoint's chat renders prompts itself: --template needs --raw")
-
-    @property
-    def sampling(self) -> Sampling:
-        """The part of the settings that samplers take, which checks itself."""
-        return Sampling(self.temperature, self.top_p, self.max_tokens, self.seed)
-
-    def samples_of(self, name: str) -> int:
-        """Responses to a question of the set of this name."""
-        return self.samples
 
 
 def load_sets(config: AskConfig) -> list[QuestionSet]:

@@ -18,6 +18,7 @@ from probing.settings import literals
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FLOORS = ("probing", "rl", "kfh")
+ENTITIES = {"<": "&lt;", "|": "&#124;"}
 
 
 def rooms() -> list[str]:
@@ -135,10 +136,10 @@ def first_line(value: Any) -> str:
 
 
 def cell(text: Any) -> str:
-    """Code in a cell of a table."""
-    return " ".join(str(text).split()).replace("|", "\\|")
+    """Code in a cell of a table, between backticks: there a bar parts no cells."""
+    return " ".join(str(text).split())
 
 
 def plain(text: str) -> str:
-    """Text in a cell of a table, where `</think>` is no tag."""
-    return re.sub(r"(`[^`]*`)|<", lambda match: match[1] or "&lt;", cell(text))
+    """Text in a cell of a table, where `</think>` is no tag and a bar parts no cells."""
+    return re.sub(r"(`[^`]*`)|[<|]", lambda match: match[1] or ENTITIES[match[0]], cell(text))

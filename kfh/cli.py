@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer import TyperException
 from typer.core import TyperGroup
 
 
@@ -44,6 +45,8 @@ COMMANDS = {
         Command("report", "show:report", REPORT, "One page of what was found, with its caveats."),
     )
 }
+# What goes on from what is there, called again after an interruption; a training run is asked to.
+GO_ON = {"rollout", "label", "probe", "ablate", "eval", "compare"}
 
 
 class Commands(TyperGroup):
@@ -54,6 +57,20 @@ class Commands(TyperGroup):
         if args and args[0] in COMMANDS:
             self.add_command(load(args[0]), args[0])
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the command; say what was meant by a mistyped option, and how to go on."""
+        try:
+            return super().invoke(ctx)
+        except TyperException as error:
+            if near := getattr(error, "possibilities", None):
+                error.message += f"; did you mean {' or '.join(near)}?"
+                error.possibilities = None  # type: ignore[attr-defined]  # they would follow
+            raise
+        except KeyboardInterrupt as stop:  # typer would leave without a word
+            on = "; the same command goes on from here" if ctx.invoked_subcommand in GO_ON else ""
+            typer.secho(f"kfh: {str(stop) or f'interrupted{on}'}", fg="yellow", err=True)
+            raise typer.Exit(130) from stop
 
 
 def load(name: str) -> Any:
@@ -109,14 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KfhError as error:
         typer.secho(f"kfh: {error}", fg="red", err=True)
         sys.exit(1)
-    except BrokenPipeError:  # the reader of a pipe has left: nothing more to say to anyone
-        sys.exit(141)
     except OSError as error:  # a missing file, a full disk, a folder that may not be written
         typer.secho(f"kfh: {told(error)}", fg="red", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.secho("kfh: interrupted; the same command goes on from here.", fg="yellow", err=True)
-        sys.exit(130)
 
 
 def told(error: OSError) -> str:

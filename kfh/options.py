@@ -26,6 +26,7 @@ from probing.errors import ConfigError
 from probing.settings import union_parts, unknown
 
 EMPTY = inspect.Parameter.empty
+MOST_SHOWN = 22  # characters of choices that stand beside an option; longer ones in its help
 
 
 def options(function: Callable[..., Any] | None = None, **defaults: Any) -> Any:
@@ -132,11 +133,14 @@ def option(
         )
         declared.parser = functools.partial(split, flag, read) if elements else read
         kind = choices[0] if choices else str
+        if len("|".join(get_args(kind))) > MOST_SHOWN:  # it would be broken anywhere
+            declared.show_choices = False
+            declared.help = f"{declared.help or ''} One of {', '.join(get_args(kind))}.".strip()
     elif any(get_origin(part) is Callable for part in parts):  # named `module:name`
         kind = str
     if isinstance(default, tuple):
         values = (f"{value:g}" if isinstance(value, float) else str(value) for value in default)
-        default = ",".join(values) or None
+        default = ", ".join(values) or None
     if default is None:
         kind = kind | None
     return inspect.Parameter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from helpers import trace_file, write_lines
 
 from kfh.cli import main
 from probing.errors import ConfigError, DataError
-from probing.files.headers import data_path, json_number, refuse_overwriting
+from probing.files.headers import data_path, json_number, refuse_overwriting, whole_file
 from probing.files.jsonl import LineStore, read_lines
 
 SETTINGS = {"settings": {"k": [1, 2], "model": {"id": "here", "layers": 3}}}
@@ -207,3 +208,17 @@ def test_what_cannot_be_written_is_one_line_and_no_file(
     assert some == rows[: whole[-1]], "whole traces"
     assert called(*cause) == 0
     assert out.read_bytes().splitlines()[1:] == rows, "and it goes on from there"
+
+
+def test_what_is_no_file_is_not_replaced_and_a_link_stays(tmp_path: Path) -> None:
+    pipe, link, file = (tmp_path / name for name in ("pipe", "link", "file"))
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="is a device or a pipe"), whole_file(pipe):
+        pass
+    assert pipe.is_fifo()
+    file.write_text("old")
+    link.symlink_to(file)
+    with whole_file(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink() and file.read_text() == "new"
+    assert {*tmp_path.iterdir()} == {pipe, link, file}

@@ -42,6 +42,7 @@ class FolderGroup(TyperGroup):
 
 plot = typer.Typer(
     cls=FolderGroup,
+    add_completion=False,
     no_args_is_help=True,
     help="Draw figures. `kfh plot DIR...` draws what the folders hold; a folder by the name of a "
     "command is written ./NAME.",

@@ -80,15 +80,19 @@ def file_header(kind: str, **inputs: Any) -> dict[str, Any]:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success move it there, on failure remove it.
 
-    A reader sees the old file or the new one, never half of one.
+    A reader sees the old file or the new one, never half of one. A link stays; its file is new.
 
     Raises:
-        OSError: it cannot be written; known before work is done where a folder has its name.
+        OSError: it cannot be written; known before work is done where a folder, a device or a pipe
+            has its name.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
+    if path.exists() and not path.is_file():  # to move a file there would take its place
+        raise OSError(errno.EINVAL, "is a device or a pipe, not a file", str(path))
     if path.parent.is_file():
         raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder", str(path.parent))
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: matplotlib and others choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

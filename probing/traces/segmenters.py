@@ -57,7 +57,11 @@ class Segmenter:
     function: SegmentFunction | None = None
 
     def __post_init__(self) -> None:
-        """Check the settings."""
+        """Check the settings.
+
+        Raises:
+            ConfigError: no such segmenter.
+        """
         if self.function is None and self.name not in ("attnpo", *_ENDS):
             known = ["attnpo", *_ENDS, "a phrase file (*.json)", "a function (module:name)"]
             raise ConfigError(unknown("segmenter", self.name, known))

@@ -133,7 +133,12 @@ class TraceSource(StepSource, TraceChoosing):
     """The traces of a probe: their steps, whose labels, and which of them."""
 
     def label_file(self) -> LabelFile | None:
-        """The label file, checked to be of the same segmenter; None for the file's own labels."""
+        """The label file; None for the trace file's own labels.
+
+        Raises:
+            ConfigError: it labels the steps of another segmenter.
+            DataError: it cannot be read.
+        """
         if self.labels == "steps":
             return None
         found = read_labels(Path(self.labels))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -63,6 +64,18 @@ def public_names(package: Any) -> str:
         shown = f"[`{name}`][{home}]" if home.startswith(FLOORS) else f"`{name}`"
         rows.append(f"| {shown} | {plain(first_line(value))} |")
     return "\n".join(["| name | what it is |", "|---|---|", *rows]) if rows else ""
+
+
+def glossary_table() -> str:
+    """The words of reports and of the documentation, and what each is named in the code."""
+    content = json.loads((ROOT / "kfh/findings/glossary.json").read_text(encoding="utf-8"))
+    rows = []
+    for word, text in sorted(
+        {**content["report"], **content["documentation"]}.items(), key=lambda w: w[0].casefold()
+    ):
+        name = content["names"].get(word)
+        rows.append(f"| {word} | {plain(text)}{f' (`{name}`)' if name else ''} |")
+    return "\n".join(["| word | what it is |", "|---|---|", *rows])
 
 
 def settings_page() -> str:

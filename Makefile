@@ -21,8 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: env  ## the whole way on the embedded model
 	$(BIN)/kfh demo --out runs/demo
 
-test: env  ## all tests, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: env  ## all tests, offline, on two cores
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
 readme: env  ## run the README's commands as they are written
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run_readme.py

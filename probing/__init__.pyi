@@ -9,6 +9,8 @@ from .errors import KfhError as KfhError
 from .errors import ModelError as ModelError
 from .folder import ProbeResult as ProbeResult
 from .headset import HeadSet as HeadSet
+from .interventions.job import intervene as intervene
+from .labelling.cause import label_by_cause as label_by_cause
 from .ranking.metrics import balanced_ranking_accuracy as balanced_ranking_accuracy
 from .ranking.metrics import gating_accuracy as gating_accuracy
 from .ranking.metrics import step_ranking_accuracy as step_ranking_accuracy

@@ -14,10 +14,13 @@ install_import_hook(
     [
         "probing.answers.edited",
         "probing.answers.edits",
+        "probing.answers.removal",
         "probing.attention.call",
         "probing.attention.capture",
+        "probing.attention.scores",
         "probing.interventions.copies",
         "probing.intervals",
+        "probing.models.decode",
         "probing.ranking.metrics",
         "probing.ranking.null",
         "probing.traces.tokens",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import pkgutil
@@ -16,6 +17,7 @@ import yaml
 from kfh.cli import whole
 
 ROOT = Path(__file__).parent.parent
+FLOORS = ("probing", "rl", "kfh")
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -23,6 +25,7 @@ PAGES = [
 ]
 DOTTED = re.compile(r"`((?:probing|rl|kfh)(?:\.\w+)+)`")
 FENCE = re.compile(r"^```bash[^\n]*\n(.*?)^```$", re.M | re.S)
+SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 GENERATED = ("reference/", "notebooks/", "index.md", "pocket.md", "changelog.md", "contributing.md")
 
@@ -103,6 +106,53 @@ def test_training_table_is_that_of_the_kept_comparison() -> None:
             shown.append(f"{value:{form}} ({low:{form}}–{high:{form}})")
         line = f"| {row['method']} | {' | '.join(shown)} |"
         assert line in text, f"docs/results.md lacks: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_what_snippets_import_exists(page: Path) -> None:
+    for snippet in SNIPPET.findall(page.read_text(encoding="utf-8")):
+        for node in ast.walk(ast.parse(snippet)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in FLOORS:
+                for name in node.names:
+                    pkgutil.resolve_name(f"{node.module}:{name.name}")
+
+
+def test_own_parts_of_the_page_on_extending_work(tmp_path: Path) -> None:
+    """Every snippet of it is run as it stands; then its finding is reported."""
+    from kfh.findings.kinds import KINDS
+    from kfh.findings.page import run_report
+    from probing.ranking import CONTROLS
+    from rl import TASKS
+    from rl.attnpo.methods import METHODS
+    from rl.attnpo.rewards import PENALTIES
+    from rl.attnpo.signals import SIGNALS
+
+    registries: list[dict[str, Any]] = [CONTROLS, TASKS, METHODS, PENALTIES, SIGNALS]
+    before, kinds = [dict(registry) for registry in registries], [*KINDS]
+    named: dict[str, Any] = {"__name__": "extend"}
+    try:
+        for snippet in SNIPPET.findall((ROOT / "docs/howto/extend.md").read_text(encoding="utf-8")):
+            exec(snippet, named)
+        assert len(named["questions"]) == 10
+        (tmp_path / "mine.json").write_text('{"value": 42}', encoding="utf-8")
+        run_report(tmp_path, None, None)
+        assert "| answer | 42.000 |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    finally:
+        KINDS[:] = kinds
+        for registry, old in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(old)
+
+
+def test_names_of_the_glossary_exist_and_its_words_stand_once() -> None:
+    content = json.loads((ROOT / "kfh/findings/glossary.json").read_text(encoding="utf-8"))
+    report, documentation = content["report"], content["documentation"]
+    assert list(documentation) == sorted(documentation, key=str.casefold)
+    assert not report.keys() & documentation.keys()
+    assert content["names"].keys() <= {**report, **documentation}.keys()
+    for name in content["names"].values():
+        pkgutil.resolve_name(name)
+    assert "<!-- glossary -->" in (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
 
 
 def test_settings_of_site_name_pages_that_exist() -> None:

@@ -18,6 +18,8 @@ def commands_page(kfh: Any) -> str:
         lines += [f"\n## {name}", f"`{usage}`", "", inspect.cleandoc(command.help or "")]
         panels: dict[str, list[str]] = {}
         for option in command.params:
+            if getattr(option, "hidden", False):  # `--no-…` of a flag that is off anyway
+                continue
             panel = getattr(option, "rich_help_panel", None) or "Arguments and options"
             record = option.get_help_record(context) or (option.metavar or option.name, option.help)
             row = f"| `{cell(record[0])}` | {plain(record[1] or '')} |"

@@ -70,8 +70,8 @@ def site_path(target: str) -> str:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Names such as `probing.run.probe` lead to their place in the reference."""
-    return DOTTED.sub(linked, markdown)
+    """The glossary gets its table; names such as `probing.run.probe` lead to the reference."""
+    return DOTTED.sub(linked, markdown.replace("<!-- glossary -->", reference.glossary_table()))
 
 
 def linked(match: re.Match[str]) -> str:
@@ -83,7 +83,8 @@ def linked(match: re.Match[str]) -> str:
     if inspect.ismodule(value) and not hasattr(value, "__path__"):
         return f"[{match[0]}][{match[1]}]"
     home = reference.full_name(value)
-    return f"[{match[0]}][{home}]" if home and inspect.getdoc(value) else match[0]
+    ours = home.startswith(reference.FLOORS)  # not so a type hint: its class is Python's
+    return f"[{match[0]}][{home}]" if ours and inspect.getdoc(value) else match[0]
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:

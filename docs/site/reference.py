@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from probing.settings import literals
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FLOORS = ("probing", "rl", "kfh")
+ENTITIES = {"<": "&lt;", "|": "&#124;"}
 
 
 def rooms() -> list[str]:
@@ -62,6 +64,18 @@ def public_names(package: Any) -> str:
         shown = f"[`{name}`][{home}]" if home.startswith(FLOORS) else f"`{name}`"
         rows.append(f"| {shown} | {plain(first_line(value))} |")
     return "\n".join(["| name | what it is |", "|---|---|", *rows]) if rows else ""
+
+
+def glossary_table() -> str:
+    """The words of reports and of the documentation, and what each is named in the code."""
+    content = json.loads((ROOT / "kfh/findings/glossary.json").read_text(encoding="utf-8"))
+    rows = []
+    for word, text in sorted(
+        {**content["report"], **content["documentation"]}.items(), key=lambda w: w[0].casefold()
+    ):
+        name = content["names"].get(word)
+        rows.append(f"| {word} | {plain(text)}{f' (`{name}`)' if name else ''} |")
+    return "\n".join(["| word | what it is |", "|---|---|", *rows])
 
 
 def settings_page() -> str:
@@ -135,10 +149,10 @@ def first_line(value: Any) -> str:
 
 
 def cell(text: Any) -> str:
-    """Code in a cell of a table."""
-    return " ".join(str(text).split()).replace("|", "\\|")
+    """Code in a cell of a table, between backticks: there a bar parts no cells."""
+    return " ".join(str(text).split())
 
 
 def plain(text: str) -> str:
-    """Text in a cell of a table, where `</think>` is no tag."""
-    return re.sub(r"(`[^`]*`)|<", lambda match: match[1] or "&lt;", cell(text))
+    """Text in a cell of a table, where `</think>` is no tag and a bar parts no cells."""
+    return re.sub(r"(`[^`]*`)|[<|]", lambda match: match[1] or ENTITIES[match[0]], cell(text))

@@ -103,12 +103,9 @@ def measure(folder: Path, problems: Sequence[Problem], seed: int) -> dict[str, A
     Responses that cannot be read are counted, and have null redundant steps.
 
     Raises:
-        DataError: the folder has no model that can be loaded.
+        ModelError: the folder has no model that can be loaded.
     """
-    try:
-        model, tokenizer = load_frozen(folder)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: the model cannot be loaded ({error})") from error
+    model, tokenizer = load_frozen(folder)
     shortest = [shortest_trace(problem).response for problem in problems]
     floor = np.array([len(ids) + 1 for ids in tokenizer(shortest)["input_ids"]])
     sampling = Decoding(temperature=1.0, seed=MEASURE_SEED + seed)

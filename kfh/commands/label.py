@@ -161,9 +161,12 @@ def run_rules(source: StepSource, out: Path) -> None:
 
 def _print_counts(out: Path, traces: int, labels: Counter[str | None], resumed: int = 0) -> None:
     """The labels of a file."""
-    said = ", ".join(sorted(f"{count} {label or 'unlabelled'}" for label, count in labels.items()))
+    named = sorted((label or "unlabelled", count) for label, count in labels.items())
+    said = ", ".join(f"{count} {label}" for label, count in named)
     already = f"; {resumed} traces were there already" if resumed else ""
-    console.print(f"{traces} traces, {labels.total()} steps ({said}) → {out}{already}")
+    console.print(
+        f"{traces} traces, {labels.total()} steps ({said}) → {out}{already}", soft_wrap=True
+    )
 
 
 def run_compare(names: list[str], source: StepSource | None, show: int) -> None:

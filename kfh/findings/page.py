@@ -162,9 +162,12 @@ def write_report(sections: list[Section], path: Path, title: str) -> list[Path]:
 
 
 def glossary() -> dict[str, str]:
-    """What the words of a report mean, in the order of the alphabet."""
+    """What the words of a report mean, in the order of the alphabet.
+
+    The file holds those of the documentation besides, and what the words are named in the code.
+    """
     text = (Path(__file__).parent / "glossary.json").read_text(encoding="utf-8")
-    words: dict[str, str] = json.loads(text)
+    words: dict[str, str] = json.loads(text)["report"]
     return words
 
 

@@ -70,9 +70,9 @@ class Reading:
     def columns(self, spans: Spans, behind: int) -> Bool[Tensor, "batch token"]:
         """The columns of the spans, with `behind` tokens behind the contexts."""
         chosen = torch.zeros((len(self.traces), self.width + behind), dtype=torch.bool)
-        for row, (trace, of) in enumerate(zip(self.traces, spans, strict=True)):
+        for row, (trace, steps) in enumerate(zip(self.traces, spans, strict=True)):
             pad = self.width - trace.context
-            for start, end in of:
+            for start, end in steps:
                 chosen[row, pad + int(start) : pad + int(end)] = True
         return chosen.to(self.mask.device)
 
@@ -180,8 +180,8 @@ class EditedAnswers:
         chances = []
         for row, tail in zip(logits, tails, strict=True):
             targets = torch.from_numpy(tail[1:])
-            of = token_log_probabilities(row[: len(targets)], targets)
-            chances.append(of.double().cpu().numpy())
+            log_p = token_log_probabilities(row[: len(targets)], targets)
+            chances.append(log_p.double().cpu().numpy())
         return chances
 
     @torch.inference_mode()

@@ -204,8 +204,8 @@ class EditPass:
     ) -> Float[Tensor, "head dim"] | None:
         if self.edit.kind != "mean" or self.edit.means is None:
             return None
-        found = torch.stack([self.edit.means[layer, head] for head in heads])
-        return found.to(like.device, torch.float32)
+        means = torch.stack([self.edit.means[layer, head] for head in heads])
+        return means.to(like.device, torch.float32)
 
     def _new(
         self, call: AttentionCall, value: Tensor, heads: list[int], place: EditedRows
@@ -274,7 +274,11 @@ class HeadEdits(InFront):
 
     @contextmanager
     def following(self, active: Any) -> Iterator[None]:
-        """Give each layer's call to `active.apply` in this block (`EditPass`, an observer)."""
+        """Give each layer's call to `active.apply` in this block (`EditPass`, an observer).
+
+        Raises:
+            RuntimeError: the edits are not entered.
+        """
         if not self._previous:
             raise RuntimeError("use the edits within a `with` block")
         before, self._active = self._active, active
@@ -311,14 +315,14 @@ class HeadEdits(InFront):
         self.model.eval()
         plain: Tensor = self.model(ids, attention_mask=mask, use_cache=False).logits[queries]
         idle = relative(logits(HeadEdit("scale", heads, ANSWER, 1.0)), plain)
-        one = relative(logits(HeadEdit("scale", heads, ANSWER, 1.0), computed=True), plain)
+        by_one = relative(logits(HeadEdit("scale", heads, ANSWER, 1.0), computed=True), plain)
         blocked = relative(logits(HeadEdit("scale", heads, ANSWER, 0.0)), plain)
         silent = relative(logits(HeadEdit("zero", heads)), plain)
         self.model.train(training)
         name, allowed = type(self.model).__name__, PROOF_TOLERANCE.get(plain.dtype, 1e-4)
-        if idle or not one <= allowed:
+        if idle or not by_one <= allowed:
             raise ModelError(
-                f"{name}: an edit that changes nothing moves its logits by {max(idle, one):.2g} "
+                f"{name}: an edit that changes nothing moves its logits by {max(idle, by_one):.2g} "
                 f"({allowed:.0e} allowed); its heads cannot be edited."
             )
         if not min(blocked, silent) > MOVED:
@@ -326,7 +330,7 @@ class HeadEdits(InFront):
                 f"{name}: silencing all heads moves its logits by {silent:.2g} only, blocking half "
                 f"of the columns by {blocked:.2g}; its heads cannot be edited."
             )
-        return one
+        return by_one
 
     @property
     def _busy(self) -> bool:

@@ -229,17 +229,17 @@ class StepHiding:
             deletion: one more forward pass a step, from the step on.
             advance: called with the number of tokens that went through the model.
         """
-        layers = self.context(trace)
+        layers = self.context(trace)  # 1
         advance(trace.context)
         everything = np.zeros((1, trace.context), dtype=bool)
         masks = torch.from_numpy(np.concatenate([everything, trace.hidden]))
         sums = []
         for rows in masks.split(self.rows_at_once(trace)):
-            found = self.log_probabilities(trace, layers, rows.to(self.device))
-            sums.append(found.double().sum(-1).cpu().numpy())
+            log_p = self.log_probabilities(trace, layers, rows.to(self.device))  # 2
+            sums.append(log_p.double().sum(-1).cpu().numpy())
             advance(len(rows) * (len(trace) - trace.context))
         answer, *others = np.concatenate(sums)
-        total = answer - np.asarray(others)
+        total = answer - np.asarray(others)  # 3
         empty = trace.spans[:, 0] >= trace.spans[:, 1]
         deleted = None
         if deletion:
@@ -288,17 +288,17 @@ class StepHiding:
         layers = self.context(short)
         masks = torch.zeros((2, trace.context), dtype=torch.bool, device=self.device)
         masks[1, trace.context // 4 : -(trace.context // 4) or None] = True
-        found = self.log_probabilities(short, layers, masks)
+        rows = self.log_probabilities(short, layers, masks)
         ids = torch.from_numpy(short.ids).to(self.device)
         places = torch.arange(trace.context, width - 1, device=self.device)
         logits = self.model(input_ids=ids[None], use_cache=False, logits_to_keep=places).logits
         plain = token_log_probabilities(logits, ids[trace.context + 1 :])
-        gap = float((found[0] - plain[0]).abs().max())
+        gap = float((rows[0] - plain[0]).abs().max())
         other = [_scrambled(keys, values, masks[1]) for keys, values in layers]
         again = self.log_probabilities(short, other, masks)
-        leak = float((again[1] - found[1]).abs().max())
+        leak = float((again[1] - rows[1]).abs().max())
         tolerance = PROOF_TOLERANCE.get(self.dtype, 1e-3)
-        if not max(gap, leak) <= tolerance or torch.equal(again[0], found[0]):
+        if not max(gap, leak) <= tolerance or torch.equal(again[0], rows[0]):
             raise ModelError(
                 f"{self.name}: a step cannot be hidden from the answer by a mask. With nothing "
                 f"hidden the log-probabilities differ from a plain forward pass by {gap:.2g} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ Scores = Float[np.ndarray, "head step"]
 STRETCH = 32  # batches' worth of traces that are in memory at once, to be sorted by length
 
 
+@runtime_checkable
 class Capture(Protocol):
     """What a backend gives: heads, and the attention mass of a batch padded on the right."""
 

@@ -172,12 +172,10 @@ def stored_settings(table: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     try:
-        settings: dict[str, Any] = json.loads(pq.read_schema(table).metadata[HEADER.encode()])[
-            "settings"
-        ]
+        header = json.loads(pq.read_schema(table).metadata[HEADER.encode()])
+        return dict(header["settings"])
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{table}: not the scores of a probe, or damaged ({error!r})") from error
-    return settings
 
 
 def stored_labels(table: Path) -> dict[str, list[str | None]]:

@@ -45,23 +45,23 @@ LETTERS = 18  # of a probe's name on an axis
 
 
 @styled
-def stability_figure(found: dict[str, Any]) -> Figure:
+def stability_figure(content: dict[str, Any]) -> Figure:
     """Correlation matrix and overlap of head sets of several probes.
 
     Args:
-        found: the content of stability.json.
+        content: the content of stability.json.
     """
-    count = len(found["probes"])
+    count = len(content["probes"])
     side = max(3.0, 0.5 * count + 1.4)
     figure = Figure(figsize=(side + 4.6, side + 1.0))
     left, right = figure.subplots(1, 2, width_ratios=[side, 3.8])
-    draw_matrix(left, found)
-    draw_overlap(right, found)
-    ranked = [probe["ranked"] for probe in found["probes"]]
+    draw_matrix(left, content)
+    draw_overlap(right, content)
+    ranked = [probe["ranked"] for probe in content["probes"]]
     traces = str(ranked[0]) if len(set(ranked)) == 1 else f"{min(ranked)}–{max(ranked)}"
     title = (
-        f"Are they the same heads? {METRIC_NAMES[found['metric']]} of {found['heads']} heads in "
-        f"{count} probes of {traces} traces"
+        f"Are they the same heads? {METRIC_NAMES[content['metric']]} of {content['heads']} heads "
+        f"in {count} probes of {traces} traces"
     )
     figure.suptitle(wrapped(title, side + 4.2), x=0.02, ha="left")
     panel_letters([left, right])
@@ -69,48 +69,52 @@ def stability_figure(found: dict[str, Any]) -> Figure:
     return figure
 
 
-def matrix(found: dict[str, Any]) -> np.ndarray:
+def matrix(content: dict[str, Any]) -> np.ndarray:
     """Pearson below the diagonal, Spearman above, reliability on it; NaN where unknown."""
-    names = [probe["name"] for probe in found["probes"]]
+    names = [probe["name"] for probe in content["probes"]]
     grid = np.full((len(names), len(names)), np.nan)
-    for i, probe in enumerate(found["probes"]):
+    for i, probe in enumerate(content["probes"]):
         grid[i, i] = np.nan if probe["reliability"] is None else probe["reliability"]
-    for pair in found["pairs"]:
+    for pair in content["pairs"]:
         i, j = names.index(pair["a"]), names.index(pair["b"])
         for place, kind in (((j, i), "pearson"), ((i, j), "spearman")):
             grid[place] = np.nan if pair[kind] is None else pair[kind]
     return grid
 
 
-def draw_matrix(axes: Axes, found: dict[str, Any]) -> None:
+def draw_matrix(axes: Axes, content: dict[str, Any]) -> None:
     """The matrix of `matrix` with its numbers."""
-    grid = matrix(found)
+    grid = matrix(content)
     lowest = -1.0 if np.nanmin(grid) < 0 else 0.0
     axes.imshow(grid, vmin=lowest, vmax=1, cmap="cividis", aspect="equal")
     for (row, column), value in np.ndenumerate(grid):
         text = "–" if np.isnan(value) else f"{value:.2f}"
         dark = np.isnan(value) or value > lowest + 0.6 * (1 - lowest)
-        own: dict[str, Any] = {"fontstyle": "italic"} if row == column else {}
+        diagonal: dict[str, Any] = {"fontstyle": "italic"} if row == column else {}
         colour = BLACK if dark else "white"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=SMALL, **own)
-    names = [_short(probe["name"]) for probe in found["probes"]]
+        axes.text(
+            column, row, text, ha="center", va="center", color=colour, fontsize=SMALL, **diagonal
+        )
+    names = [_short(probe["name"]) for probe in content["probes"]]
     axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 3 else 0)
     axes.set_yticks(range(len(names)), names)
-    axes.set_title(f"correlation of {METRIC_NAMES[found['metric']]}", loc="left")
+    axes.set_title(f"correlation of {METRIC_NAMES[content['metric']]}", loc="left")
     axes.set_xlabel("below the diagonal Pearson, above Spearman;\non it, italic: reliability")
 
 
-def draw_overlap(axes: Axes, found: dict[str, Any]) -> None:
+def draw_overlap(axes: Axes, content: dict[str, Any]) -> None:
     """Heads that the top k of two probes share, by k, beside what random sets share."""
-    sizes = np.array([point["k"] for point in found["pairs"][0]["top"]])
-    shared = np.array([[p["shared"] for p in pair["top"]] for pair in found["pairs"]], dtype=float)
-    band = np.array([chance_band(found["heads"], int(k)) for k in sizes], dtype=float)
+    sizes = np.array([point["k"] for point in content["pairs"][0]["top"]])
+    shared = np.array(
+        [[p["shared"] for p in pair["top"]] for pair in content["pairs"]], dtype=float
+    )
+    band = np.array([chance_band(content["heads"], int(k)) for k in sizes], dtype=float)
     axes.fill_between(sizes, *band.T, color=GREY, alpha=0.18, lw=0, label="random sets, 95 %")
-    expected = sizes**2 / found["heads"]
+    expected = sizes**2 / content["heads"]
     axes.plot(sizes, expected, color=GREY, ls=":", lw=1.4, label="random sets, mean")
     axes.plot(sizes, sizes, color=BLACK, lw=0.6, label="all shared")
     if len(shared) <= MOST_PAIRS:
-        for row, pair, (colour, dash, marker) in zip(shared, found["pairs"], CYCLE, strict=False):
+        for row, pair, (colour, dash, marker) in zip(shared, content["pairs"], CYCLE, strict=False):
             label = f"{_short(pair['a'])}, {_short(pair['b'])}"
             axes.plot(sizes, row, color=colour, ls=dash, marker=marker, ms=4, lw=1.4, label=label)
     else:
@@ -131,25 +135,26 @@ def _short(name: str) -> str:
 
 
 @styled
-def sample_size_figure(found: dict[str, Any]) -> Figure:
+def sample_size_figure(content: dict[str, Any]) -> Figure:
     """Figures, agreement and width of the interval against the number of problems.
 
     Args:
-        found: the content of sample_size.json.
+        content: the content of sample_size.json.
     """
     figure = Figure(figsize=(10.2, 3.7))
     axes = figure.subplots(1, 3)
-    points = found["points"]
+    points = content["points"]
     n = np.array([point["problems"] for point in points], dtype=float)
-    _draw_figures(axes[0], found, n)
-    _draw_agreement(axes[1], found, n)
-    _draw_width(axes[2], found, n)
+    _draw_figures(axes[0], content, n)
+    _draw_agreement(axes[1], content, n)
+    _draw_width(axes[2], content, n)
     for each in axes:
         _problem_axis(each, n)
-    name = str(found["model"]).rstrip("/").rpartition("/")[2]
+    name = str(content["model"]).rstrip("/").rpartition("/")[2]
     title = (
-        f"How many traces are enough? {name}, {found['ranked']} ranked traces of "
-        f"{points[-1]['problems']} problems, {points[0]['draws']} draws a size\n{found['sentence']}"
+        f"How many traces are enough? {name}, {content['ranked']} ranked traces of "
+        f"{points[-1]['problems']} problems, {points[0]['draws']} draws a size\n"
+        f"{content['sentence']}"
     )
     figure.suptitle(wrapped(spell(title), 9.6), x=0.02, ha="left")
     panel_letters(axes)
@@ -157,28 +162,30 @@ def sample_size_figure(found: dict[str, Any]) -> Figure:
     return figure
 
 
-def _column(found: dict[str, Any], name: str) -> np.ndarray:
-    return np.array([np.nan if p[name] is None else p[name] for p in found["points"]], dtype=float)
+def _column(content: dict[str, Any], name: str) -> np.ndarray:
+    return np.array(
+        [np.nan if p[name] is None else p[name] for p in content["points"]], dtype=float
+    )
 
 
-def _draw_figures(axes: Axes, found: dict[str, Any], n: np.ndarray) -> None:
-    layer, head = found["best_head"]
-    spans = np.array([p["best_range"] for p in found["points"]], dtype=float)
+def _draw_figures(axes: Axes, content: dict[str, Any], n: np.ndarray) -> None:
+    layer, head = content["best_head"]
+    spans = np.array([p["best_range"] for p in content["points"]], dtype=float)
     band: dict[str, Any] = {"color": BLUE, "alpha": 0.15, "lw": 0}
     axes.fill_between(n, *spans.T, label="95 % of draws", **band)
-    best = _column(found, "best")
+    best = _column(content, "best")
     axes.plot(n, best, color=BLUE, marker="o", ms=4, label=f"best of all: {layer}.{head}")
     look: dict[str, Any] = {"color": ORANGE, "ls": "--", "marker": "s", "ms": 4}
-    axes.plot(n, _column(found, "picked"), label="best of the draw", **look)
+    axes.plot(n, _column(content, "picked"), label="best of the draw", **look)
     look = {"color": GREEN, "ls": "-.", "marker": "^", "ms": 4}
-    axes.plot(n, _column(found, "held_out"), label="… on the rest", **look)
-    axes.set_ylabel(METRIC_NAMES[found["metric"]])
+    axes.plot(n, _column(content, "held_out"), label="… on the rest", **look)
+    axes.set_ylabel(METRIC_NAMES[content["metric"]])
     plain(axes, "the best head")
     axes.legend(fontsize=SMALL)
 
 
-def _draw_agreement(axes: Axes, found: dict[str, Any], n: np.ndarray) -> None:
-    k = found["k"]
+def _draw_agreement(axes: Axes, content: dict[str, Any], n: np.ndarray) -> None:
+    k = content["k"]
     rows = [
         ("shared", "with the set of all problems", BLUE, "-", "o"),
         ("same", "draws with exactly that set", ORANGE, "--", "s"),
@@ -187,23 +194,23 @@ def _draw_agreement(axes: Axes, found: dict[str, Any], n: np.ndarray) -> None:
     for name, label, colour, dash, marker in rows:
         look: dict[str, Any] = {"color": colour, "ls": dash, "marker": marker, "ms": 4}
         # All problems agree with themselves: no point is drawn there.
-        axes.plot(n[:-1], _column(found, name)[:-1], label=label, **look)
-    chance = found["points"][0]["chance"]
+        axes.plot(n[:-1], _column(content, name)[:-1], label=label, **look)
+    chance = content["points"][0]["chance"]
     axes.axhline(chance, color=GREY, ls=":", lw=1.4, label="random sets share")
     axes.set(ylim=(-0.03, 1.03), ylabel=f"share of the {k} heads, or of draws")
     plain(axes, f"the set of {k}")
     axes.legend(fontsize=SMALL)
 
 
-def _draw_width(axes: Axes, found: dict[str, Any], n: np.ndarray) -> None:
-    spans = np.array([p["best_range"] for p in found["points"]], dtype=float)
+def _draw_width(axes: Axes, content: dict[str, Any], n: np.ndarray) -> None:
+    spans = np.array([p["best_range"] for p in content["points"]], dtype=float)
     look: dict[str, Any] = {"color": BLUE, "marker": "o", "ms": 4}
-    axes.plot(n, _column(found, "width"), label="bootstrap interval, mean", **look)
+    axes.plot(n, _column(content, "width"), label="bootstrap interval, mean", **look)
     look = {"color": ORANGE, "ls": "--", "marker": "s", "ms": 4}
     # A draw of most problems cannot move far from all of them: its spread is no yardstick.
     known = n <= n[-1] / 2
     axes.plot(n[known], np.diff(spans, axis=1)[known, 0], label="95 % of draws", **look)
-    axes.set(ylabel=f"width in {METRIC_NAMES[found['metric']]}", ylim=(0, None))
+    axes.set(ylabel=f"width in {METRIC_NAMES[content['metric']]}", ylim=(0, None))
     plain(axes, "95 % interval of the best head")
     axes.legend(fontsize=SMALL)
 

@@ -8,7 +8,6 @@ the answer's value has become the altered one than the original (eq. 18).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from probing.answers.context import PreparedTrace
 from probing.answers.edited import EditedAnswers, Reading
 from probing.answers.edits import HeadEdit
 from probing.answers.hiding import StepHiding
+from probing.interventions.setup import generator
 from probing.traces.text import value_spans
 from probing.traces.tokens import decode_with_offsets, token_spans
 
@@ -74,17 +74,17 @@ def source_shares(
         {'has_source': 0.6666666666666666, 'source_kept': 0.5, 'source_essential': 0.5}
     """
     there, had = sources >= 0, before >= 0
-    found = {"has_source": float(there.mean())} if len(sources) else {}
+    shares = {"has_source": float(there.mean())} if len(sources) else {}
     if had.any():
-        found["source_kept"] = float((sources == before)[had].mean())
+        shares["source_kept"] = float((sources == before)[had].mean())
     if there.any() and any(labels):
         essential = [labels[step] == "essential" for step in sources[there]]
-        found["source_essential"] = float(np.mean(essential))
-    return found
+        shares["source_essential"] = float(np.mean(essential))
+    return shares
 
 
 def hiding_drops(
-    ablation: StepHiding,
+    hiding: StepHiding,
     answers: EditedAnswers,
     reading: Reading,
     row: int,
@@ -94,7 +94,7 @@ def hiding_drops(
     """What each value token loses with each step hidden from Q, under an edit.
 
     Args:
-        ablation: of the same model.
+        hiding: of the same model.
         answers: whose edits are entered.
         reading: of the contexts, under the same edit where it is at all positions.
         row: of the trace in the reading.
@@ -110,19 +110,19 @@ def hiding_drops(
         counted[start:end] = True
     end = int(np.flatnonzero(counted)[-1]) + 1
     cut = replace(trace, ids=trace.ids[:end], counted=counted[:end])
-    layers = reading.layers_of(row) or ablation.context(cut)  # which names the window
+    layers = reading.layers_of(row) or hiding.context(cut)  # which names the window
     nothing = np.zeros((1, trace.context), dtype=bool)
     masks = torch.from_numpy(np.concatenate([nothing, trace.hidden]))
-    steps = torch.from_numpy(trace.hidden.any(0)).to(ablation.device)
-    found = []
-    for hidden in masks.split(ablation.rows_at_once(cut)):
+    steps = torch.from_numpy(trace.hidden.any(0)).to(hiding.device)
+    rows = []
+    for hidden in masks.split(hiding.rows_at_once(cut)):
         packed = len(hidden) * (end - trace.context - 1)
-        queries = torch.ones((1, packed), dtype=torch.bool, device=ablation.device)
+        queries = torch.ones((1, packed), dtype=torch.bool, device=hiding.device)
         columns = torch.cat([steps[None], ~queries], dim=1)
         with answers.edits.under(edit, queries, columns):
-            chances = ablation.log_probabilities(cut, layers, hidden.to(ablation.device))
-        found.append(chances.double().cpu().numpy())
-    everything, *others = np.concatenate(found)
+            chances = hiding.log_probabilities(cut, layers, hidden.to(hiding.device))
+        rows.append(chances.double().cpu().numpy())
+    everything, *others = np.concatenate(rows)
     return np.asarray(everything - np.asarray(others).reshape(-1, len(everything)))
 
 
@@ -186,22 +186,22 @@ class Alterer:
         if other is None:
             return None
         ids = trace.ids.copy()
-        for at in self._found(trace, step, original):
+        for at in self._places_in(trace, step, original):
             ids[at : at + len(original)] = other
         return Altered(replace(trace, ids=ids), step, run, original, other)
 
     def _places(self, trace: PreparedTrace) -> list[tuple[int, Span, int]]:
         """Steps that hold a value of the answer: step, the answer's tokens, place in the step."""
-        found = []
+        places = []
         for run in value_runs(self.tokenizer, trace):
             value = tuple(trace.ids[run[0] : run[1]].tolist())
             if not any(token in self.alike for token in value):
                 continue
             for step in np.flatnonzero(~np.isnan(trace.scores)):
-                found += [(int(step), run, at) for at in self._found(trace, int(step), value)]
-        return found
+                places += [(int(step), run, at) for at in self._places_in(trace, int(step), value)]
+        return places
 
-    def _found(self, trace: PreparedTrace, step: int, value: tuple[int, ...]) -> list[int]:
+    def _places_in(self, trace: PreparedTrace, step: int, value: tuple[int, ...]) -> list[int]:
         """Where a step holds the value, not as a part of a longer number."""
         start, end = (int(place) for place in trace.spans[step])
         ids = trace.ids
@@ -218,8 +218,7 @@ class Alterer:
 
     def _other(self, trace: PreparedTrace, original: tuple[int, ...]) -> tuple[int, ...] | None:
         """Another value of the same form that the trace holds nowhere; its first digits differ."""
-        digest = hashlib.sha256(trace.id.encode()).digest()
-        rng = np.random.default_rng([self.seed, int.from_bytes(digest[:8], "big")])
+        rng = generator(trace.id, self.seed)
         first = next(place for place, token in enumerate(original) if token in self.alike)
         for _ in range(TRIES):
             drawn = tuple(int(rng.choice(self.alike.get(token, [token]))) for token in original)
@@ -246,11 +245,10 @@ def follows(
     """
     sums = []
     for which in (0, 1):
-        tails = [one.tails()[which] for one in altered]
+        tails = [alteration.tails()[which] for alteration in altered]
         chances = answers.log_probabilities(reading, edit, spans=spans, tails=tails)
-        sums.append(
-            [of[-len(one.original) :].sum() for of, one in zip(chances, altered, strict=True)]
-        )
+        values = zip(chances, altered, strict=True)
+        sums.append([of[-len(alteration.original) :].sum() for of, alteration in values])
     return [float(other - original) for original, other in zip(*sums, strict=True)]
 
 

@@ -27,10 +27,18 @@ RESAMPLES = 4000  # of groups: claims depend on the ends of intervals
 def outcome_table(outcomes: Iterable[Outcome]) -> pd.DataFrame:
     """A row an outcome and measure that it has: keys, draw, trace, group, measure, value."""
     rows = []
-    for one in outcomes:
-        measured: dict[str, float | None] = {"logprob": one.logprob, **one.extra}
-        measured["accuracy"] = None if one.correct is None else float(one.correct)
-        key = (one.part, one.arm, one.mode, one.dose, one.draw, one.trace, one.group)
+    for outcome in outcomes:
+        measured: dict[str, float | None] = {"logprob": outcome.logprob, **outcome.extra}
+        measured["accuracy"] = None if outcome.correct is None else float(outcome.correct)
+        key = (
+            outcome.part,
+            outcome.arm,
+            outcome.mode,
+            outcome.dose,
+            outcome.draw,
+            outcome.trace,
+            outcome.group,
+        )
         rows += [(*key, name, value) for name, value in measured.items() if value is not None]
     return pd.DataFrame(rows, columns=[*KEYS, "draw", "trace", "group", "measure", "value"])
 
@@ -46,11 +54,11 @@ def _estimate(frame: pd.DataFrame, measure: str, column: str, seed: int) -> dict
     rows = [values.tolist() for _, values in frame.groupby("group", sort=False)[column]]
     drawn: Any = {"resamples": RESAMPLES, "seed": (seed, len(rows))}
     if measure == "accuracy":
-        found = estimate_share(rows, difference=column == "difference", **drawn)
+        estimate = estimate_share(rows, difference=column == "difference", **drawn)
     else:
-        found = estimate_mean(rows, **drawn)
-    interval = {"value": found.value, "low": found.low, "high": found.high}
-    return {**interval, "traces": len(frame), "groups": found.n}
+        estimate = estimate_mean(rows, **drawn)
+    interval = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    return {**interval, "traces": len(frame), "groups": estimate.n}
 
 
 def summarise(outcomes: Iterable[Outcome], seed: int = 0) -> pd.DataFrame:
@@ -108,7 +116,7 @@ def _references(cells: dict[Any, pd.DataFrame], key: Any) -> list[tuple[str, pd.
     part, arm, mode, dose, measure = key
     if arm == NONE:
         return []
-    found = [
+    references = [
         (NONE, frame)
         for of, frame in cells.items()
         if (of[0], of[1], of[-1]) == (part, NONE, measure)
@@ -116,8 +124,8 @@ def _references(cells: dict[Any, pd.DataFrame], key: Any) -> list[tuple[str, pd.
     for control in CONTROLS:
         other = cells.get((part, control, mode, dose, measure))
         if other is not None and arm not in CONTROLS:
-            found.append((control, other))
-    return found
+            references.append((control, other))
+    return references
 
 
 def dose_response(outcomes: Sequence[Outcome], seed: int) -> dict[str, dict[str, Any]]:
@@ -163,22 +171,22 @@ def dose_correlations(
     """
     series: dict[tuple[str, int, str], dict[float, float]] = {}
     ones: dict[str, float] = {}
-    for one in outcomes:
-        value = one.logprob if measure == "logprob" else one.extra.get(measure)
-        if one.part != STEERING or value is None:
+    for outcome in outcomes:
+        value = outcome.logprob if measure == "logprob" else outcome.extra.get(measure)
+        if outcome.part != STEERING or value is None:
             continue
-        if one.arm == NONE:
-            ones[one.trace] = value
+        if outcome.arm == NONE:
+            ones[outcome.trace] = value
         else:
-            series.setdefault((one.arm, one.draw, one.trace), {})[one.dose] = value
-    found: dict[str, dict[str, list[float]]] = {}
+            series.setdefault((outcome.arm, outcome.draw, outcome.trace), {})[outcome.dose] = value
+    by_arm: dict[str, dict[str, list[float]]] = {}
     for (arm, _, trace), by_dose in series.items():
         whole = {**by_dose, 1.0: ones[trace]} if trace in ones else by_dose
         doses = np.array(sorted(whole))
         rho = dose_correlation(doses, np.array([whole[dose] for dose in doses]))
         if not np.isnan(rho):
-            found.setdefault(arm, {}).setdefault(trace, []).append(rho)
+            by_arm.setdefault(arm, {}).setdefault(trace, []).append(rho)
     return {
         arm: {trace: float(np.mean(rhos)) for trace, rhos in of.items()}
-        for arm, of in found.items()
+        for arm, of in by_arm.items()
     }

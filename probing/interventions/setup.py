@@ -6,10 +6,13 @@ and in their order, the list of its outcomes. Parts need not know of files, bars
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from probing.answers.context import PreparedTrace
 from probing.choices import BATCH_TOKENS, MIN_CHARS, Answer, Mode
@@ -26,7 +29,6 @@ from probing.traces.source import (
     TraceReading,
     TraceSource,
     cut_traces,
-    pocket_traces,
     prepare_traces,
 )
 
@@ -85,8 +87,8 @@ class InterventionConfig:
             raise ConfigError(f"--remove takes numbers of steps, none twice, not {self.remove}")
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as they stand in headers."""
-        return to_json(self)
+        """The settings as they stand in headers, with the one thing that edits heads today."""
+        return {**to_json(self), "backend": "transformers"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class TraceChoice(TraceReading, TraceChoosing):
         """The file cut as the head set's traces were; a published set: by the paper's rules."""
         cut = heads.segmenter or {}
         return TraceSource(
-            pocket_traces() if self.is_pocket else self.traces,
+            self.traces,
             segmenter=cut.get("phrases") or cut.get("name", "attnpo"),
             min_chars=cut.get("min_chars", MIN_CHARS),
             skip_bad=self.skip_bad,
@@ -220,6 +222,16 @@ def selected_on(source: TraceSource, heads: HeadSet) -> tuple[set[str], str]:
     if len(places) != selection.get("select_traces"):
         return set(), "unknown: the half that the heads were chosen on cannot be made again"
     return {ids[place] for place in places}, "yes: the half that the heads were not chosen on"
+
+
+def generator(trace: str, *before: int, after: Sequence[int] = ()) -> np.random.Generator:
+    """Random numbers of a trace, by its id: they do not depend on what was drawn before.
+
+    Args:
+        before, after: numbers that tell draws apart: seed, number of steps, draw.
+    """
+    digest = hashlib.sha256(trace.encode()).digest()
+    return np.random.default_rng([*before, int.from_bytes(digest[:8], "big"), *after])
 
 
 @dataclass(frozen=True, eq=False)

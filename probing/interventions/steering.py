@@ -1,6 +1,6 @@
-"""Steering: the chosen heads' attention from the answer to one step, scaled up and down.
+"""Intervention on attention: that of the chosen heads from the answer to one step, scaled.
 
-A part of `kfh ablate`. In each trace one step is altered: a value that the answer takes up is
+In each trace one step is altered: a value that the answer takes up is
 replaced by another (`probing.interventions.copies.Alterer`; the highest-scored essential step that
 holds one). The weights of heads from the answer to that step are multiplied by each factor, and the
 rows made to sum to one again (docs/PAPER.md, eq. 16). What is read off:
@@ -15,7 +15,6 @@ outcomes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,21 +22,14 @@ from typing import Any
 import numpy as np
 
 from probing.answers.context import PreparedTrace
-from probing.answers.edited import batches
+from probing.answers.edited import EditedAnswers, Reading, batches
 from probing.answers.edits import ANSWER, HeadEdit
 from probing.choices import Head
 from probing.interventions.copies import Altered, follows
 from probing.interventions.effects import OTHER_STEP, STEERING
-from probing.interventions.heads import (
-    CHOSEN,
-    Arm,
-    HeadWork,
-    open_answers,
-    outcome_of,
-    random_heads,
-)
+from probing.interventions.heads import CHOSEN, Arm, HeadWork, open_answers, random_heads
 from probing.interventions.outcomes import NONE, RANDOM, Outcome
-from probing.interventions.setup import Setup
+from probing.interventions.setup import Setup, generator
 
 PART = STEERING
 MODE = "scale/answer-to-step"
@@ -49,9 +41,9 @@ class Steered:
 
     traces: list[PreparedTrace]
     altered: list[Altered]
-    plain: Any  # readings of both
-    changed: Any
-    spans: dict[str, list[Any]]  # of the altered step, and of another one
+    plain: Reading
+    changed: Reading
+    spans: dict[str, list[Any]]  # by arm: of the altered step, or of another one
 
 
 def steer(setup: Setup) -> Iterator[list[Outcome]]:
@@ -68,13 +60,13 @@ def steer(setup: Setup) -> Iterator[list[Outcome]]:
         arms = steering_arms(setup, heads, answers.layers)
         for traces in batches(setup.traces, setup.config.batch_tokens):
             pairs = [(trace, work.alterer(trace)) for trace in traces]
-            found: dict[str, list[Outcome]] = {trace.id: [] for trace in traces}
+            outcomes: dict[str, list[Outcome]] = {trace.id: [] for trace in traces}
             if any(altered for _, altered in pairs):
-                batch = _read(setup, answers, [(t, one) for t, one in pairs if one])
+                batch = _read(setup, answers, [(t, altered) for t, altered in pairs if altered])
                 for arm in arms:
                     for outcome in _outcomes(work, answers, batch, arm):
-                        found[outcome.trace].append(outcome)
-            yield from found.values()
+                        outcomes[outcome.trace].append(outcome)
+            yield from outcomes.values()
 
 
 def steering_arms(setup: Setup, heads: tuple[Head, ...], layers: dict[int, int]) -> list[Arm]:
@@ -97,44 +89,39 @@ def steering_arms(setup: Setup, heads: tuple[Head, ...], layers: dict[int, int])
     return arms
 
 
-def _read(setup: Setup, answers: Any, pairs: list[tuple[PreparedTrace, Altered]]) -> Steered:
-    traces, altered = [trace for trace, _ in pairs], [one for _, one in pairs]
+def _read(
+    setup: Setup, answers: EditedAnswers, pairs: list[tuple[PreparedTrace, Altered]]
+) -> Steered:
+    traces, alterations = [trace for trace, _ in pairs], [altered for _, altered in pairs]
+    changed = [altered.trace for altered in alterations]
     setup.advance(2 * sum(trace.context for trace in traces))
-    own = [one.trace.spans[[one.step]] for one in altered]
-    other = [other_step(one, setup.config.seed) for one in altered]
-    return Steered(
-        traces,
-        altered,
-        answers.read(traces),
-        answers.read([one.trace for one in altered]),
-        {
-            CHOSEN: own,
-            RANDOM: own,
-            OTHER_STEP: [
-                one.trace.spans[[] if step is None else [step]]
-                for one, step in zip(altered, other, strict=True)
-            ],
-        },
-    )
+    step, other = [], []
+    for altered in alterations:
+        step.append(altered.trace.spans[[altered.step]])
+        another = other_step(altered, setup.config.seed)
+        other.append(altered.trace.spans[[] if another is None else [another]])
+    spans = {CHOSEN: step, RANDOM: step, OTHER_STEP: other}
+    return Steered(traces, alterations, answers.read(traces), answers.read(changed), spans)
 
 
 def other_step(altered: Altered, seed: int) -> int | None:
     """Another step that has tokens, drawn by the trace's id; None where there is none."""
     trace = altered.trace
-    digest = hashlib.sha256(trace.id.encode()).digest()
-    rng = np.random.default_rng([seed, 1, int.from_bytes(digest[:8], "big")])
+    rng = generator(trace.id, seed, 1)
     there = np.flatnonzero(trace.spans[:, 1] > trace.spans[:, 0])
     others = there[there != altered.step]
     return int(rng.choice(others)) if len(others) else None
 
 
-def _outcomes(work: HeadWork, answers: Any, batch: Steered, arm: Arm) -> Iterator[Outcome]:
+def _outcomes(
+    work: HeadWork, answers: EditedAnswers, batch: Steered, arm: Arm
+) -> Iterator[Outcome]:
     """The outcomes of one arm; a trace without another step has none in `other-step`."""
     spans = batch.spans.get(arm.name)
-    found = work.answer(batch.plain, arm.edit, spans)
+    measured = work.answer(batch.plain, arm.edit, spans)
     followed = follows(answers, batch.changed, batch.altered, arm.edit, spans)
     for row, trace in enumerate(batch.traces):
         if spans is not None and not len(spans[row]):
             continue
-        found[row]["extra"]["follow"] = followed[row]
-        yield outcome_of(PART, trace, arm, found[row])
+        measured[row].extra["follow"] = followed[row]
+        yield measured[row].outcome(PART, trace, arm)

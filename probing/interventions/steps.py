@@ -8,7 +8,6 @@ removed. It is token ids that are taken out; no text is tokenised again.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,7 +16,7 @@ from jaxtyping import Int
 from probing.answers.context import PreparedTrace
 from probing.answers.removal import Answer, Answerer, without
 from probing.interventions.outcomes import NONE, RANDOM, Outcome
-from probing.interventions.setup import Setup
+from probing.interventions.setup import Setup, generator
 
 PART = "steps"
 ARMS = ("high", "low", RANDOM, "matched", "recent")
@@ -67,7 +66,7 @@ def removals(
         plan["recent", k, 0] = as_steps(there[-k:])
         others = np.setdiff1d(there, high)
         for draw in range(draws):
-            rng = generator(seed, trace.id, k, draw)
+            rng = generator(trace.id, seed, after=(k, draw))
             plan[RANDOM, k, draw] = as_steps(rng.choice(there, k, replace=False))
             if len(others) >= k:
                 matched = nearest_in_tokens(others, sizes, int(sizes[high].sum()), k, rng)
@@ -94,12 +93,6 @@ def nearest_in_tokens(
     sets = np.stack([rng.choice(others, k, replace=False) for _ in range(MATCHES)])
     nearest: Int[np.ndarray, "k"] = sets[np.abs(sizes[sets].sum(1) - tokens).argmin()]
     return nearest
-
-
-def generator(seed: int, trace: str, *numbers: int) -> np.random.Generator:
-    """Random numbers that depend on these alone, not on what was drawn before."""
-    digest = hashlib.sha256(trace.encode()).digest()
-    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big"), *numbers])
 
 
 def as_steps(steps: Int[np.ndarray, "k"]) -> Steps:

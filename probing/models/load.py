@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer from the hub, a folder or a GGUF file; tell models apart."""
+"""Load a model and its tokenizer: from the hub, a folder, a GGUF file, or the embedded one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from probing.settings import choice, unknown
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL = "Model"  # panel of the command line
 
@@ -42,6 +42,10 @@ class ModelSource:
 
 def load_tokenizer(model_id: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer, which must give character offsets.
+
+    Args:
+        model_id: as for `load_model`.
+        trust_remote_code: run code that comes with the model. Off unless asked for.
 
     Raises:
         ModelError: it cannot be loaded, or is a slow one without offsets.
@@ -75,14 +79,14 @@ def load_model(
     """Load a causal language model in eval mode.
 
     Args:
-        model_id: hub id, folder, or path of a `.gguf` file.
+        model_id: hub id, folder, path of a `.gguf` file, or `pocket`: the embedded model.
         device: `auto` (CUDA where there is one, else CPU), or a torch device.
         dtype: `auto` (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16 or float16.
         attention: transformers' attention implementation; None takes the model's default.
         trust_remote_code: run code that comes with the model. Off unless asked for.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or there is no such device or dtype.
     """
     from transformers import AutoModelForCausalLM
 
@@ -124,7 +128,11 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and float32 elsewhere."""
+    """`auto` is bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        ModelError: an unknown dtype.
+    """
     import torch
 
     if dtype not in DTYPES:
@@ -137,7 +145,7 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
 
 def _source(model_id: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` wants for this id."""
-    if model_id == "pocket":
+    if model_id == POCKET:
         model_id = str(pocket_model())
     path = Path(model_id)
     if path.suffix == ".gguf":
@@ -149,20 +157,14 @@ def _source(model_id: str) -> tuple[str, dict[str, Any]]:
     return str(path.expanduser()) if path.expanduser().is_dir() else model_id, {}
 
 
-def load_frozen(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model in float32, ready for inference, and its tokenizer.
+def load_frozen(folder: Path) -> tuple[PreTrainedModel, Any]:
+    """The model in a folder, on the CPU in float32, and its tokenizer.
 
     Raises:
-        FileNotFoundError: the folder has no model.
+        ModelError: the folder holds no model, or one that cannot be loaded.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no model: make one with rl.pocket.pretrain")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    return model.eval(), tokenizer
+    place = str(folder.resolve())
+    return load_model(place, device="cpu", dtype="float32"), load_tokenizer(place)
 
 
 def pocket_model() -> Path:

@@ -95,14 +95,17 @@ def _heads_of_the_set(ranking: Ranking) -> Iterator[str]:
     for metric in ("sra", "balanced"):
         if (control := best_control(ranking.controls, metric)) is None:
             continue
-        for layer, head in ranking.chosen:
-            row = rows.loc[(layer, head)]
-            if control[1] >= row[f"{metric}_low"]:
-                yield (
-                    f"Head {layer}.{head} of the set does not beat {control[0]}: "
-                    f"{METRIC_NAMES[metric]} {row[metric]:.3f}, from {row[f'{metric}_low']:.3f}, "
-                    f"against {control[1]:.3f}."
-                )
+        weak = [
+            f"{layer}.{head} ({row[metric]:.3f}, from {row[f'{metric}_low']:.3f})"
+            for layer, head in ranking.chosen
+            for row in [rows.loc[(layer, head)]]
+            if control[1] >= row[f"{metric}_low"]
+        ]
+        if weak:
+            yield (
+                f"Of the set {', '.join(weak)} by {METRIC_NAMES[metric]} do not beat {control[0]}, "
+                f"{control[1]:.3f}."
+            )
 
 
 def _held_out(ranking: Ranking) -> Iterator[str]:

@@ -54,8 +54,8 @@ def select_greedy(
     for _ in range(count):
         mixed = []
         for trace in traces:
-            held = trace.scores[chosen].sum(axis=0, keepdims=True)
-            mixed.append((held + trace.scores) / (len(chosen) + 1))
+            so_far = trace.scores[chosen].sum(axis=0, keepdims=True)
+            mixed.append((so_far + trace.scores) / (len(chosen) + 1))
         figures = mean_over_traces(metric_table(traces, mixed)[metric])
         figures[chosen] = -np.inf
         chosen.append(int(np.nan_to_num(figures, nan=-1.0).argmax()))

@@ -197,8 +197,8 @@ def read_traces(
         report: filled while the caller iterates.
 
     Raises:
-        DataError: the file is missing or holds no trace; or, without `skip_bad`, the first bad
-            line, named by file, line number and id.
+        DataError: the file is missing or holds no trace; or, without `skip_bad`, the first
+            `BadLine`, named by file, line number and id.
     """
     path, report = Path(path), report if report is not None else ReadReport()
     seen: set[str] = set()

@@ -57,7 +57,11 @@ class Segmenter:
     function: SegmentFunction | None = None
 
     def __post_init__(self) -> None:
-        """Check the settings."""
+        """Check the settings.
+
+        Raises:
+            ConfigError: no such segmenter.
+        """
         if self.function is None and self.name not in ("attnpo", *_ENDS):
             known = ["attnpo", *_ENDS, "a phrase file (*.json)", "a function (module:name)"]
             raise ConfigError(unknown("segmenter", self.name, known))
@@ -124,13 +128,11 @@ def segment(
 
     Returns:
         Steps whose character offsets tile `text`: the first starts at 0, each starts where the
-        one before ends, the last ends at `len(text)`. An empty text has none. Those of a
-        function are as it gives them.
+        one before ends, the last ends at `len(text)`. An empty text has none.
 
     Raises:
         ConfigError: unknown segmenter.
-        DataError: a phrase file that cannot be used, or steps of a function that overlap or
-            leave the text.
+        DataError: a phrase file that cannot be used, or steps of a function that do not tile.
 
     Example:
         >>> [s.start for s in segment("One. Wait, two?", min_chars=0)]
@@ -174,15 +176,17 @@ def carry_labels(old: tuple[Step, ...], new: list[Step]) -> list[Step]:
 
 
 def _checked(steps: Sequence[Step], text: str, name: str) -> list[Step]:
-    """Steps of a function of the user's, in order and within the text."""
+    """The steps of a function of the user's, which must tile the text as those of any other."""
     end = 0
     for number, step in enumerate(steps):
-        if not isinstance(step, Step) or not end <= step.start < step.end <= len(text):
+        if not isinstance(step, Step) or not end == step.start < step.end:
             raise DataError(
                 f"the segmenter {name} gave step {number} as {step!r:.80}; steps are "
-                f"`probing.Step(start, end)`, in order, without overlap, within 0–{len(text)}"
+                f"probing.Step(start, end), each from where the one before ends, here {end}"
             )
         end = step.end
+    if end != len(text):
+        raise DataError(f"the segmenter {name} ends at {end} of {len(text)} characters")
     return list(steps)
 
 

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from probing.choices import GIVEN, MIN_CHARS, THINK_END, Keep
+from probing.choices import GIVEN, MIN_CHARS, POCKET, THINK_END, Keep
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, file_hash, text_hash
 from probing.settings import check, choice
@@ -67,6 +67,7 @@ class StepSource(TraceReading, StepCutting):
     def __post_init__(self) -> None:
         """Check that the file is there."""
         check(self)
+        object.__setattr__(self, "path", trace_path(self.path))
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such trace file")
 
@@ -132,7 +133,12 @@ class TraceSource(StepSource, TraceChoosing):
     """The traces of a probe: their steps, whose labels, and which of them."""
 
     def label_file(self) -> LabelFile | None:
-        """The label file, checked to be of the same segmenter; None for the file's own labels."""
+        """The label file; None for the trace file's own labels.
+
+        Raises:
+            ConfigError: it labels the steps of another segmenter.
+            DataError: it cannot be read.
+        """
         if self.labels == "steps":
             return None
         found = read_labels(Path(self.labels))
@@ -225,8 +231,13 @@ def cut_traces(source: TraceSource, report: SourceReport) -> Iterator[Trace]:
 
 
 def pocket_traces() -> Path:
-    """The labelled traces that were sampled from it."""
+    """The labelled traces that were sampled from the embedded model."""
     return data_path("pocket", "traces.jsonl")
+
+
+def trace_path(name: Path | str) -> Path:
+    """The trace file of this path; `pocket`: of the embedded model."""
+    return pocket_traces() if str(name) == POCKET else Path(name)
 
 
 def step_counts(source: StepSource | TraceList, report: ReadReport) -> dict[str, int]:

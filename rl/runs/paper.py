@@ -156,9 +156,9 @@ def draw_interventions(axes: Axes, rows: Sequence[dict[str, Any]], heads: str) -
     width = 0.8 / len(doses)
     ticks = []
     for place, arm in enumerate(ARMS):
-        own = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["dose"])
-        shift = (len(own) - 1) / 2
-        for number, row in enumerate(own):
+        bars = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["dose"])
+        shift = (len(bars) - 1) / 2
+        for number, row in enumerate(bars):
             x, y = place + (number - shift) * width, row["value"]
             axes.bar(x, y, 0.88 * width, color=colours[arm], alpha=1 - 0.22 * number, lw=0)
             ends = [[max(0.0, y - row["low"])], [max(0.0, row["high"] - y)]]

@@ -20,17 +20,15 @@ Then `load_questions("doubling")`, `evaluate` and `train` take it; the command l
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, ClassVar
 
 from probing.choices import THINK_END
-from probing.errors import DataError
-from probing.files.headers import text_hash
+from probing.errors import ConfigError
+from probing.files.headers import load_part, part_json
 from probing.traces.file import Step
 from probing.traces.text import answer_part
 
@@ -197,18 +195,14 @@ def load_task(entry: Callable[[], Task] | str) -> Task:
     """The task of an entry of `TASKS`, or of `module:name`.
 
     Raises:
-        DataError: no such module, nothing of this name in it, or it gives no task.
+        ConfigError: no such module, nothing of this name in it, or it gives no task.
     """
     try:
-        make: Any = entry
-        if isinstance(entry, str):
-            module, _, name = entry.partition(":")
-            make = getattr(import_module(module), name)
-        task = make()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise DataError(f"{entry}: gives no task ({error})") from error
+        task = load_part(entry)() if isinstance(entry, str) else entry()
+    except TypeError as error:  # as of a class without `correct`
+        raise ConfigError(f"{entry}: gives no task ({error})") from error
     if not isinstance(task, Task):
-        raise DataError(f"{entry}: gives {task!r:.60}, which is no rl.Task")
+        raise ConfigError(f"{entry}: gives {task!r:.60}, which is no rl.Task")
     return task
 
 
@@ -217,13 +211,7 @@ def speaker(tokenizer: Any) -> str | None:
     return next((n for n, entry in TASKS.items() if load_task(entry).speaks(tokenizer)), None)
 
 
-def task_source(task: Task) -> dict[str, str]:
-    """Name and hash of the code of a task that does not come with kfh, for headers."""
+def task_source(task: Task) -> dict[str, Any]:
+    """Name and hash of the source of a task that does not come with kfh, for headers."""
     kind = type(task)
-    if kind.__module__.partition(".")[0] == "rl":
-        return {}
-    try:
-        code = {"code": text_hash(inspect.getsource(kind))}
-    except (OSError, TypeError):  # made where there is no file, as in a notebook of old
-        code = {}
-    return {"task": f"{kind.__module__}:{kind.__qualname__}", **code}
+    return {} if kind.__module__.startswith("rl.") else {"task": part_json(kind)}

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from probing.errors import DataError
+from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_hash
 from rl.tasks.base import TASKS, Question, QuestionSet, Task, load_task, task_source
 from rl.tasks.maths import final_answer, maths_correct, maths_readable
@@ -87,7 +87,7 @@ def find_task(spec: str) -> Task:
     if named := re.match(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec):
         try:
             return load_task(named[0])
-        except DataError as error:
+        except ConfigError as error:
             why = why or f" ({error})"
     raise DataError(
         f"{spec!r} is no question set{why}. Give FILE.jsonl[.gz], hub:owner/name[@config][:split], "

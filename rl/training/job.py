@@ -23,10 +23,10 @@ from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from probing.errors import ConfigError, DataError
-from probing.files.headers import HEADER, data_path, file_header, read_object, write_json
+from probing.files.headers import HEADER, file_header, read_object, write_json
 from probing.models.identity import ModelCard
 from probing.models.load import load_model, load_tokenizer
-from probing.traces.source import pocket_traces
+from probing.traces.source import trace_path
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.trainer import AttnPOTrainer
 from rl.tasks.base import Question, QuestionSet
@@ -129,8 +129,7 @@ def build_trainer(
     Raises:
         ConfigError, ModelError, DataError: see `AttnPOTrainer`.
     """
-    name = str(data_path("pocket")) if config.model == "pocket" else config.model
-    trusted = config.trust_remote_code
+    name, trusted = config.model, config.trust_remote_code
     tokenizer = load_tokenizer(name, trust_remote_code=trusted)
     given = {
         "model": load_model(name, device="cpu", dtype=config.dtype, trust_remote_code=trusted),
@@ -162,8 +161,7 @@ def _probes(config: TrainConfig, trainer: AttnPOTrainer) -> list[Reprobe]:
             "probe_every does not go with FSDP or DeepSpeed: one process alone probes, and "
             "has a part of the model. Probe the checkpoints instead (kfh probe)"
         )
-    traces = str(config.probe_traces)
-    path = pocket_traces() if traces == "pocket" else Path(traces)
+    path = trace_path(str(config.probe_traces))
     folder, every = Path(config.out), config.probe_every
     return [Reprobe(folder, path, trainer.head_set, trainer.cutter, every)]
 

@@ -34,7 +34,7 @@ def sampler(family: str = "llama", rows: int = 64) -> TransformersSampler:
 @pytest.mark.parametrize("family", ["llama", "qwen2-window", "gemma2", "gpt_neox"])
 def test_greedy_equals_generate_token_for_token(family: str) -> None:
     ours = sampler(family)
-    found = ours.sample(PROMPTS, n=1, settings=Sampling(0, 1.0, 24))
+    found = ours.sample(PROMPTS, n=1, settings=Sampling.greedy(24))
     lengths = set()
     for prompt, (sample,) in zip(PROMPTS, found, strict=True):
         ids = torch.tensor([encode_prompt(ours.tokenizer, prompt)])
@@ -82,15 +82,15 @@ def test_padding_moves_no_absolute_position() -> None:
         model.transformer.wpe.weight.mul_(50)
     model.generation_config.eos_token_id = [299]
     ours = TransformersSampler(model, tokenizer)
-    together = ours.sample(PROMPTS, n=1, settings=Sampling(0, 1.0, 16))
-    alone = [ours.sample([prompt], n=1, settings=Sampling(0, 1.0, 16))[0] for prompt in PROMPTS]
+    together = ours.sample(PROMPTS, n=1, settings=Sampling.greedy(16))
+    alone = [ours.sample([prompt], n=1, settings=Sampling.greedy(16))[0] for prompt in PROMPTS]
     assert together == alone
 
 
 def test_the_context_is_the_limit_and_a_prompt_beyond_it_an_error() -> None:
     ours = sampler()
     ours.ends = frozenset([299])
-    (row,) = ours.sample(["So"], n=1, settings=Sampling(0, 1.0, 4000))
+    (row,) = ours.sample(["So"], n=1, settings=Sampling.greedy(4000))
     assert row[0].tokens == 256 - len(encode_prompt(ours.tokenizer, "So")) and not row[0].finished
     with pytest.raises(ConfigError, match="the model's context 256"):
         ours.sample(["ab " * 300], n=1, settings=Sampling())
@@ -127,7 +127,7 @@ def test_the_ends_of_the_range_choose_possible_tokens() -> None:
 
 def test_settings_and_backends_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)  # as where it is not installed
-    for bad in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"max_tokens": 0}):
+    for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"max_tokens": 0}):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             Sampling(**bad)
     with pytest.raises(ConfigError, match="unknown backend"):

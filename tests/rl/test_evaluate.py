@@ -132,7 +132,7 @@ def test_greedy_equals_the_pocket_decoder_and_in_process(tmp_path: Path) -> None
     above = result.sets[0].redundancy.redundant_tokens.value
     assert above == pytest.approx(np.mean(lengths) - np.mean(shortest))
     model.train()
-    inside = evaluate_model(model, tokenizer, questions, Sampling(0, 1.0, 400), 1)
+    inside = evaluate_model(model, tokenizer, questions, Sampling.greedy(400), 1)
     assert inside == result.sets[0]
     assert model.training
 
@@ -285,5 +285,5 @@ def test_model_in_training_is_put_back_after_an_error() -> None:
     question = Question("x", "b = 1 ; b ?" * 400, "01")
     broken = QuestionSet("x", (question,), Maths(), {"spec": "x"})
     with pytest.raises(ConfigError, match="context"):
-        evaluate_model(model, tokenizer, broken, Sampling(0, 1.0, 4), 1)
+        evaluate_model(model, tokenizer, broken, Sampling.greedy(4), 1)
     assert model.training

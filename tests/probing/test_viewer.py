@@ -236,7 +236,7 @@ def test_refusals(viewer_probe: Path, tmp_path: Path) -> None:
         write_page(ViewerConfig(tmp_path))
     with pytest.raises(DataError, match="no scores of trace nobody"):
         write_page(ViewerConfig(viewer_probe, tmp_path / "x.html", ids=("nobody",)))
-    with pytest.raises(ConfigError, match=r"no head 9\.0"):
+    with pytest.raises(ModelError, match=r"no head 9\.0"):
         write_page(ViewerConfig(viewer_probe, tmp_path / "x.html", heads=((9, 0),)))
     with pytest.raises(ConfigError, match=r"NAME\.html"):
         write_page(ViewerConfig(viewer_probe, tmp_path / "x.png"))

@@ -88,8 +88,9 @@ def test_it_is_loaded_and_verifies(doubling: QuestionSet) -> None:
     assert not doubling.correct(first, "8") and not doubling.correct(first, "</think>9")
     assert doubling.faults == {}
     assert not doubling.correct(first, "</think>eight") and doubling.faults == {"ValueError": 1}
-    assert doubling.source["task"] == f"{__name__}:Doubling" and doubling.source["questions"] == 3
-    assert doubling.source["code"].startswith("sha256:")
+    assert doubling.source["task"]["name"] == f"{__name__}:Doubling"
+    assert doubling.source["task"]["hash"].startswith("sha256:")
+    assert doubling.source["questions"] == 3
     assert "task" not in load_questions("pocket:2").source
 
 
@@ -184,13 +185,13 @@ def test_a_task_of_a_module_is_named_on_the_command_line(
     )
     monkeypatch.syspath_prepend(tmp_path)
     found = load_questions("halves_task:Halves")
-    assert found.source["task"] == "halves_task:Halves" and len(found) == 1
-    for name in ("Unfinished", "number", "Absent"):
-        with pytest.raises(DataError, match=f"halves_task:{name}: gives no task"):
+    assert found.source["task"]["name"] == "halves_task:Halves" and len(found) == 1
+    for name, says in (("Unfinished", "gives no"), ("number", "no fun"), ("Absent", "imported")):
+        with pytest.raises(DataError, match=f"no question set .halves_task:{name}.* {says}"):
             load_questions(f"halves_task:{name}")
     with pytest.raises(DataError, match="'pockte:5' is no question set; did you mean pocket"):
         load_questions("pockte:5")
-    with pytest.raises(DataError, match="which is no rl"):
+    with pytest.raises(ConfigError, match="which is no rl"):
         load_task(dict)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="did you mean plain"):
         render_prompt(byte_tokenizer(), "2?", "plian")

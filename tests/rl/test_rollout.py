@@ -27,8 +27,7 @@ from probing.traces.segmenters import Segmenter
 from probing.traces.tokens import TOKEN_IDS, decode_with_offsets, encode_trace, token_offsets
 from rl.sampling.backends import TransformersSampler
 from rl.sampling.base import Sample
-from rl.sampling.collect import collect_traces, share_correct
-from rl.sampling.config import CollectConfig
+from rl.sampling.collect import CollectConfig, collect_traces, share_correct
 from rl.sampling.responses import Response
 
 POCKET = data_path("pocket")
@@ -151,8 +150,9 @@ def scripted(
     tokenizer = byte_tokenizer()
     monkeypatch.setattr(rl.sampling.collect, "prompt_tokenizer", lambda config: tokenizer)
     monkeypatch.setattr(rl.sampling.collect, "open_backend", lambda *a, **k: Scripted(script))
-    asked = {"data": (str(folder / "q.jsonl"),), "out": folder / "traces.jsonl", "samples": 4}
-    report = collect_traces(CollectConfig("m", **{"segmenter": "none", **asked, **changes}))
+    settings: dict[str, Any] = {"data": (str(folder / "q.jsonl"),), "out": folder / "traces.jsonl"}
+    config = CollectConfig("m", **settings, **{"samples": 4, "segmenter": "none", **changes})
+    report = collect_traces(config)
     return report, list(read_traces(folder / "traces.jsonl"))
 
 

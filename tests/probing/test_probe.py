@@ -48,12 +48,12 @@ from probing.figures.style import save_figure
 from probing.folder import ProbeResult
 from probing.headset import HeadSet, HeadSetWarning, shipped_head_sets
 from probing.models.identity import config_fingerprint, weights_fingerprint
-from probing.models.load import load_model, load_tokenizer
+from probing.models.load import load_model, load_tokenizer, pocket_model
 from probing.ranking.metrics import CONTROLS, RankedTrace, metric_table, step_ranking_accuracy
 from probing.run import probe
 from probing.traces.file import Step, read_traces
 from probing.traces.segmenters import Segmenter, segment
-from probing.traces.source import prepare_traces
+from probing.traces.source import StepSource, TraceSource, pocket_traces, prepare_traces
 from probing.traces.tokens import encode_trace
 from rl.runs.folders import read_run
 
@@ -194,6 +194,14 @@ def test_two_processes_find_the_same(setting: dict, finished: tuple, tmp_path: P
     pd.testing.assert_frame_equal(table(tmp_path), table(finished[0]), atol=1e-6)
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["speed"]["traces"] == 4, "each process scores half of the traces"
+
+
+def test_pocket_is_the_embedded_model_and_its_traces() -> None:
+    assert load_tokenizer("pocket").get_vocab() == load_tokenizer(str(pocket_model())).get_vocab()
+    assert load_model("pocket", device="cpu").config.num_hidden_layers == 4
+    assert StepSource("pocket").path == TraceSource(Path("pocket")).path == pocket_traces()
+    with pytest.raises(ModelError, match="no such folder"):
+        load_model("./pocket")
 
 
 def test_batches_are_sorted_and_bounded(setting: dict) -> None:

@@ -22,7 +22,7 @@ from kfh.commands.compare import (
     run_comparison,
     stop,
 )
-from probing.errors import ConfigError, DataError
+from probing.errors import ConfigError, DataError, ModelError
 from probing.files.headers import data_path, read_object
 from probing.intervals import Estimate
 from rl.pocket.task import shortest_trace
@@ -30,7 +30,7 @@ from rl.pocket.traces import held_out_problems
 from rl.runs.comparison import change, gap, read_rows
 from rl.runs.intervals import hierarchical_bootstrap, seed_spread
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # A trainer that only counts: it goes on from its last step, and ends as the method's name says.
 TRAINER = """
@@ -202,7 +202,7 @@ def test_the_measured_figures_are_those_of_the_answers() -> None:
         assert part["unreadable"] == part["redundant_steps_each"].count(None)
     assert found["sampled"] != measure(data_path("pocket"), problems, seed=1)["sampled"]
     assert found["shortest_each"][0] < len(shortest_trace(problems[0]).response)
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="cannot be loaded"):
         measure(ROOT / "tests", problems, 0)
 
 

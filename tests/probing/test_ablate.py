@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -372,4 +372,6 @@ def test_the_command_reads_its_options(tmp_path: Path) -> None:
     )
     assert done.returncode == 1 and "--remove '1,x': write numbers" in done.stderr
     assert "Traceback" not in done.stderr
-    assert asdict(InterventionConfig())["remove"] == (1, 2, 3)
+    settings = InterventionConfig().to_json()
+    assert settings["remove"] == (1, 2, 3)
+    assert settings["backend"] == "transformers", "older outcomes name it, and are gone on with"

@@ -85,7 +85,8 @@ def settings_page() -> str:
         lines += [f"\n## {value.__name__}", f"`{full_name(value)}`: {first_line(value)}", ""]
         lines += ["| setting | values | default | |", "|---|---|---|---|"]
         explained = explanations(inspect.getdoc(value) or "")
-        own = inspect.get_annotations(value)  # without what is inherited from TRL
+        ours = (base for base in value.__mro__ if base.__module__.startswith(FLOORS))  # not TRL's
+        own = {name for base in ours for name in inspect.get_annotations(base)}
         for field in (field for field in dataclasses.fields(value) if field.name in own):
             text = field.metadata.get("help") or explained.get(field.name, "")
             row = (f"`{field.name}`", values(value, field), default(field), plain(text))

@@ -75,7 +75,7 @@ def test_a_kind_from_outside_is_reported_and_drawn(
         good = write(tmp_path / "good" / "mine.json", {"value": 42.0})
         write(tmp_path / "bad" / "mine.json", {})
         run_report(tmp_path, None, None)
-        plot_runs([good], formats="svg")
+        plot_runs([good], formats=("svg",))
     finally:
         KINDS.pop()
     text = (tmp_path / "report.md").read_text()

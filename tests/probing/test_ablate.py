@@ -276,7 +276,7 @@ def test_on_the_pocket_model_high_scores_matter_and_low_ones_do_not(tmp_path: Pa
     assert rows["none", 0, "accuracy"] > 0.95 and rows["high", 1, "accuracy"] < 0.7
     assert rows["low", 2, "accuracy"] > 0.95
     assert rows["high", 1, "essential"] > 0.9 > 0.1 > rows["low", 1, "essential"]
-    plot_runs([whole], formats="png")
+    plot_runs([whole], formats=("png",))
     assert (whole / "ablation-steps.png").stat().st_size > 10_000
     lines = (whole / "outcomes.jsonl").read_bytes().splitlines(keepends=True)
     torn.mkdir()

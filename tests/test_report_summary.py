@@ -21,7 +21,7 @@ from kfh.findings.summary import (
     runs_summary,
     stability_summary,
 )
-from probing.interventions.claims import verdicts
+from probing.interventions.claims import claims_of
 from probing.interventions.effects import differences
 from probing.interventions.outcomes import Outcome
 from probing.numbers import Number
@@ -77,7 +77,7 @@ def test_claims_against_controls_stand_with_their_strongest_dose() -> None:
             ("random", 2.0, True, -1.9 - n / 60),
         )
     ]
-    claims = [claim.to_json() for claim in verdicts(differences(outcomes))]
+    claims = [claim.to_json() for claim in claims_of(differences(outcomes))]
     texts = ablation_summary({"verdicts": claims})
     holding = sum(claim["holds"] for claim in claims)
     assert texts[0] == f"Of {len(claims)} claims on steps {holding} hold at every dose."

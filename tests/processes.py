@@ -1,4 +1,4 @@
-"""Run by test_processes.py in one process and in two: the same checks.
+"""Run by rl/test_processes.py in one process and in two: the same checks.
 
 The folder holds rollouts.json; results go to FOLDER/COUNT.json. By hand, under a real launcher:
 torchrun --nproc_per_node 2 tests/processes.py FOLDER.

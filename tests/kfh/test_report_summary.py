@@ -26,7 +26,7 @@ from probing.interventions.effects import differences
 from probing.interventions.outcomes import Outcome
 from probing.numbers import Number
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def estimate(value: float, low: float, high: float, n: int = 200) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from rl.training.callbacks import Interrupt
 from rl.training.job import Verifier, prompt_dataset
 from rl.training.recipe import find_recipe, parse_settings, read_recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.pocket
 
 

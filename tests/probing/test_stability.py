@@ -54,7 +54,7 @@ from probing.run import probe
 from probing.traces.file import read_traces
 from rl.runs.paper import paper_figure, step_rows
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 POCKET = ROOT / "data" / "pocket"
 
 

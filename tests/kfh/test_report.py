@@ -338,7 +338,7 @@ def test_runs_and_evaluations_are_reported(tmp_path):
 
 
 def test_shipped_results_are_reported_as_their_table_has_them(tmp_path):
-    source = Path(__file__).parent.parent / "data" / "results" / "compare" / "comparison.json"
+    source = Path(__file__).parents[2] / "data" / "results" / "compare" / "comparison.json"
     (tmp_path / "comparison.json").write_text(source.read_text())
     page, _ = report(tmp_path)
     content = json.loads(source.read_text())

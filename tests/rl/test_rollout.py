@@ -28,7 +28,6 @@ from probing.traces.tokens import TOKEN_IDS, decode_with_offsets, encode_trace, 
 from rl.sampling.backends import TransformersSampler
 from rl.sampling.base import Sample
 from rl.sampling.collect import CollectConfig, collect_traces, share_correct
-from rl.sampling.job import AskConfig
 from rl.sampling.responses import Response
 
 POCKET = data_path("pocket")
@@ -151,8 +150,9 @@ def scripted(
     tokenizer = byte_tokenizer()
     monkeypatch.setattr(rl.sampling.collect, "prompt_tokenizer", lambda config: tokenizer)
     monkeypatch.setattr(rl.sampling.collect, "open_backend", lambda *a, **k: Scripted(script))
-    asking = AskConfig("m", (str(folder / "q.jsonl"),), folder / "responses", samples=4)
-    report = collect_traces(CollectConfig(asking, folder / "traces.jsonl", **changes))
+    settings: dict[str, Any] = {"data": (str(folder / "q.jsonl"),), "out": folder / "traces.jsonl"}
+    config = CollectConfig("m", **settings, **{"samples": 4, "segmenter": "none", **changes})
+    report = collect_traces(config)
     return report, list(read_traces(folder / "traces.jsonl"))
 
 

@@ -16,7 +16,7 @@ from rl.pocket.parse import boxed_value, is_correct, parse_problem, read
 from rl.pocket.task import Definition, Problem, TaskConfig, make_problem, make_trace, shortest_trace
 from rl.pocket.tokens import build_tokenizer, vocabulary, words
 
-MODEL = Path(__file__).parent.parent / "data" / "pocket"
+MODEL = Path(__file__).parents[2] / "data" / "pocket"
 PROBLEM = parse_problem("n = 47 + 5 ; k = 31 * 8 ; t = n * 9 ; t ?")
 CORRECTED = (
     "Okay, so I need t.\n"

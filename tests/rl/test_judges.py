@@ -25,7 +25,7 @@ from rl.judges.client import GIVE_UP, AnswerCache, RateLimit
 from rl.judges.config import JudgingConfig
 from rl.judges.panel import Panel
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RUN = """
 import sys
 from pathlib import Path

@@ -30,7 +30,7 @@ from rl.pocket.traces import held_out_problems
 from rl.runs.comparison import change, gap, read_rows
 from rl.runs.intervals import hierarchical_bootstrap, seed_spread
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # A trainer that only counts: it goes on from its last step, and ends as the method's name says.
 TRAINER = """

@@ -27,7 +27,7 @@ from rl.runs.folders import (
 )
 from rl.runs.intervals import averaged, over_seeds, smoothed
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def jsonl(path: Path, rows: list[dict], end: str = "\n") -> None:

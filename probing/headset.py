@@ -12,6 +12,7 @@ from typing import Any
 from probing.errors import DataError, ModelError
 from probing.files.headers import HEADER, SCHEMA, data_path, file_header, write_json
 from probing.models.identity import ModelCard
+from probing.settings import unknown
 
 
 class HeadSetWarning(UserWarning):
@@ -82,8 +83,11 @@ class HeadSet:
             ModelError: the set is of a model with another shape.
         """
         path = Path(path)
-        if not path.exists() and str(path) in shipped_head_sets():
+        shipped = shipped_head_sets()
+        if not path.exists() and str(path) in shipped:
             path = data_path("heads", f"{path}.json")
+        elif not path.exists() and path.suffix != ".json":
+            raise DataError(f"{unknown('head set', str(path), shipped)}, or give a head file")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

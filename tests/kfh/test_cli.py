@@ -23,9 +23,9 @@ RUN = "import sys; sys.argv[0] = 'kfh'; from kfh.cli import main; main()"
 HEAVY = "torch transformers trl pandas scipy matplotlib openai"
 # What there was before options were made from settings classes; all of it is still there.
 OPTIONS = {
-    "ablate": "out model heads traces parts remove modes factors draws answer answer-limit max- "
-    "answer-tokens keep only limit labels skip-bad think-end device dtype batch-tokens "
-    "resume trust-remote-code seed",
+    "ablate": "out model heads traces parts remove modes factors draws answer answer-limit "
+    "max-answer-tokens keep only limit labels skip-bad think-end device dtype "
+    "batch-tokens resume trust-remote-code seed",
     "stability": "names metric out formats seed",
     "sample-size": "traces metric top sizes draws out formats seed",
     "report": "out title",
@@ -36,13 +36,13 @@ OPTIONS = {
     "rollout": "data out model samples keep easy per-problem segmenter min-chars temperature top-p "
     "max-tokens limit seed backend base-url raw tokenizer template think-end batch device "
     "dtype resume trust-remote-code",
-    "label": "by compare traces out segmenter min-chars skip-bad think-end model answer answer- "
-    "limit high low deletion device dtype resume judges consensus concurrency rate cache "
-    "limit show",
+    "label": "by compare traces out segmenter min-chars skip-bad think-end model answer "
+    "answer-limit high low deletion device dtype resume judges consensus concurrency rate "
+    "cache limit show",
     "train": "out method recipe model heads data seed set resume",
     "eval": "data out model samples temperature top-p max-tokens limit seed preset budgets base "
-    "backend base-url raw tokenizer template think-end batch device dtype resume trust- "
-    "remote-code",
+    "backend base-url raw tokenizer template think-end batch device dtype resume "
+    "trust-remote-code",
     "demo": "out",
     "plot runs": "metric smooth traces trace formats out",
     "plot trace": "html traces ids limit heads tokens formats device out",
@@ -126,7 +126,7 @@ def test_every_option_of_before_is_there() -> None:
         ("plot trac", "unknown command or folder 'trac'; did you mean trace?"),
         ("plot x --formats pgn", "unknown --formats 'pgn'; did you mean png?"),
         ("ablate --out x --modes zero/al", "unknown --modes 'zero/al'; did you mean zero/all"),
-        ("ablate --out x --heads poket-3", "did you mean pocket-3"),
+        ("ablate --out x --heads poket-3", "unknown head set 'poket-3'; did you mean pocket-3"),
         ("train --out x --method atnpo", "unknown method 'atnpo'; did you mean attnpo"),
         ("train --out x --recipe atnpo", "unknown recipe 'atnpo'; did you mean attnpo"),
         ("train --out x --set max_step=3", "unknown setting 'max_step'; did you mean max_steps"),
@@ -169,7 +169,7 @@ def test_completion_can_be_installed(tmp_path: Path) -> None:
     script = kfh_process("--show-completion", "bash", env=shell).communicate()[0]
     assert "complete -o default -F _kfh_completion kfh" in script
     assert "installed" in kfh_process("--install-completion", "bash", env=shell).communicate()[0]
-    assert (tmp_path / ".bash_completions" / "kfh.sh").read_text() == script
+    assert (tmp_path / ".bash_completions" / "kfh.sh").read_text().strip() == script.strip()
 
 
 def test_what_the_system_refuses_is_one_line(

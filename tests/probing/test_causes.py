@@ -103,7 +103,7 @@ def test_a_model_that_ignores_the_mask_does_not_pass_the_proof() -> None:
         mask = options.get("attention_mask")
         if isinstance(mask, torch.Tensor) and mask.ndim == 4:
             mask[..., :CONTEXT] = 0  # every row sees the whole context
-        return forward(*args, *cpu)
+        return forward(*args, **options)
 
     model.forward = causal_only
     with pytest.raises(ModelError, match="cannot be hidden"):

@@ -607,7 +607,7 @@ def test_command_line_errors(setting: dict, tmp_path: Path) -> None:
     done = kfh("plot", tmp_path)
     assert done.returncode == 1 and "no finished probe" in done.stderr
     done = kfh("plot", tmp_path, "--formats", "gif")
-    assert done.returncode == 1 and "unknown formats" in done.stderr
+    assert done.returncode == 1 and "unknown --formats" in done.stderr
     assert kfh("--version").stdout.startswith("kfh ")
 
 

@@ -239,7 +239,7 @@ def test_refusals(viewer_probe: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no head 9\.0"):
         write_page(ViewerConfig(viewer_probe, tmp_path / "x.html", heads=((9, 0),)))
     with pytest.raises(ConfigError, match=r"NAME\.html"):
-        ViewerConfig(viewer_probe, tmp_path / "x.png")
+        write_page(ViewerConfig(viewer_probe, tmp_path / "x.png"))
     with pytest.raises(DataError, match=r"trace file of .* is not there.*--traces"):
         _ = ProbeResult.load(viewer_probe, tmp_path / "gone.jsonl").source
     changed = tmp_path / "changed.jsonl"
@@ -298,7 +298,7 @@ def test_command(viewer_probe: Path, tmp_path: Path) -> None:
         (["--no-tokens"], "--html"),
         (["--beside", str(viewer_probe)], "--html"),
         (["--heads", "two"], "LAYER.HEAD"),
-        (["--formats", "gif"], "unknown formats"),
+        (["--formats", "gif"], "unknown --formats"),
     ):
         failed = run(app, ["plot", "trace", str(viewer_probe), *options])
         assert isinstance(failed.exception, KfhError) and reason in str(failed.exception)

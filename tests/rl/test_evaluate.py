@@ -20,7 +20,8 @@ from probing.models.load import load_model, load_tokenizer
 from probing.numbers import Number
 from probing.traces.phrases import phrase_counts
 from rl.evaluation import measures
-from rl.evaluation.job import EvalConfig, evaluate, evaluate_model
+from rl.evaluation.config import EvalConfig
+from rl.evaluation.job import evaluate, evaluate_model
 from rl.evaluation.summary import set_figures
 from rl.pocket.parse import parse_problem
 from rl.pocket.task import shortest_trace

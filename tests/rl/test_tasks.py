@@ -13,7 +13,8 @@ import rl.training.job
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path
 from probing.traces.file import Step, Trace
-from rl.evaluation.job import EvalConfig, evaluate
+from rl.evaluation.config import EvalConfig
+from rl.evaluation.job import evaluate
 from rl.evaluation.summary import set_figures
 from rl.sampling.responses import Response
 from rl.tasks.base import TASKS, Question, QuestionSet, Task, load_task, speaker

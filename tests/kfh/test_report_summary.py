@@ -21,7 +21,7 @@ from kfh.findings.summary import (
     runs_summary,
     stability_summary,
 )
-from probing.interventions.claims import verdicts
+from probing.interventions.claims import claims_of
 from probing.interventions.effects import differences
 from probing.interventions.outcomes import Outcome
 from probing.numbers import Number
@@ -33,25 +33,27 @@ def estimate(value: float, low: float, high: float, n: int = 200) -> dict[str, A
     return {"value": value, "low": low, "high": high, "n": n}
 
 
-def probed(low: float, held_out_low: float) -> tuple[pd.DataFrame, dict[str, Any]]:
+def probed(low: float, held_out_low: float) -> Any:
     """A probe of two heads with these lower ends; recency reaches 0.6, chance 0.55."""
     table = pd.DataFrame(
         {"layer": [0, 2], "head": [1, 3], "sra": [0.5, 0.71], "sra_low": [0.4, low]}
         | {"sra_high": [0.6, 0.8]}
     )
     point = {"sra": 0.7, "sra_low": held_out_low, "sra_high": 0.75, "added": [2, 3]}
-    run = {
-        "config": {"by": "sra", "select": "top"},
-        "counts": {"held_out_traces": ["a", "b", "c"]},
-        "controls": [{"control": "recency", "sra": 0.6}, {"control": "all heads", "sra": 0.9}],
-        "null": {"sra": {"q95": 0.55}},
-        "curves": {"top": [point]},
-    }
-    return table, run
+    controls = pd.DataFrame({"control": ["recency", "all heads"], "sra": [0.6, 0.9]})
+    return SimpleNamespace(
+        config=SimpleNamespace(by="sra"),
+        counts={"held_out_traces": ["a", "b", "c"]},
+        table=table,
+        controls=controls,
+        null={"sra": {"q95": 0.55}},
+        set_point=point,
+        chosen=[(2, 3)],
+    )
 
 
 def test_a_control_is_called_beaten_where_the_whole_interval_lies_above_it() -> None:
-    best, chosen = probe_summary(*probed(0.61, 0.62), [(2, 3)])
+    best, chosen = probe_summary(probed(0.61, 0.62))
     assert best == (
         "Best of 2 heads: 2.3, SRA 0.710 (0.610–0.800). Held against: recency 0.600, beaten; best "
         "head by chance (95 %) 0.550, beaten."
@@ -60,7 +62,7 @@ def test_a_control_is_called_beaten_where_the_whole_interval_lies_above_it() -> 
         "Head set 2.3: SRA 0.700 (0.620–0.750) on 3 traces that it was not chosen on. Held "
         "against: recency 0.600, beaten."
     )
-    best, chosen = probe_summary(*probed(0.6, 0.3), [(2, 3)])  # it touches the control
+    best, chosen = probe_summary(probed(0.6, 0.3))  # it touches the control
     assert "recency 0.600, not beaten; best head by chance (95 %) 0.550, beaten." in best
     assert chosen.endswith("recency 0.600, not beaten.")
 
@@ -77,8 +79,8 @@ def test_claims_against_controls_stand_with_their_strongest_dose() -> None:
             ("random", 2.0, True, -1.9 - n / 60),
         )
     ]
-    claims = [claim.to_json() for claim in verdicts(differences(outcomes))]
-    texts = ablation_summary({"verdicts": claims})
+    made = [*claims_of(differences(outcomes))]
+    texts, claims = ablation_summary(made), [claim.to_json() for claim in made]
     holding = sum(claim["holds"] for claim in claims)
     assert texts[0] == f"Of {len(claims)} claims on steps {holding} hold at every dose."
     (asked,) = [

@@ -16,7 +16,7 @@ from jaxtyping import Float
 LEVEL = 0.95  # of intervals
 TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
 RESAMPLES = 2000
-Rows = Sequence[Sequence[float | int]]  # a row a group, such as a question; a value a sample
+Rows = Sequence[Sequence[float]]  # a row a group, such as a question; a value a sample
 Seed = int | tuple[int, ...]
 
 

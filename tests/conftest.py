@@ -28,7 +28,7 @@ install_import_hook(
         "rl.attnpo.credit",
         "rl.attnpo.rewards",
     ],
-    "beartype.beartype",
+    "typed.typechecked",
 )
 
 import pytest  # noqa: E402

@@ -41,28 +41,28 @@ from sources import (
 
 # measure: (limit, goal)
 LIMITS: dict[str, tuple[float, float]] = {
-    "lines of Python": (24_000, 21_300),
-    "lines of the longest module": (431, 400),
-    "functions of 60 lines or more": (6, 0),
+    "lines of Python": (25_000, 21_300),
+    "lines of the longest module": (400, 400),
+    "functions of 60 lines or more": (0, 0),
     "modules in the largest room": (10, 10),
     "modules without a place in the plan": (0, 0),
     "rooms that do not say what they are for": (0, 0),
     "rooms that README.md does not name": (0, 0),
     "modules in circles": (0, 0),
-    "rooms in circles": (7, 0),
+    "rooms in circles": (0, 0),
     "imports up a floor": (0, 0),
-    "imports against the order of rooms": (13, 0),
+    "imports against the order of rooms": (0, 0),
     "imports of rl/pocket by the rest of rl": (0, 0),
     "public names without a docstring": (0, 0),
-    "public functions that name no shape of an array": (4, 0),
-    "public functions that do not say what they raise": (13, 0),
+    "public functions that name no shape of an array": (0, 0),
+    "public functions that do not say what they raise": (0, 0),
     "files that decode": (1, 1),
-    "calls of os.fsync": (4, 1),
+    "calls of os.fsync": (1, 1),
     "definitions that read a box": (1, 1),
     "seconds of kfh --help": (0.6, 0.6),
     "files to open: SRA of a trace file": (6, 6),
-    "files to open: a heatmap by kfh plot": (5, 3),
-    "files to open: advantages of a step": (13, 12),
+    "files to open: a heatmap by kfh plot": (3, 3),
+    "files to open: advantages of a step": (12, 12),
     "files to open: the whole of probe()": (14, 14),
 }
 # Rooms by rank: a rank imports only those before it, never itself. A floor's face is last, but
@@ -71,7 +71,8 @@ ORDER = {
     "probing": [
         "errors choices numbers intervals",
         "files settings",
-        "models traces",
+        "models",
+        "traces",
         "attention config headset",
         "answers ranking",
         "folder labelling interventions",
@@ -79,7 +80,7 @@ ORDER = {
         "figures",
     ],
     "rl": ["tasks", "sampling attnpo pocket", "evaluation judges training", "runs"],
-    "kfh": ["tables options console", "findings", "commands", "cli", "__main__"],
+    "kfh": ["tables options", "console", "findings", "commands", "cli", "__main__"],
 }
 RANKS = {
     f"{floor}.{room}": (FLOORS.index(floor), rank)

@@ -215,7 +215,9 @@ def chromium() -> str:
     pytest.skip("no chromium on PATH (KFH_CHROMIUM names one)")
 
 
-@pytest.fixture(scope="session")
+# Of a module, not of the session: playwright keeps an event loop running, in which no other test
+# could run one of its own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     path = chromium()
     sync_api = pytest.importorskip("playwright.sync_api")

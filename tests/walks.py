@@ -24,6 +24,7 @@ from sources import FLOORS, ROOT
 GROUND = {
     *("errors", "choices", "settings", "config", "recipe", "intervals"),
     *("files", "models", "style", "__init__"),
+    "options",  # turns settings classes into options, as typer does the rest
 }
 
 

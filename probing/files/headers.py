@@ -83,8 +83,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one, never half of one. A link stays; its file is new.
 
     Raises:
-        OSError: it cannot be written; known before work is done where a folder, a device or a pipe
-            has its name.
+        OSError: it cannot be written. Known before work is done: a folder, a device or a pipe has
+            its name (IsADirectoryError), or a file has that of its folder (NotADirectoryError).
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))

@@ -25,6 +25,7 @@ from kfh.commands.compare import (
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files.headers import data_path, read_object
 from probing.intervals import Estimate
+from rl.attnpo.methods import METHODS
 from rl.pocket.task import shortest_trace
 from rl.pocket.traces import held_out_problems
 from rl.runs.comparison import change, gap, read_rows
@@ -208,8 +209,10 @@ def test_the_measured_figures_are_those_of_the_answers() -> None:
 
 @pytest.mark.pocket
 def test_a_comparison_runs_resumes_and_names_what_failed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("broken", "short", "no-model"):  # methods to the trainer of this file
+        monkeypatch.setitem(METHODS, name, METHODS["grpo"])
     setting = config(tmp_path, "attnpo", "broken", "short", "no-model", jobs=2)
     failed = run_comparison(setting)
     out = setting.out

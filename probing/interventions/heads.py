@@ -85,7 +85,7 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class TraceBatch:
     """Traces that are worked on together, and what every arm shares: contexts without an edit."""
 
     traces: Sequence[PreparedTrace]
@@ -170,12 +170,12 @@ class HeadWork:
         self.alterer = Alterer(setup.tokenizer, setup.config.seed)
         self.hiding = step_hiding(setup) if sources else None
 
-    def prepare(self, traces: Sequence[PreparedTrace]) -> Batch:
+    def prepare(self, traces: Sequence[PreparedTrace]) -> TraceBatch:
         """Read the contexts, and the altered ones."""
         altered = [self.alterer(trace) for trace in traces]
         changed = [alteration.trace for alteration in altered if alteration]
         self.setup.advance(sum(trace.context for trace in [*traces, *changed]))
-        return Batch(
+        return TraceBatch(
             traces,
             self.answers.read(traces),
             [value_runs(self.setup.tokenizer, trace) for trace in traces],
@@ -184,7 +184,7 @@ class HeadWork:
         )
 
     def measure(
-        self, batch: Batch, arm: Arm, before: Sequence[Int[np.ndarray, "token"]] | None
+        self, batch: TraceBatch, arm: Arm, before: Sequence[Int[np.ndarray, "token"]] | None
     ) -> tuple[list[Measured], list[Int[np.ndarray, "token"]]]:
         """Measures of every trace under an arm, and the sources of its value tokens.
 

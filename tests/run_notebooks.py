@@ -139,9 +139,8 @@ def main() -> int:
     # `python` in a cell of bash is the Python that runs this.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # outputs as committed; two threads stall on a busy machine
+    # As the committed outputs were made; two threads stall where another process holds a core.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     stale = 0
     for name in [Path(n).name for n in options.names] or names():
         started, used = time.perf_counter(), cpu_seconds()

@@ -21,16 +21,19 @@ from probing.attention.scores import ScoredTrace, open_capture, score_traces
 from probing.attention.store import ScoreStore
 from probing.choices import METRICS, Head
 from probing.config import ProbeConfig
+from probing.errors import DataError
 from probing.files.headers import file_hash, file_header, json_number
 from probing.folder import ProbeResult
 from probing.headset import HeadFigures, HeadSet
 from probing.models.identity import (
     ModelCard,
     context_limit,
+    fits,
     model_settings,
+    position_limit,
     tokenizer_fingerprint,
+    too_long,
 )
-from probing.models.load import load_model, load_tokenizer
 from probing.models.processes import Processes
 from probing.ranking.metrics import RankedTrace, ranked_trace
 from probing.ranking.rank import Ranking, rank_heads
@@ -65,11 +68,7 @@ def probe(
     """
     processes, report = Processes(config.device), SourceReport()
     ids = [trace.id for trace in prepare_traces(config.source, report)]  # 1
-    trusted = config.trust_remote_code
-    tokenizer = tokenizer or load_tokenizer(config.model, trust_remote_code=trusted)  # 2
-    model = model or load_model(
-        config.model, device=config.device, dtype=config.dtype, trust_remote_code=trusted
-    )
+    model, tokenizer = config.load(model, tokenizer)  # 2
     store = ScoreStore(Path(config.out), score_settings(config, model))
     if processes.rank == 0:
         store.open(config.resume)
@@ -79,11 +78,17 @@ def probe(
     if processes.rank != 0:
         return None
     stored = store.load()
-    scored = {trace_id: stored[trace_id] for trace_id in ids}
+    limit = position_limit(model)  # a trace that does not fit has no scores
+    scored = {name: stored[name] for name in ids if limit is None or name in stored}
+    if not scored:
+        raise DataError(f"{config.traces}: every trace has {too_long(limit)}")
     counter = _Counter(report, tokenizer, context_limit(model.config))
     rows: list[RankedTrace] = []
     with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
         for trace in prepare_traces(config.source):  # once more: one in memory at a time
+            if trace.id not in scored:
+                counter.leave_out(too_long(limit))
+                continue
             row = ranked_trace(trace, scored[trace.id])
             counter.count(trace, scored[trace.id], row)
             rows += [row] if row else []
@@ -120,11 +125,14 @@ def _score(
     mine = set(ids[processes.rank :: processes.count]) - done
     capture = open_capture(model, config.backend)
     started, tokens = time.perf_counter(), 0
+    rule, answer, limit = config.source.rule, config.answer, position_limit(model)
 
     def encoded() -> Iterator[EncodedTrace]:
         for trace in prepare_traces(config.source):
             if trace.id in mine:
-                yield encode_trace(tokenizer, trace, rule=config.source.rule, answer=config.answer)
+                one = encode_trace(tokenizer, trace, rule=rule, answer=answer)
+                if fits(len(one), limit):
+                    yield one
 
     with progress("scoring", len(mine)) as advance:
         for trace in score_traces(
@@ -159,8 +167,12 @@ class _Counter:
         labelled = [step.label is not None for step in trace.steps]
         report.steps["without a token"] += int(((scored.tokens == 0) & labelled).sum())
         if row is None:
-            report.used -= 1
-            report.left_out["no answer token or no pair of steps with tokens"] += 1
+            self.leave_out("no answer token or no pair of steps with tokens")
+
+    def leave_out(self, reason: str) -> None:
+        """Count a trace that is not used after all."""
+        self.report.used -= 1
+        self.report.left_out[reason] += 1
 
 
 def _result(

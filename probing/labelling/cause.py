@@ -20,7 +20,7 @@ from probing.choices import Answer
 from probing.errors import ConfigError, DataError
 from probing.files.headers import json_number, refuse_overwriting
 from probing.files.jsonl import LineStore
-from probing.models.identity import model_settings
+from probing.models.identity import fits, model_settings, position_limit, too_long
 from probing.settings import Progress, check, choice, no_progress, to_json
 from probing.traces.file import ReadReport, Trace
 from probing.traces.source import StepSource, TraceList, step_counts
@@ -152,13 +152,15 @@ def hide_steps(
     from probing.answers.context import encode_causes  # torch is not loaded for the settings
     from probing.answers.hiding import StepHiding
 
-    hiding = StepHiding(model)
+    hiding, limit = StepHiding(model), position_limit(model)
     proven = False
     for trace in traces:
         try:
             encoded = encode_causes(
                 tokenizer, trace, rule=rule, answer=config.answer, limit=config.answer_limit or None
             )  # 3
+            if not fits(len(encoded), limit):
+                raise DataError(f"trace {trace.id}: {too_long(limit)}")
         except DataError as error:
             report.left_out[trace.id] = str(error)
             advance(1, 0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from probing.errors import ModelError
+from probing.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -187,6 +188,26 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         known = f"sha256:{hashlib.sha256(repr(entries).encode()).hexdigest()}"
         tokenizer._kfh_fingerprint = known
     return known
+
+
+def check_ids(tokenizer: Any, ids: Iterable[int], where: str) -> None:
+    """Refuse ids for which the model that the tokenizer was loaded with has no embedding.
+
+    Args:
+        tokenizer: as `probing.models.load.check_fit` left it; of another one nothing is known.
+        ids: of a text.
+        where: the text, for the message.
+
+    Raises:
+        DataError: it names the token.
+    """
+    rows: int | None = getattr(tokenizer, "_kfh_rows", None)
+    largest = max(ids, default=0)
+    if rows is not None and largest >= rows:
+        raise DataError(
+            f"{where} holds {tokenizer.convert_ids_to_tokens(int(largest))!r} ({largest}), a token "
+            f"for which the model has no embedding: it has {rows}"
+        )
 
 
 def shortest_window(config: Any) -> int | None:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 
 from probing.choices import ANSWERS, RULES
 from probing.errors import ConfigError, DataError
-from probing.models.identity import tokenizer_fingerprint
+from probing.models.identity import check_ids, tokenizer_fingerprint
 from probing.settings import unknown
 from probing.traces.file import Trace
 from probing.traces.text import boxes, value_spans
@@ -121,12 +121,14 @@ def encode_trace(
             `boxed` (of these, what stands in the last \\boxed{…}).
 
     Raises:
-        DataError: the trace's `token_ids` are not of its response.
+        DataError: the trace's `token_ids` are not of its response, or the model has no embedding
+            for one of its tokens.
     """
     sampled = SampledIds.of(trace)
     if sampled and sampled.tokenizer in (None, tokenizer_fingerprint(tokenizer)):
         return _encode_sampled(tokenizer, trace, sampled, rule, answer)
     ids, offsets = token_offsets(tokenizer, trace.prompt + trace.response)
+    check_ids(tokenizer, ids, f"trace {trace.id}")
     shift = len(trace.prompt)
     spans = token_spans(offsets, [(s.start + shift, s.end + shift) for s in trace.steps], rule)
     return EncodedTrace(
@@ -196,6 +198,7 @@ def _encode_sampled(
             f"trace {trace.id}: {TOKEN_IDS} do not decode to its response (they give "
             f"{text!r:.60}); was one of the two changed? Without the field the text is tokenised"
         )
+    check_ids(tokenizer, (*sampled.prompt, *sampled.response), f"trace {trace.id}: {TOKEN_IDS}")
     # The prompt's tokens lie before the response, all at its character 0, as a BOS does.
     before = len(sampled.prompt)
     offsets = np.concatenate([np.zeros((before, 2), dtype=np.int64), offsets])

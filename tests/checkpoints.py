@@ -91,6 +91,49 @@ def truncated(folder: Path) -> Path:
     return folder
 
 
+def faults(root: Path) -> dict[str, tuple[str, str]]:
+    """Models that cannot be used, by fault: what goes to `--model`, and what is said of it."""
+    root.mkdir(exist_ok=True)
+    (root / "empty").mkdir()
+    (root / "notes.txt").write_text("no model")
+    (root / "notes.gguf").write_text("no model")
+    sound = model_folder(root / "sound")
+    for name, left_out in (("no config", CONFIG), ("no tokenizer", "tokenizer*")):
+        shutil.copytree(sound, root / name, ignore=shutil.ignore_patterns(left_out))
+    no_weights = shutil.ignore_patterns(WEIGHTS)
+    shutil.copytree(sound, root / "no weights", ignore=no_weights)
+    shutil.copytree(sound, root / "no json", ignore=no_weights)
+    (root / "no json" / CONFIG).write_text("{")
+    key = "model.layers.1.self_attn.q_proj.weight"
+    edited(root / "a weight missing", lambda state: state.pop(key), source=sound)
+    edited(root / "other shapes", lambda s: s.update({key: torch.zeros(8, 32)}), source=sound)
+    headless(root / "mamba", "mamba")
+    headless(root / "rwkv", "rwkv")
+    truncated(root / "truncated")
+    misfit(root / "token beyond")
+    configured(root / "no kernel", attn_implementation="flash_attention_3")
+    configured(root / "no such type", model_type="llamma")
+    said = {
+        "nowhere": "no such folder",
+        "empty": "no model in this folder: it has no config.json",
+        "notes.txt": "a file, but no .gguf",
+        "notes.gguf": "no tokenizer for",
+        "no config": "has no config.json",
+        "no tokenizer": "no tokenizer for",
+        "no weights": "cannot be loaded",
+        "no json": "",  # by transformers, of the tokenizer or of the model
+        "a weight missing": f"not in it (1): {key}",
+        "other shapes": f"of another shape (1): {key} (8, 32), not (32, 32)",
+        "mamba": "no attention heads to look at: a mamba model",
+        "rwkv": "no attention heads to look at: a rwkv model",
+        "truncated": "cannot be loaded",
+        "token beyond": "'<extra>' (300)",
+        "no kernel": "asks for flash_attention_3; choose another with --attention",
+        "no such type": "llamma",
+    }
+    return {name: (str(root / name), text) for name, text in said.items()}
+
+
 def gguf_model(**changes: Any) -> Any:
     """The tiny model that `gguf_file` writes: rows of whole blocks, so that it can be quantised."""
     return tiny("qwen2", vocab_size=len(byte_tokenizer()), intermediate_size=64, **changes)

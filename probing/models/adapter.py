@@ -93,6 +93,7 @@ class Adapter:
                 f"{listed(missing + extra)}"
             )
         merged.config.adapter_hash = digest
+        merged.requires_grad_(True)  # peft froze what it did not train
         return merged
 
     def _hash(self, weights: dict[str, Any]) -> str:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -49,6 +53,19 @@ def told(error: BaseException) -> str:
     return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]} …"
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No report of transformers' on what it loads: `check_weights` says what there is to say."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def unpacked(options: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `from_pretrained` by which a GGUF's weights become plain ones.
 
@@ -62,6 +79,8 @@ def unpacked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_weights(name: str, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
     """Refuse a model that holds weights which are not the checkpoint's.
+
+    Parts of the checkpoint that serve another task, such as a value head, give a warning.
 
     Args:
         name: what messages call it.
@@ -90,6 +109,9 @@ def check_weights(name: str, model: PreTrainedModel, found: Mapping[str, Any]) -
             f"{name}: its weights are not those of its config ({type(model).__name__}): "
             f"{'; '.join(faults)}. Is the download whole, and does config.json belong to it?"
         )
+    if extra:
+        text = f"{name}: {len(extra)} weights of the checkpoint are not used: {listed(extra)}"
+        warnings.warn(text, stacklevel=2)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -170,6 +192,8 @@ def check_saving(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
     Raises:
         ModelError: with the reason.
     """
+    from transformers import trainer_utils
+
     if getattr(model, "hf_quantizer", None) is not None:
         method = getattr(model.config, "quantization_config", None)
         kind = getattr(method, "quant_method", "its method")
@@ -177,9 +201,18 @@ def check_saving(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
             f"{name} is quantised ({getattr(kind, 'value', kind)}): its weights can neither be "
             "trained nor saved as they are. Train the model that it was made from"
         )
+    trial: Any = SimpleNamespace(
+        config=deepcopy(model.config),
+        generation_config=deepcopy(getattr(model, "generation_config", None)),
+    )
     try:
-        with TemporaryDirectory() as folder:  # all but the weights: settings are checked there
+        with quiet(), TemporaryDirectory() as folder:  # all but the weights
             model.save_pretrained(folder, state_dict={})
             tokenizer.save_pretrained(folder)
+            # A trainer sets the tokenizer's special tokens, and what was changed is checked more.
+            align = getattr(trainer_utils, "align_special_tokens", lambda *_: None)
+            align(trial, tokenizer)
+            if trial.generation_config is not None:
+                trial.generation_config.save_pretrained(folder)
     except FAULTS as error:
         raise ModelError(f"{name} could not be saved after training: {told(error)}") from error

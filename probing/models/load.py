@@ -151,7 +151,7 @@ def _whole(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from probing.models.checkpoint import FAULTS, check_gguf, check_weights, told, unpacked
+    from probing.models.checkpoint import FAULTS, check_gguf, check_weights, quiet, told, unpacked
     from probing.models.identity import head_count
 
     folder = Path(name)
@@ -164,16 +164,17 @@ def _whole(
         if attention != "auto":
             # As an argument it would yield to what some configs ask for.
             config._attn_implementation = attention
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            ignore_mismatched_sizes=True,  # they are told of below, by name
-            output_loading_info=True,
-            **options,
-            **unpacked(options),
-        )
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,  # they are told of below, by name
+                output_loading_info=True,
+                **options,
+                **unpacked(options),
+            )
     except FAULTS as error:
         kernel = getattr(config, "_attn_implementation", None)  # that the config asks for
         blamed = isinstance(error, ImportError) or "attn_implementation" in str(error)

@@ -60,7 +60,9 @@ class TrainConfig:
     template: str = choice("auto", "Prompt template, see rl.tasks.prompts.")
     think_start: str = choice("<think>\n", "What opens the reasoning.")
     dtype: Dtype = choice("float32", "Of the weights; with bf16: true, float32 is the usual way.")
-    attention: Kernel = choice("auto", "Its kernel; auto: the model's own.")
+    attention: Kernel = choice(
+        "auto", "Its kernel: sdpa, eager, flash_attention_2; auto: the model's own."
+    )
     probe_every: int = choice(0, "Probe the policy again every so many steps; 0: never.", least=0)
     probe_traces: str | None = choice(None, "The labelled traces for that.")
     trust_remote_code: bool = choice(False, "Run code that comes with the model.")

@@ -199,7 +199,8 @@ def check_fit(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
         ModelError: it names the tokens.
     """
     table: Any = model.get_input_embeddings()
-    rows = tokenizer._kfh_rows = len(table.weight)
+    # Where parameters are partitioned (ZeRO-3) the weight here has no row.
+    rows = tokenizer._kfh_rows = int(table.num_embeddings)
     beyond = sorted((i, text) for text, i in tokenizer.get_vocab().items() if i >= rows)
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     harmless = special - {tokenizer.bos_token_id, tokenizer.eos_token_id}

@@ -186,7 +186,7 @@ def check_gguf(path: Path, model: PreTrainedModel) -> None:
     )
 
 
-def check_saving(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
+def check_trainable(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
     """Refuse at the start what could not be trained, or not be saved at the end.
 
     Raises:
@@ -201,6 +201,14 @@ def check_saving(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
             f"{name} is quantised ({getattr(kind, 'value', kind)}): its weights can neither be "
             "trained nor saved as they are. Train the model that it was made from"
         )
+    table: Any = model.get_input_embeddings()
+    for use, number in {"pads": tokenizer.pad_token_id, "ends": tokenizer.eos_token_id}.items():
+        if number is not None and number >= int(table.num_embeddings):
+            raise ModelError(
+                f"{name}: the model has no embedding for the token that {use} a response "
+                f"({tokenizer.convert_ids_to_tokens(number)!r}, {number}): set another in its "
+                "tokenizer_config.json"
+            )
     trial: Any = SimpleNamespace(
         config=deepcopy(model.config),
         generation_config=deepcopy(getattr(model, "generation_config", None)),

@@ -192,8 +192,8 @@ def _whole(
 def check_fit(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
     """Refuse a tokenizer that gives ids for which the model has no embedding.
 
-    Special tokens that no text begins or ends with, such as one for padding, are let be: the text
-    that holds one is refused when it comes (`probing.models.identity.check_ids`).
+    Special tokens, such as one for padding, are let be: a text that holds one is refused when it
+    comes (`probing.models.identity.check_ids`).
 
     Raises:
         ModelError: it names the tokens.
@@ -203,16 +203,15 @@ def check_fit(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
     rows = tokenizer._kfh_rows = int(table.num_embeddings)
     beyond = sorted((i, text) for text, i in tokenizer.get_vocab().items() if i >= rows)
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    harmless = special - {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    if not {i for i, _ in beyond} <= harmless:
+    if not {i for i, _ in beyond} <= special:
         named = ", ".join(f"{text!r} ({i})" for i, text in beyond[:3])
         raise ModelError(
             f"{name}: its tokenizer has {len(beyond)} tokens beyond the {rows} embeddings of the "
             f"model: {named}{', …' if len(beyond) > 3 else ''}. Take the tokenizer that belongs to "
             "these weights, or resize the embeddings (model.resize_token_embeddings) and save both"
         )
-    if beyond and (tokenizer.pad_token_id or 0) >= rows:
-        tokenizer.pad_token = tokenizer.eos_token  # what is padded has an embedding
+    if (tokenizer.pad_token_id or 0) >= rows > (tokenizer.eos_token_id or 0):
+        tokenizer.pad_token = tokenizer.eos_token  # so that what is padded has an embedding
 
 
 def choose_device(device: str) -> torch.device:

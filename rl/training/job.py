@@ -24,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_header, read_object, write_json
-from probing.models.checkpoint import check_saving
+from probing.models.checkpoint import check_trainable
 from probing.models.decode import encode_prompt
 from probing.models.identity import ModelCard, fits, position_limit
 from probing.models.load import ModelSource
@@ -138,7 +138,7 @@ def build_trainer(
         attention=config.attention,
         trust_remote_code=config.trust_remote_code,
     ).load()
-    check_saving(model, tokenizer, config.model)
+    check_trainable(model, tokenizer, config.model)
     prompts = prompt_dataset(questions, tokenizer, config)
     _check_positions(model, tokenizer, prompts["prompt"], args.max_completion_length)
     given = {

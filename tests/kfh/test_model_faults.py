@@ -18,7 +18,7 @@ from probing.models.identity import ModelCard
 
 # Each command as it is called, but for the model. `{x}` stands for a path.
 COMMANDS = {
-    "probe": "probe --traces {traces} --out {out} --device cpu",
+    "probe": "probe --traces {traces} --out {out} --device cpu --permutations 10",
     "label": "label --traces {traces} --out {out} --device cpu",
     "ablate": "ablate --traces {traces} --only all --heads {heads} --out {out} --device cpu "
     "--limit 3 --draws 1 --max-answer-tokens 4",

@@ -23,7 +23,7 @@ from probing.interventions.job import intervene
 from probing.interventions.setup import InterventionConfig
 from probing.labelling.cause import label_by_cause
 from probing.models.adapter import Adapter
-from probing.models.checkpoint import check_saving
+from probing.models.checkpoint import check_trainable
 from probing.models.decode import encode_prompt
 from probing.models.identity import config_fingerprint, position_limit, weights_fingerprint
 from probing.models.load import ModelSource, load_model, load_tokenizer
@@ -166,8 +166,12 @@ def test_a_token_for_padding_beyond_the_embeddings_is_let_be(whole: Path, tmp_pa
         probe(config, tokenizer=tokenizer)
     with pytest.raises(DataError, match=r"the prompt 'a <pad>' holds '<pad>'"):
         encode_prompt(tokenizer, "a <pad>")
-    tokenizer.add_special_tokens({"bos_token": "<begin>"})
-    with pytest.raises(ModelError, match=r"2 tokens beyond .*'<begin>' \(301\)"):
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    model, _ = source.load(tokenizer=tokenizer)
+    with pytest.raises(ModelError, match=r"no embedding for the token that ends .*'<end>', 301"):
+        check_trainable(model, tokenizer, "whole")
+    tokenizer.add_tokens(["word"])
+    with pytest.raises(ModelError, match=r"3 tokens beyond .*'<end>' \(301\), 'word' \(302\)"):
         source.load(tokenizer=tokenizer)
 
 
@@ -257,7 +261,7 @@ def test_a_gguf_is_plain_weights_which_can_be_saved(tmp_path: Path) -> None:
     with torch.no_grad():
         ours, theirs = loaded(ids).logits, model(ids).logits
     assert (ours - theirs).abs().max() < 0.1 * theirs.abs().max()  # eight bits a weight
-    check_saving(loaded, tokenizer, "tiny.gguf")
+    check_trainable(loaded, tokenizer, "tiny.gguf")
     loaded.save_pretrained(tmp_path / "saved")
     assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
     again = load_model(str(tmp_path / "saved"), device="cpu")
@@ -333,7 +337,7 @@ def test_an_adapter_is_its_base_with_its_weights(whole: Path, tmp_path: Path) ->
         )
     )  # fmt: skip
     assert result is not None and result.card.fingerprint == prints[1]
-    check_saving(model, byte_tokenizer(), "lora")
+    check_trainable(model, byte_tokenizer(), "lora")
 
 
 @pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")

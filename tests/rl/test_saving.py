@@ -14,7 +14,7 @@ from helpers import byte_tokenizer, model_folder
 from safetensors.torch import load_file
 
 from probing.errors import ConfigError, ModelError
-from probing.models.checkpoint import check_saving
+from probing.models.checkpoint import check_trainable
 from probing.models.load import ModelSource, load_model
 from rl.training.job import train
 from rl.training.recipe import find_recipe, read_recipe, train_config
@@ -63,13 +63,13 @@ def test_what_could_not_be_saved_is_told_before_the_first_step(tmp_path: Path) -
     model, tokenizer = ModelSource(str(folder), device="cpu").load()
     model.generation_config.temperature = 0.6  # as some models are published, without do_sample
     with pytest.raises(ModelError, match=r"could not be saved .*`temperature`"):
-        check_saving(model, tokenizer, "model")
+        check_trainable(model, tokenizer, "model")
     model.generation_config.do_sample = True
-    check_saving(model, tokenizer, "model")
+    check_trainable(model, tokenizer, "model")
     model.hf_quantizer = object()
     model.config.quantization_config = SimpleNamespace(quant_method="gptq")
     with pytest.raises(ModelError, match=r"quantised \(gptq\).*neither be trained nor saved"):
-        check_saving(model, tokenizer, "model")
+        check_trainable(model, tokenizer, "model")
 
     path = folder / "generation_config.json"
     path.write_text(json.dumps({"temperature": 0.6, "do_sample": False, "eos_token_id": 1}))

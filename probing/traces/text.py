@@ -9,8 +9,8 @@ from probing.choices import THINK_END
 # Numbers (with sign, decimals, fraction) and what follows an equals sign up to a space.
 _VALUE = re.compile(r"(?<==)[ \t]*[^\s=]+|(?<![\w.])-?\d[\d,./]*")
 BOX = "\\boxed{"
-# A box is opened, or holds a bare number or capital; a character is escaped (a backslash, too), or a
-# brace stands by itself.
+# A box is opened, or holds a bare number or capital; a character is escaped (a backslash, too), or
+# a brace stands by itself.
 _BARE = r"-?\d(?:[\d.,/]*\d)?(?!\w)|[A-Z](?!\w)"
 _BRACES = re.compile(
     rf"\\boxed\s?\{{|\\boxed\s?(?P<bare>{_BARE})|\\(?!\\boxed\{{).|[{{}}]", re.DOTALL

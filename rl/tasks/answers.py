@@ -51,7 +51,8 @@ _CHOICES = [
         + _NO_CLAUSE
     ),
     re.compile(
-        r"(?:^|(?<=[\s(*]))(?P<letter>[A-Z])[)*.]*\s(?:is|must be|seems)\s(?:therefore\s)?(?:the\s)?"
+        r"(?:^|(?<=[\s(*]))(?P<letter>[A-Z])[)*.]*\s(?:is|must be|seems)\s(?:therefore\s)?"
+        r"(?:the\s)?"
         r"(?:correct|right|best|true|most \w+)(?:\s(?:answer|option|choice|one))?(?![a-z])"
     ),
 ]
@@ -62,9 +63,7 @@ _BARE = re.compile(rf"{_LABEL}\(?([A-Z])[).:]*{_MARKS}", re.I)
 # `A`, `(A)`, and such with what the choice says: `A) 42`, `A. red`, `(A) 42`.
 _ALONE = re.compile(rf"(?:{_BARE.pattern}|{_LABEL}(?:([A-Z])[).:]|\(([A-Z])\))(?=[\s\\]).*)", re.I)
 _LAST = re.compile(r"(?:^|[\s(*$…]|\.\.)(?:\(([A-Z])\)|([A-HJ-Z]))[).*_$}!\"”]*$")
-_CLAIM = (
-    r"\b(?:statement|claim|assertion|proposition|conjecture)\b(?: above| given)? is\s?[*_\"“]*"
-)
+_CLAIM = r"\b(?:statement|claim|assertion|proposition|conjecture)\b(?: above| given)? is\s?[*_\"“]*"
 _OPENS = (
     r"(?:^|[.!?:\n。]\s?|\*\*)(?:so|therefore|thus|hence|finally|in conclusion|overall|in short)?"
     r",?\s?[*_\"“]*"
@@ -81,18 +80,18 @@ def boxed_answers(text: str) -> list[str]:
         >>> boxed_answers(r"\boxed{1}. Wait: $x=\boxed{2}$ or $\boxed{3}$")
         ['2', '3']
     """
-    spans = _innermost(text)
-    found: list[str] = []
-    for number, (start, end) in enumerate(reversed(spans)):
-        if number and not _beside(text[end:after]):
+    found: dict[str, str] = {}  # the last that says so
+    later = None  # where the box behind begins
+    for start, end in reversed(_innermost(text)):
+        if later is not None and not _beside(text[end:later]):
             break
-        value, after = text[start:end].strip(), text.rfind("\\boxed", 0, start)
-        found.insert(0, value)
-    return list({plain(value): value for value in reversed(found)}.values())[::-1]
+        later, value = text.rfind("\\boxed", 0, start), text[start:end].strip()
+        found.setdefault(plain(value), value)
+    return list(found.values())[::-1]
 
 
 def linked(text: str) -> bool:
-    r"""Whether nothing but `and`, `or` or a comma parts the last two boxes: neither stands alone."""
+    """Whether the last two boxes are parted by `and`, `or` or a comma: neither stands alone."""
     spans = _innermost(text)[-2:]
     if len(spans) < 2:
         return False
@@ -150,8 +149,8 @@ def stated_letter(text: str) -> str | None:
     alone = [letter(line) if re.search(r"[A-Z]", line) else None for line in lines]
     if len(labels := {each for each in alone if each}) == 1 and (alone[0] or alone[-1]):
         return labels.pop()  # several: a list of the choices
-    if bare := _BARE.fullmatch(lines[-1]):
-        return str(bare[1]).upper()
+    if (bare := _BARE.fullmatch(lines[-1])) and bare[1].isupper():
+        return str(bare[1])
     ending = _LAST.search(lines[-1])
     return (ending[1] or ending[2]) if ending else None
 
@@ -181,7 +180,9 @@ def _innermost(text: str) -> list[tuple[int, int]]:
     """Spans of the boxes that hold no other."""
     spans = boxes(text)
     starts = [start for start, _ in spans[1:]]
-    return [span for span, after in zip(spans, [*starts, len(text)], strict=False) if span[1] <= after]
+    return [
+        span for span, after in zip(spans, [*starts, len(text)], strict=False) if span[1] <= after
+    ]
 
 
 def _beside(between: str) -> bool:

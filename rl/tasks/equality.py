@@ -150,7 +150,7 @@ def same(gold: Any, given: Any) -> bool:
 
 
 def _unwrapped(gold: Any, given: Any) -> tuple[Any, Any]:
-    """`x = 5` beside a 5 is 5; a chain of equations is its ends; an inequality beside a set a set."""
+    """`x = 5` beside a 5 is 5, a chain of equations its ends, an inequality beside a set a set."""
     if is_assignment_relation(gold) and is_equation(gold):
         gold = Eq(take_first_relation(gold).lhs, take_last_relation(gold).rhs, evaluate=False)
     if is_assignment_relation(given) and is_equation(given):
@@ -274,18 +274,18 @@ def _same_expressions(gold: Any, given: Any) -> bool:
         return same(part, given) or same(part / Integer(100), given)
     if other is not None:
         return same(gold, other) or same(gold, other / Integer(100))
-    if isinstance(gold, Symbol) or isinstance(given, Symbol):
-        if sympy_compare_symbols(gold, given):
-            return True
+    symbols = isinstance(gold, Symbol) or isinstance(given, Symbol)
+    if symbols and sympy_compare_symbols(gold, given):
+        return True
     if gold.is_number and given.is_number:
         return _same_numbers(gold, given)
     return _same_functions(gold, given)
 
 
 def _same_numbers(gold: Any, given: Any) -> bool:
-    if isinstance(gold, Pow) and isinstance(given, Pow) and gold.base == given.base:
-        if gold.base.is_positive and gold.base != 1:
-            return same(gold.exp, given.exp)  # however tall the tower
+    powers = isinstance(gold, Pow) and isinstance(given, Pow) and gold.base == given.base
+    if powers and gold.base.is_positive and gold.base != 1:
+        return same(gold.exp, given.exp)  # however tall the tower
     if max(_bits(gold), _bits(given)) > HUGE:
         return False
     slack = max(_slack(gold), _slack(given))
@@ -368,7 +368,7 @@ def _slack(expression: Any) -> Any:
     digits, first = min((len(each.digits), each.digits) for each in decimals)
     if digits < ROUNDED or any(int(each.exponent) >= 0 for each in decimals):
         return NOISE
-    bare = isinstance(expression, Float) or isinstance(expression, Mul)
+    bare = isinstance(expression, (Float, Mul))
     leading = Rational(int("".join(map(str, first))), 10 ** (digits - 1)) if bare else Integer(10)
     return Rational(1, 10 ** (digits - 1)) / leading
 
@@ -383,5 +383,7 @@ def _bits(number: Any) -> float:
     if isinstance(number, Pow):
         return parts[0] * 2.0 ** min(parts[1], 100) if number.exp.is_number else inf
     if isinstance(number, factorial):
-        return inf if parts[0] > 40 else 2.0 ** parts[0] * max(1.0, log2(max(parts[0], 1)) + parts[0])
+        return (
+            inf if parts[0] > 40 else 2.0 ** parts[0] * max(1.0, log2(max(parts[0], 1)) + parts[0])
+        )
     return sum(parts) if isinstance(number, Mul) else max(parts, default=1.0)

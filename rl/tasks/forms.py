@@ -20,7 +20,8 @@ _ENDS = ".,;:。，；：、"
 _SIGNS = {
     "−": "-", "–": "-", "‐": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ",
     "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ",
-    "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "…": r"\ldots ",
+    "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ",
+    "…": r"\ldots ",
     "ℝ": r"\mathbb{R}", "θ": r"\theta ", "％": "%", "、": ",", "，": ",", "；": ";", "：": ":",
     "。": ".", "．": ".", "（": "(", "）": ")", "＝": "=", "＋": "+", "／": "/",
 }  # fmt: skip
@@ -37,11 +38,22 @@ _POWER = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d+)")
 _PERIOD = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
 _PERCENT = re.compile(r"(?<=[\d}])\s*(?:percent|per cent|percentage points?|pct)(?![a-z])", re.I)
 
-_NUMBER = r"[-+]?(?:\d[\d.,]*(?:/\d+)?|\.\d+|\d*\\frac\s*(?:\{[^{}]*\}\{[^{}]*\}|\d\d))"
+_NUMBER = (
+    r"[-+]?(?:\d[\d.,]*(?:/\d+)?|\.\d+|\d*\\frac\s*(?:\{[^{}]*\}\{[^{}]*\}|\d\d))"
+    r"(?:\s?\\pi(?![a-z])|\s?\\sqrt\s?(?:\d|\{[^{}]*\}))?"
+)
+_MIXED = re.compile(r"([-+]?\d+) (\d+)/(\d+)")
+_SPELLED = re.compile(r"\\text\s*\{\s*(percent|hundred|thousand|[mb]illion|trillion)\s*\}")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE = re.compile(rf"({_NUMBER})\s*({'|'.join(_SCALES)})(?![a-z])", re.I)
 _LARGE = "十百千万萬亿億兆"  # they multiply
-_NO_UNIT = r"(?!pi\b|mod\b|sin|cos|tan|cot|sec|csc|log|ln\b|exp\b|sqrt|root|or\b|and\b|times\b|over\b)"
+_NO_UNIT = (
+    r"(?!pi\b|mod\b|sin|cos|tan|cot|sec|csc|log|ln\b|exp\b|sqrt|root|or\b|and\b|times\b|over\b)"
+)
+_TEXT_UNIT = re.compile(
+    r"(?<=[\w})])(?:\s|\\[,;: ]|~)*\\(?:text|mathrm|mbox|textrm)\s*\{[^{}]*\}"
+    r"(?:\s*\^\s*\{?-?\d\}?)?$"
+)
 _SHORT = (
     r"(?:[mckdµμ]m|km|[km]g|[mc]l|ft|in|yd|mi|lbs?|oz|hrs?|min|ms|sec|mph|kmh|kph|k[WVJN]|Hz|[kK]Pa|"
     r"mol|rad|cents?|USD|EUR|GBP|RMB|pts?|(?<=\s)[gmslhLWVJN])"
@@ -81,15 +93,15 @@ def formula(text: str) -> str:
     text = _GROUPS.sub(lambda found: re.sub(r"\D", "", found[0]), text)
     text = _CURRENCY.sub("", _undelimited(text)).strip().rstrip(_ENDS).strip()
     text = _CURRENCY.sub("", text).strip()
-    text = _PERCENT.sub(r"\\%", text)
+    text = _PERCENT.sub(r"\\%", _SPELLED.sub(r" \1", text.replace("{:}", ":")))
     text = re.sub(r"(?<!\\)%", r"\\%", _FRACTION.sub(r"\\frac", text))
     text = _SCALE.sub(lambda m: rf"{m[1]}\times10^{{{_SCALES[m[2].lower()]}}}", text)
     if found := _POWER.fullmatch(text):
         return rf"{found[1]}\times10^{{{int(found[2])}}}"
-    text = _PERIOD.sub(_periodic, text)
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", _PERIOD.sub(_periodic, text))
     if found := _UNIT.fullmatch(text):
         return found[1].rstrip(_ENDS)
-    return text
+    return _TEXT_UNIT.sub("", text)
 
 
 def terms(text: str, marks: str = ",;") -> list[str]:

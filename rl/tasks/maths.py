@@ -97,7 +97,7 @@ def final_answer(text: str) -> str:
         answer = ", ".join(boxed)
     else:
         answer = text.strip()
-        before, marked, behind = answer.rpartition("####")
+        _, marked, behind = answer.rpartition("####")
         if marked and "\n" not in behind.strip():
             answer = behind.strip()
     inline = re.fullmatch(r"\$([^$]+)\$", answer)
@@ -145,7 +145,9 @@ def _means(reference: str, given: str) -> bool:
         return letter(given) == choice
     words = _words(reference)
     if words is not None:  # to the parser they are products of letters, equal to any anagram
-        said = stated_word(untexted(given), words) if any(words in pair for pair in VERDICTS) else None
+        said = (
+            stated_word(untexted(given), words) if any(words in pair for pair in VERDICTS) else None
+        )
         return words in (_spoken(given), said)
     if max(len(given), len(reference)) > LONGEST:
         return False

@@ -20,10 +20,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 MEMORY = 4 * 2**30  # bytes that the child may take
-START = "from rl.tasks.worker import serve; serve(*given[:3])"
+# Modules are found as they are here, whatever the working folder holds.
+START = (
+    "import sys; given = sys.argv[1:]; sys.path[:] = given[3:]; "
+    "from rl.tasks.worker import serve; serve(*given[:3])"
+)
 
 
 class Worker:
@@ -37,41 +42,37 @@ class Worker:
 
     def __init__(self, module: str, seconds: float, *, loads: str) -> None:
         self.module, self.seconds, self.loads = module, seconds, loads
-        self._forget()
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
         os.register_at_fork(after_in_child=self._forget)
         atexit.register(self.stop)
 
-    def _forget(self) -> None:
-        """In a forked process: the child and its pipes are the parent's."""
-        process = getattr(self, "_process", None)
-        if process is not None:
-            process.stdin.close()  # unbuffered: nothing is written
-            process.stdout.close()
-            process.returncode = 0  # not to be waited for here
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._ready = False
+    @property
+    def pid(self) -> int | None:
+        """Of the child; None where there is none."""
+        return self._child.process.pid if self._child else None
 
     def call(self, function: str, *given: Any) -> Any:
         """What a function of the module gives.
 
         Raises:
             TimeoutError: it took too long, and its process was ended.
-            Exception: what it raised, by the name of a built-in exception, else RuntimeError.
+            RuntimeError: the process did not start, or ended by itself.
+            Exception: what the function raised, by the name of a built-in exception, else
+                RuntimeError.
         """
         with self._lock:
             try:
-                self._start()
+                child = self._child = self._child or self._launched()
+                child.wait_until_ready()
                 started = time.monotonic()
-                assert self._process is not None and self._process.stdin is not None
-                self._write(json.dumps([function, *given]).encode() + b"\n")
-                line = self._line()
+                line = child.ask(json.dumps([function, *given]).encode() + b"\n")
             except BaseException:  # an answer that is still to come belongs to nobody
                 self.stop()
                 raise
             if not line:
-                took, status = time.monotonic() - started, self._ended()
-                self._launch()  # the next call finds it ready
+                took, status = time.monotonic() - started, child.end()
+                self._child = self._launched()  # starts while the caller goes on
                 if took >= 0.9 * self.seconds:
                     raise TimeoutError(f"no verdict within {self.seconds:g} s")
                 raise RuntimeError(f"the process of {self.module} ended with status {status}")
@@ -85,56 +86,76 @@ class Worker:
 
     def stop(self) -> None:
         """End the child, if there is one; a later call starts another."""
-        if self._process is not None:
-            self._process.kill()
-            self._ended()
+        child, self._child = self._child, None
+        if child:
+            child.end()
 
-    def _start(self) -> None:
-        """A child that has said it is ready."""
-        if self._process is None or self._process.poll() is not None:
-            self._launch()
-        if not self._ready:
-            if not self._line():
-                status = self._ended()
-                raise RuntimeError(f"the process of {self.module} did not start: status {status}")
-            self._ready = True
+    def _launched(self) -> _Child:
+        return _Child(self.module, self.loads, str(self.seconds))
 
-    def _launch(self) -> None:
-        paths = [os.path.abspath(path) for path in sys.path]
-        clean = "import sys; given = sys.argv[1:]; sys.path[:] = given[3:]"  # not the folder
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", f"{clean}; {START}", self.module, self.loads]
-            + [str(self.seconds), *paths],
+    def _forget(self) -> None:
+        """In a forked process: the child is the parent's, and so may the lock be."""
+        self._lock = threading.Lock()
+        child, self._child = self._child, None
+        if child:
+            child.disown()
+
+
+class _Child:
+    """One process and its pipes, which are not buffered."""
+
+    def __init__(self, *given: str) -> None:
+        paths = [str(Path(path).absolute()) for path in sys.path]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, *given, *paths],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for this process
+            start_new_session=True,  # Ctrl-C is for the parent
         )
-        self._ready = False
+        self.name, self.ready = given[0], False
 
-    def _write(self, line: bytes) -> None:
-        assert self._process is not None and self._process.stdin is not None
-        with suppress(BrokenPipeError):  # told by the empty line that is read then
-            while line:
-                line = line[self._process.stdin.write(line) :]
+    def wait_until_ready(self) -> None:
+        """Raises RuntimeError where it ends instead."""
+        if not self.ready and not self._line():
+            raise RuntimeError(f"the process of {self.name} did not start: status {self.end()}")
+        self.ready = True
+
+    def ask(self, line: bytes) -> bytes:
+        """The answer to a line; empty where the process ends."""
+        pipe = self.process.stdin
+        with suppress(BrokenPipeError):  # it has ended: the answer is empty
+            while line and pipe:
+                line = line[pipe.write(line) :]
+        return self._line()
 
     def _line(self) -> bytes:
-        assert self._process is not None and self._process.stdout is not None
-        return self._process.stdout.readline()
+        return self.process.stdout.readline() if self.process.stdout else b""
 
-    def _ended(self) -> int:
-        """The status of a child that has ended, its pipes closed."""
-        assert self._process is not None
-        status = self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-        self._process = None
+    def end(self) -> int:
+        """Kill it, and give its status."""
+        self.process.kill()
+        status = self.process.wait()
+        self._close()
         return status
+
+    def disown(self) -> None:
+        """Close this side of the pipes; another process waits for its end."""
+        self._close()
+        self.process.returncode = 0
+
+    def _close(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe:
+                pipe.close()
 
 
 def serve(module: str, loads: str, seconds: str) -> None:
-    """In the child: answer calls, line by line, until the pipe closes."""
+    """In the child: answer calls, line by line, until the pipe closes.
+
+    Args:
+        module, loads, seconds: as of the `Worker`.
+    """
     with suppress(ImportError, ValueError, OSError):
         import resource
 

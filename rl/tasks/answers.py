@@ -66,7 +66,7 @@ _LAST = re.compile(r"(?:^|[\s(*$…]|\.\.)(?:\(([A-Z])\)|([A-HJ-Z]))[).*_$}!\"�
 _CLAIM = r"\b(?:statement|claim|assertion|proposition|conjecture)\b(?: above| given)? is\s?[*_\"“]*"
 _OPENS = (
     r"(?:^|[.!?:\n。]\s?|\*\*)(?:so|therefore|thus|hence|finally|in conclusion|overall|in short)?"
-    r",?\s?[*_\"“]*"
+    r",?\s?[*_\"“]{,4}"
 )
 
 

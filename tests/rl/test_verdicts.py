@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def test_nested_boxes_are_read_in_one_pass() -> None:
 
 
 @pytest.fixture
-def hasty() -> Worker:
+def hasty() -> Iterator[Worker]:
     """As the verifier's process, but of less patience."""
     worker = Worker("rl.tasks.maths", 0.7, loads="rl.tasks.equality")
     yield worker
@@ -203,6 +204,19 @@ def test_a_forked_process_has_a_child_of_its_own(hasty: Worker) -> None:
             os._exit(0 if right else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert hasty.pid == mine and not hasty.call("decide", "1/2", "\\boxed{0.6}")
+
+
+def test_an_interrupted_call_leaves_no_answer_to_the_next(
+    hasty: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(pipe: object) -> bytes:
+        raise KeyboardInterrupt
+
+    assert hasty.call("decide", "1/2", "\\boxed{0.5}")
+    monkeypatch.setattr(hasty._child, "_line", interrupt.__get__(hasty._child))
+    with pytest.raises(KeyboardInterrupt):
+        hasty.call("decide", "1/2", "\\boxed{0.50}")
+    assert not hasty.call("decide", "1/2", "\\boxed{0.6}")
 
 
 @pytest.mark.parametrize("busy", [False, True])

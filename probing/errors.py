@@ -17,3 +17,18 @@ class ModelError(KfhError):
 
 class ConfigError(KfhError):
     """Settings that contradict each other or the run that they would go on with."""
+
+
+class NotFiniteError(ModelError):
+    """A trace for which the model computes numbers that are not finite."""
+
+    @classmethod
+    def of(cls, what: str, dtype: object) -> NotFiniteError:
+        """The error for what is not finite, with its likely cause by the model's precision."""
+        kind = str(dtype).removeprefix("torch.")
+        cause = "the weights may be damaged (NaN or infinite numbers in the checkpoint?)"
+        if kind == "float16":
+            cause = "float16 overflows at 65,504: use bfloat16 or float32 (--dtype)"
+        elif kind == "bfloat16":
+            cause = f"{cause}; try float32 (--dtype)"
+        return cls(f"{what} not finite in {kind}. Likely cause: {cause}")

@@ -28,8 +28,9 @@ from torch import Tensor
 from probing.answers.context import PreparedTrace
 from probing.answers.edits import ANSWER, HeadEdit, HeadEdits, edited_rows, weighted_values
 from probing.answers.hiding import Layers
-from probing.attention.call import AttentionCall, Workspace
+from probing.attention.call import AttentionCall
 from probing.attention.capture import check_heads
+from probing.attention.rows import Workspace
 from probing.attention.scores import pad_batch
 from probing.choices import Head
 from probing.errors import ModelError

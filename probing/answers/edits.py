@@ -26,13 +26,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.attention.call import AttentionCall, InFront, Rows, Workspace, own_output, relative
-from probing.attention.capture import (
-    PROOF_TOLERANCE,
-    AttentionCapture,
-    check_heads,
-    proof_input,
-)
+from probing.attention.call import AttentionCall, InFront, own_output
+from probing.attention.capture import AttentionCapture, check_heads
+from probing.attention.proof import PROOF_TOLERANCE, proof_input, relative
+from probing.attention.rows import Rows, Workspace
 from probing.choices import MODES, Head
 from probing.errors import ConfigError, ModelError
 from probing.settings import unknown

@@ -219,7 +219,7 @@ def test_flex_attention_is_refused() -> None:
 
 def test_proof_notices_a_wrong_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug in the rows (here: another scaling) cannot pass the proof."""
-    from probing.attention.call import Rows
+    from probing.attention.rows import Rows
 
     right = Rows.__init__
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class KfhError(Exception):
     """Something the user can mend. The message says what is wrong, where, and what to do."""
@@ -32,3 +35,12 @@ class NotFiniteError(ModelError):
         elif kind == "bfloat16":
             cause = f"{cause}; try float32 (--dtype)"
         return cls(f"{what} not finite in {kind}. Likely cause: {cause}")
+
+
+@contextmanager
+def in_trace(name: str) -> Iterator[None]:
+    """Numbers that are not finite in this block are told with the trace that they are of."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"trace {name}: {error}") from error

@@ -220,6 +220,11 @@ class AttentionCapture(InFront):
         return hidden
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the model."""
+        return next(self.trunk.parameters()).dtype
+
+    @property
     def _busy(self) -> bool:
         return self._pass is not None
 

@@ -145,7 +145,9 @@ class Rows:
         grouped = self._grouped(own).float()
         return grouped[kv] if len(grouped) > 1 else grouped
 
-    def _grouped(self, own: Shaped[Tensor, "#head row any"]) -> Shaped[Tensor, "#kv row #group any"]:
+    def _grouped(
+        self, own: Shaped[Tensor, "#head row any"]
+    ) -> Shaped[Tensor, "#kv row #group any"]:
         """The chosen heads in the order of a chunk."""
         if len(own) == 1:  # the same for all heads
             return own[:, :, None]
@@ -173,9 +175,7 @@ class Rows:
             torch.bmm(left, right, out=product)
         return product.view(n_kv, n_rows, group, right.shape[2])
 
-    def additive_mask(
-        self, trace: int, at: Int[Tensor, "row"]
-    ) -> Float[Tensor, "1 #head row key"]:
+    def additive_mask(self, trace: int, at: Int[Tensor, "row"]) -> Float[Tensor, "1 #head row key"]:
         """What is added to the scores of some rows of a trace, for a kernel that is given these
         rows alone; of all heads."""
         if self.mask is not None and self.mask.ndim == 4:

@@ -20,7 +20,7 @@ import numpy as np
 from probing.answers.context import CauseTrace, PreparedTrace, encode_causes
 from probing.attention.capture import AttentionCapture
 from probing.attention.scores import score_traces
-from probing.errors import ConfigError, DataError
+from probing.errors import ConfigError, DataError, NotFiniteError
 from probing.headset import HeadSet
 from probing.interventions.heads import silence_heads
 from probing.interventions.outcomes import OutcomeStore
@@ -157,7 +157,8 @@ def prepare_answers(
 ) -> Iterator[PreparedTrace]:
     """Encode the chosen traces and score their steps by the head set, longest first.
 
-    Left out and counted: traces none of whose answer tokens count.
+    Left out and counted: traces none of whose answer tokens count; with `skip_bad` those whose
+    attention is not finite.
 
     Raises:
         ModelError: the head set is of another model, or attention cannot be captured.
@@ -187,8 +188,18 @@ def prepare_answers(
         raise DataError(f"no trace has answer tokens that count (--answer {config.answer})")
     capture = AttentionCapture(model, heads.pairs)
     device = next(model.parameters()).device
+
+    def lost(trace: EncodedTrace, error: NotFiniteError) -> None:
+        left_out["attention that is not finite"] += 1
+        chosen.report.used -= 1
+
     for scored in score_traces(
-        capture, encoded, device=device, batch_tokens=config.batch_tokens, advance=advance
+        capture,
+        encoded,
+        device=device,
+        batch_tokens=config.batch_tokens,
+        advance=advance,
+        lost=lost if chosen.skip_bad else None,
     ):
         cause, trace, prompt_tokens = causes.pop(scored.id)
         boxed = config.answer == "boxed"

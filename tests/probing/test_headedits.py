@@ -335,7 +335,7 @@ def test_errors() -> None:
 
 
 def test_proof_notices_rows_that_are_not_the_model_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    from probing.attention.call import Rows
+    from probing.attention.rows import Rows
 
     model, right = tiny("llama"), Rows.__init__
     assert HeadEdits(model).prove() < 1e-5

@@ -125,8 +125,12 @@ class InFront(ABC):
         return next(self.trunk.parameters()).device
 
     def _vocabulary(self) -> int:
-        embeddings = self.trunk.get_input_embeddings()  # type: ignore[operator]
-        return int(embeddings.num_embeddings)
+        try:
+            embeddings = self.trunk.get_input_embeddings()  # type: ignore[operator]
+            return int(embeddings.num_embeddings)
+        except (NotImplementedError, AttributeError):  # a trunk that does not say (Bart's decoder)
+            config: Any = self.model.config
+            return int(config.get_text_config().vocab_size)
 
 
 def trunk_of(model: torch.nn.Module) -> torch.nn.Module:

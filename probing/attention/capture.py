@@ -283,7 +283,7 @@ class CapturePass:
 
         Raises:
             ModelError: a second call in the same layer, for which the layer × head table has no
-                place; or tokens that stand in a cache.
+                place; or keys that are not the tokens (compressed ones, or those of a cache).
         """
         if layer in self.layers:
             raise ModelError(
@@ -291,7 +291,10 @@ class CapturePass:
                 "shared layers): this family cannot be probed"
             )
         if query.shape[2] != key.shape[2]:
-            raise ModelError("the capture needs the whole sequence in one pass, without a cache")
+            raise ModelError(
+                f"layer {layer} has {query.shape[2]} queries and {key.shape[2]} keys: the capture "
+                "needs a key for every token of the sequence, in one pass and without a cache"
+            )
         self.layers[layer] = query.shape[1]
 
     def finished(self, layer: int) -> bool:

@@ -41,16 +41,15 @@ class Difference(NamedTuple):
             (self.rough, PROOF_TOLERANCE.get(dtype, 1e-4)),
         ):
             if not found <= allowed:
-                what = "Its attention does more than a masked softmax over keys"
+                why = "Its attention does more than a masked softmax over keys; kfh cannot probe it."
                 if self.sinks:
-                    what = (
+                    why = (
                         "It gives its kernel attention sinks, which sdpa leaves out: load it with "
-                        'attn_implementation="eager"; else its attention'
+                        'attn_implementation="eager".'
                     )
                 raise ModelError(
                     f"{name}: the attention captured in layer {layer} is not the one that the "
-                    f"model used (relative difference {found:.2g}, {allowed:.0e} allowed). {what}; "
-                    "kfh cannot probe it."
+                    f"model used (relative difference {found:.2g}, {allowed:.0e} allowed). {why}"
                 )
 
 

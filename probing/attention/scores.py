@@ -60,7 +60,7 @@ class ScoredTrace:
     def __post_init__(self) -> None:
         """Check the scores: not-a-number would be ranked like any other."""
         if not np.isfinite(self.scores[:, self.tokens > 0]).all():
-            raise DataError(f"trace {self.id}: scores that are not finite; score it again")
+            raise DataError(f"trace {self.id}: scores that are not finite; score it again (--no-resume)")
 
     @property
     def base(self) -> float:

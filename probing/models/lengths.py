@@ -102,7 +102,7 @@ def held_at(model: torch.nn.Module, tokens: int) -> Iterator[None]:
     Raises:
         ModelError: the model's RoPE does not let itself be held at this length.
     """
-    ropes = _changing(model)
+    ropes, lengths = _changing(model), Lengths.of(model)
     before = [rope.rope_type for rope in ropes]
     try:
         for rope in ropes:
@@ -114,7 +114,7 @@ def held_at(model: torch.nn.Module, tokens: int) -> Iterator[None]:
             if any(not torch.equal(a, b) for a, b in zip(_turn(rope, 2), wanted, strict=True)):
                 raise ModelError(
                     f"{type(rope).__name__} rotates by the length of each pass, and cannot be held "
-                    f"at {tokens} tokens: use texts of at most {Lengths.of(model).first} tokens"
+                    f"at {tokens} tokens: use texts of at most {lengths.first} tokens"
                 )
         yield
     finally:

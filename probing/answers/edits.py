@@ -9,7 +9,7 @@ The edited head's output z_m = Σ_n a_{m→n} v_n (before the output projection)
 
 As in `probing.attention.capture`, the model runs its own kernel, and only what an edit changes is
 computed here: zeros and means are written into the kernel's output; rows of edited heads are
-computed from the same queries, keys and mask (`probing.attention.call`). An edit that changes
+computed from the same queries, keys and mask (`probing.attention.rows`). An edit that changes
 nothing is not computed at all. It works on whole sequences, over a cache, and token by token while
 an answer is decoded.
 """
@@ -26,12 +26,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.attention.call import AttentionCall, InFront, own_output
 from probing.attention.capture import AttentionCapture, check_heads
-from probing.attention.proof import PROOF_TOLERANCE, proof_input, relative
-from probing.attention.rows import Rows, Workspace
+from probing.attention.rows import PROOF_TOLERANCE, Rows, Workspace, proof_input, relative
 from probing.choices import MODES, Head
 from probing.errors import ConfigError, ModelError
+from probing.models.front import AttentionCall, InFront, own_output
 from probing.settings import unknown
 
 ALL, ANSWER = "all", "answer-to-steps"

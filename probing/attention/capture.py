@@ -2,7 +2,7 @@
 
 The steps of `AttentionCapture.__call__`, with the same numbers in the code:
 1. The model runs its own attention function, mask and kernel (sdpa, flash, eager): our function
-   stands in front of it in the attention registry of transformers (`probing.attention.call`) and
+   stands in front of it in the attention registry of transformers (`probing.models.front`) and
    calls it for the output.
 2. For the answer tokens alone, in chunks, the softmax rows are computed from the same queries,
    keys and mask, in float32.
@@ -13,7 +13,7 @@ What one pass collects is a `CapturePass`. No T × T matrix is made: beyond the 
 is one chunk of rows and the masses.
 
 A capture proves itself before it is used: the rows times the values must equal the output of the
-model's own kernel in every layer (`probing.attention.proof`), and the model's output must stay
+model's own kernel in every layer (`probing.attention.rows`), and the model's output must stay
 what it was. A family whose attention does not go through the registry, or does more than a softmax
 over keys (and sinks), is refused.
 """
@@ -28,17 +28,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.attention.call import AttentionCall, InFront, own_output
-from probing.attention.proof import (
+from probing.attention.rows import (
     PROOF_TOLERANCE,
     Difference,
+    Rows,
+    Workspace,
     proof_input,
     relative,
     rows_against_kernel,
 )
-from probing.attention.rows import Rows, Workspace
 from probing.choices import Head
 from probing.errors import ModelError, NotFiniteError
+from probing.models.front import AttentionCall, InFront, own_output
 from probing.models.lengths import Lengths, fresh_rope
 
 

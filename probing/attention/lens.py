@@ -46,8 +46,8 @@ class LensCapture:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.lengths = Lengths.of(model)  # which traces may share a pass
-        self.dtype = next(model.parameters()).dtype
         self.bridge = open_bridge(model)
+        self.dtype = next(self.bridge.parameters()).dtype
         layers, heads = int(self.bridge.cfg.n_layers), int(self.bridge.cfg.n_heads)
         self.heads: list[Head] = [(layer, head) for layer in range(layers) for head in range(heads)]
         self.layers = dict.fromkeys(range(layers), heads)

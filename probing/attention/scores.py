@@ -60,7 +60,9 @@ class ScoredTrace:
     def __post_init__(self) -> None:
         """Check the scores: not-a-number would be ranked like any other."""
         if not np.isfinite(self.scores[:, self.tokens > 0]).all():
-            raise DataError(f"trace {self.id}: scores that are not finite; score it again (--no-resume)")
+            raise DataError(
+                f"trace {self.id}: scores that are not finite; score it again (--no-resume)"
+            )
 
     @property
     def base(self) -> float:
@@ -159,7 +161,7 @@ def check_finite(
     """
     lost = np.flatnonzero(~np.isfinite(mass).all(axis=-1))
     if len(lost):
-        layer, head = min(heads[place] for place in lost)
+        layer, head = min(heads[int(place)] for place in lost)
         raise NotFiniteError.of(
             f"{what}: the attention of head {layer}.{head} (layer {layer}), and of "
             f"{len(lost) - 1} other heads of {len(heads)}, is",

@@ -164,33 +164,14 @@ def prepare_answers(
         ModelError: the head set is of another model, or attention cannot be captured.
         DataError: no trace is left.
     """
-    model, tokenizer, heads, config = setup.model, setup.tokenizer, setup.heads, setup.config
+    model, heads, config = setup.model, setup.heads, setup.config
     heads.check(model.config)
-    causes: dict[str, tuple[CauseTrace, Trace, int]] = {}
-    encoded: list[EncodedTrace] = []
-    limit, left_out = config.answer_limit or None, chosen.report.left_out
-    for trace in chosen.traces:
-        whole = encode_trace(tokenizer, trace, rule=chosen.rule, answer=heads.answer)
-        try:
-            cause = encode_causes(
-                tokenizer, trace, rule=chosen.rule, answer=config.answer, limit=limit
-            )
-        except DataError:
-            left_out[f"no answer token counts ({config.answer})"] += 1
-            continue
-        if not whole.answer.any():
-            left_out[f"no answer token is looked from ({heads.answer})"] += 1
-            continue
-        causes[trace.id] = cause, trace, whole.prompt_tokens
-        encoded.append(whole)
-    chosen.report.used = len(encoded)
-    if not encoded:
-        raise DataError(f"no trace has answer tokens that count (--answer {config.answer})")
+    causes, encoded = encode_answers(setup, chosen)
     capture = AttentionCapture(model, heads.pairs)
     device = next(model.parameters()).device
 
     def lost(trace: EncodedTrace, error: NotFiniteError) -> None:
-        left_out["attention that is not finite"] += 1
+        chosen.report.left_out["attention that is not finite"] += 1
         chosen.report.used -= 1
 
     for scored in score_traces(
@@ -212,6 +193,40 @@ def prepare_answers(
             labels=tuple(step.label for step in trace.steps),
             own_correct=own_correct(trace),
         )
+
+
+def encode_answers(
+    setup: Setup, chosen: ChosenTraces
+) -> tuple[dict[str, tuple[CauseTrace, Trace, int]], list[EncodedTrace]]:
+    """The chosen traces as token ids: what is answered from, by id, and what is scored.
+
+    Left out and counted: traces none of whose answer tokens count.
+
+    Raises:
+        DataError: no trace is left.
+    """
+    tokenizer, heads, config = setup.tokenizer, setup.heads, setup.config
+    causes: dict[str, tuple[CauseTrace, Trace, int]] = {}
+    encoded: list[EncodedTrace] = []
+    limit, left_out = config.answer_limit or None, chosen.report.left_out
+    for trace in chosen.traces:
+        whole = encode_trace(tokenizer, trace, rule=chosen.rule, answer=heads.answer)
+        try:
+            cause = encode_causes(
+                tokenizer, trace, rule=chosen.rule, answer=config.answer, limit=limit
+            )
+        except DataError:
+            left_out[f"no answer token counts ({config.answer})"] += 1
+            continue
+        if not whole.answer.any():
+            left_out[f"no answer token is looked from ({heads.answer})"] += 1
+            continue
+        causes[trace.id] = cause, trace, whole.prompt_tokens
+        encoded.append(whole)
+    chosen.report.used = len(encoded)
+    if not encoded:
+        raise DataError(f"no trace has answer tokens that count (--answer {config.answer})")
+    return causes, encoded
 
 
 def summary(store: OutcomeStore, setup: Setup, chosen: ChosenTraces) -> InterventionResult:

@@ -215,11 +215,9 @@ def decode_from(
     stop = torch.tensor(sorted(ends), dtype=torch.long, device=ids.device)
     rows = torch.arange(len(ids), device=ids.device)
     written = [[] for _ in range(len(ids))] if written is None else written
-    left = torch.tensor(most or [settings.max_tokens] * len(ids)) - torch.tensor(
-        [len(row) for row in written]
-    )
-    left = left.to(ids.device)
-    while len(rows):
+    most = most or [settings.max_tokens] * len(ids)
+    left = torch.tensor([end - len(own) for end, own in zip(most, written, strict=True)]).to(stop)
+    while True:
         with around(rows, ids, mask) if around else nullcontext():  # 2
             logits = cached_logits(model, ids, mask, cache, keep=1)[:, -1]
         if not logits.amax(-1).isfinite().all():
@@ -227,23 +225,21 @@ def decode_from(
         own = [written[row] for row in rows.tolist()]
         if change is not None:
             logits = change(logits, own)
-        numbers = None
-        if draws is not None:
-            numbers = draws.take(np.array([len(row) for row in own]), rows.cpu().numpy())
+        steps = np.array([len(row) for row in own])
+        numbers = None if draws is None else draws.take(steps, rows.cpu().numpy())
         token = choose(logits, settings, numbers)  # 3
         for row, value in zip(own, token.tolist(), strict=True):
             row.append(value)
-        left = left - 1
+        left -= 1
         going = ~torch.isin(token, stop) & (left > 0)
         if not going.any():
-            break
+            return written
         if not going.all():  # 4
             kept = going.nonzero().flatten()
             cache.batch_select_indices(kept)
             rows, token, mask, left = rows[kept], token[kept], mask[kept], left[kept]
         ids = token[:, None]
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-    return written
 
 
 def choose(

@@ -181,7 +181,7 @@ class AttnPOTrainer(ResumableTrainer):
             options.setdefault("rollout_func", compact_rollouts)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **options)
         self.lengths = Lengths.of(self.accelerator.unwrap_model(self.model))
-        refuse_longer(self.lengths, args.max_completion_length + 1)
+        refuse_longer(self.lengths, (args.max_completion_length or 0) + 1)
         self.label_func = label_func
         self.head_set = HeadSet.load(heads) if isinstance(heads, (str, Path)) else heads
         self.cutter = self._cutter()

@@ -115,7 +115,8 @@ OWN: dict[str, dict[str, Any]] = {
 # Causal models by transformers' list, but no decoders that reason in text alone.
 ENCODERS = (
     "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert reformer "
-    "rembert roberta roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xlnet xmod"
+    "rembert roberta roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl "
+    "xlnet xmod"
 )
 ENCODER_DECODERS = (
     "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart prophetnet "
@@ -313,14 +314,15 @@ def page(results: list[Result]) -> str:
         "python tests/bench/families.py --out docs/families.md",
         "```",
         "",
-        f"Of {len(results)} families **{number['exact']} are exact** (the largest difference of any "
-        f"token's mass, a sum over six rows of attention, is {worst:.1g}), {number['refused']} are "
-        f"refused with a reason, {number['no reference']} have no reference, and of "
-        f"{number['not made']} no tiny model could be made. No family gives wrong numbers.",
+        f"Of {len(results)} families **{number['exact']} are exact** (the largest difference of "
+        f"any token's mass, a sum over six rows of attention, is {worst:.1g}), "
+        f"{number['refused']} are refused with a reason, {number['no reference']} have no "
+        f"reference, and of {number['not made']} no tiny model could be made. "
+        f"{number['wrong'] or 'No'} family gives wrong numbers.",
         "",
         "A refusal comes before any number is given. A family that does not call the attention "
-        "registry of transformers computes its attention in code of its own, where there is nothing "
-        "to stand in front of.",
+        "registry of transformers computes its attention in code of its own, where there is "
+        "nothing to stand in front of.",
         "",
         "| family | result | largest error | attention | remark |",
         "|---|---|---|---|---|",

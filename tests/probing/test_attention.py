@@ -226,7 +226,7 @@ def test_sinks_that_the_kernel_leaves_out_are_refused() -> None:
     """sdpa takes no sinks: the model's own numbers are then without them, and ours are not."""
     model = tiny("gpt_oss")
     model.config._attn_implementation = "sdpa"
-    with pytest.raises(ModelError, match="sinks, which sdpa leaves out: load .*eager"):
+    with pytest.raises(ModelError, match=r"sinks, which sdpa leaves out: load .*eager"):
         AttentionCapture(model)
 
 

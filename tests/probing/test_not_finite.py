@@ -15,7 +15,7 @@ from probing.answers.edited import EditedAnswers
 from probing.answers.edits import HeadEdits
 from probing.answers.removal import Answerer, without
 from probing.attention.capture import AttentionCapture
-from probing.attention.proof import proof_input
+from probing.attention.rows import proof_input
 from probing.attention.scores import ScoredTrace, open_capture, score_traces
 from probing.config import ProbeConfig
 from probing.errors import DataError, NotFiniteError

@@ -1,4 +1,4 @@
-"""In front of a layer's attention: what goes in, and what the model makes of it.
+"""In front of a model's attention function: what goes in, and what the model makes of it.
 
 1. `InFront` stands in front of a model's attention function, in the registry of transformers. No
    class is patched: while a `with` block runs, a local entry of the registry overrides the stock

@@ -5,7 +5,8 @@ The edited head's output z_m = Σ_n a_{m→n} v_n (before the output projection)
 - `zero`, `mean` from the answer to the steps: of z_m, m a token of the answer, the part that comes
   from the tokens of the steps becomes 0, or the mean of that part; nothing is renormalised.
 - `scale`: for the answer's tokens the weights of chosen columns are multiplied by a factor and the
-  row is made to sum to one again (docs/PAPER.md, eq. 16). Factor 0 blocks the columns.
+  row is made to sum to one again (docs/PAPER.md, eq. 16), with what an attention sink takes.
+  Factor 0 blocks the columns.
 
 As in `probing.attention.capture`, the model runs its own kernel, and only what an edit changes is
 computed here: zeros and means are written into the kernel's output; rows of edited heads are

@@ -220,14 +220,11 @@ def decode_from(
     while True:
         with around(rows, ids, mask) if around else nullcontext():  # 2
             logits = cached_logits(model, ids, mask, cache, keep=1)[:, -1]
-        if not logits.amax(-1).isfinite().all():
-            raise NotFiniteError.of("the logits of the next token are", logits.dtype)
         own = [written[row] for row in rows.tolist()]
-        if change is not None:
-            logits = change(logits, own)
         steps = np.array([len(row) for row in own])
         numbers = None if draws is None else draws.take(steps, rows.cpu().numpy())
-        token = choose(logits, settings, numbers)  # 3
+        logits = finite_logits(logits)
+        token = choose(change(logits, own) if change else logits, settings, numbers)  # 3
         for row, value in zip(own, token.tolist(), strict=True):
             row.append(value)
         left -= 1
@@ -238,8 +235,18 @@ def decode_from(
             kept = going.nonzero().flatten()
             cache.batch_select_indices(kept)
             rows, token, mask, left = rows[kept], token[kept], mask[kept], left[kept]
-        ids = token[:, None]
-        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+        ids, mask = token[:, None], torch.nn.functional.pad(mask, (0, 1), value=1)
+
+
+def finite_logits(logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, "row vocabulary"]:
+    """The same logits; tokens that the model rules out may stand at minus infinity.
+
+    Raises:
+        NotFiniteError: a row whose greatest logit is not finite.
+    """
+    if not logits.amax(-1).isfinite().all():
+        raise NotFiniteError.of("the logits of the next token are", logits.dtype)
+    return logits
 
 
 def choose(

@@ -96,7 +96,7 @@ def test_silenced_heads_are_heads_without_output_weights(family: str) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.0, 4.0])
-@pytest.mark.parametrize("family", ["llama", "qwen2-window", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2-window", "gemma2", "gpt_oss"])
 def test_scale_is_ln_factor_added_to_the_scores(
     family: str, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +129,7 @@ def test_scale_is_ln_factor_added_to_the_scores(
 
 
 @pytest.mark.parametrize(
-    "family", ["llama-multi-query", "qwen2-window", "gemma2", "gemma3", "gpt_neox"]
+    "family", ["llama-multi-query", "qwen2-window", "gemma2", "gemma3", "gpt_neox", "gpt_oss"]
 )
 def test_cache_batch_and_decoding_are_the_whole_sequence(family: str) -> None:
     """Left-padded contexts, kept and forked, against single passes without a cache."""

@@ -124,7 +124,9 @@ def test_scale_is_ln_factor_added_to_the_scores(
         same = whole(model, edits, trace, trace.ids, HeadEdit("scale", HEADS, ANSWER, 1.0))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
     assert torch.equal(same, plain), "a factor of 1 changes nothing, not even the last digit"
-    assert torch.equal(found[: trace.context], plain[: trace.context])
+    # Experts multiply all tokens that are sent to them at once: another token moves the last digit.
+    allowed = 1e-5 if family == "gpt_oss" else 0
+    assert (found - plain)[: trace.context].abs().max() <= allowed
     assert (found - plain).abs().max() > 0.05
 
 

@@ -22,6 +22,7 @@ from probing.attention.scores import ScoredTrace, open_capture, score_traces
 from probing.attention.store import ScoreStore
 from probing.choices import METRICS, Head
 from probing.config import ProbeConfig
+from probing.errors import DataError, NotFiniteError
 from probing.files.headers import file_hash, file_header, json_number
 from probing.folder import ProbeResult
 from probing.headset import HeadFigures, HeadSet
@@ -42,6 +43,8 @@ from probing.traces.tokens import EncodedTrace, SampledIds, encode_trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+NOT_FINITE = "attention that is not finite"
 
 
 def probe(
@@ -81,12 +84,17 @@ def probe(
     if processes.rank != 0:
         return None
     stored = store.load()
-    scored = {trace_id: stored[trace_id] for trace_id in ids}
+    scored = {trace_id: stored[trace_id] for trace_id in ids if trace_id in stored}
+    if not scored:
+        raise DataError(f"{config.traces}: no trace is left, {NOT_FINITE} in all {len(ids)}")
     counter = _Counter(report, tokenizer, context_limit(model.config))
     rows: list[RankedTrace] = []
     random: list[RankedTrace] = []
     with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
         for trace in prepare_traces(config.source):  # once more: one in memory at a time
+            if trace.id not in scored:
+                counter.lose()
+                continue
             row = ranked_trace(trace, scored[trace.id])
             counter.count(trace, scored[trace.id], row)
             rows += [row] if row else []
@@ -138,12 +146,17 @@ def _score(
             device=next(model.parameters()).device,
             batch_tokens=config.batch_tokens,
             advance=advance,
+            lost=_pass_over if config.skip_bad else None,
         ):
             store.add(trace)
             tokens += trace.total_tokens
     seconds = time.perf_counter() - started
     speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds, "resumed": len(done)}
     return speed, capture.heads
+
+
+def _pass_over(trace: EncodedTrace, error: NotFiniteError) -> None:
+    """The trace is missing in the store, by which it is counted."""
 
 
 def _random_scores(
@@ -173,6 +186,11 @@ class _Counter:
     def __init__(self, report: SourceReport, tokenizer: Any, limit: int | None) -> None:
         self.report, self.limit = report, limit
         self.fingerprint = tokenizer_fingerprint(tokenizer)
+
+    def lose(self) -> None:
+        """Count a trace without scores."""
+        self.report.used -= 1
+        self.report.left_out[NOT_FINITE] += 1
 
     def count(self, trace: Trace, scored: ScoredTrace, row: RankedTrace | None) -> None:
         """Count one trace; `row` is None where no pair of its steps is left."""

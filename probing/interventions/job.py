@@ -20,7 +20,7 @@ import numpy as np
 from probing.answers.context import CauseTrace, PreparedTrace, encode_causes
 from probing.attention.capture import AttentionCapture
 from probing.attention.scores import score_traces
-from probing.errors import ConfigError, DataError
+from probing.errors import ConfigError, DataError, NotFiniteError
 from probing.headset import HeadSet
 from probing.interventions.heads import silence_heads
 from probing.interventions.outcomes import OutcomeStore
@@ -157,14 +157,55 @@ def prepare_answers(
 ) -> Iterator[PreparedTrace]:
     """Encode the chosen traces and score their steps by the head set, longest first.
 
-    Left out and counted: traces none of whose answer tokens count.
+    Left out and counted: traces none of whose answer tokens count; with `skip_bad` those whose
+    attention is not finite.
 
     Raises:
         ModelError: the head set is of another model, or attention cannot be captured.
         DataError: no trace is left.
     """
-    model, tokenizer, heads, config = setup.model, setup.tokenizer, setup.heads, setup.config
+    model, heads, config = setup.model, setup.heads, setup.config
     heads.check(model.config)
+    causes, encoded = encode_answers(setup, chosen)
+    capture = AttentionCapture(model, heads.pairs)
+    device = next(model.parameters()).device
+
+    def lost(trace: EncodedTrace, error: NotFiniteError) -> None:
+        chosen.report.left_out["attention that is not finite"] += 1
+        chosen.report.used -= 1
+
+    for scored in score_traces(
+        capture,
+        encoded,
+        device=device,
+        batch_tokens=config.batch_tokens,
+        advance=advance,
+        lost=lost if chosen.skip_bad else None,
+    ):
+        cause, trace, prompt_tokens = causes.pop(scored.id)
+        boxed = config.answer == "boxed"
+        yield PreparedTrace(
+            **{item.name: getattr(cause, item.name) for item in fields(cause)},
+            group=trace.problem or trace.prompt,
+            prompt_tokens=prompt_tokens,
+            answer=int(cause.counted.argmax()) if boxed else cause.behind,
+            scores=scored.scores.mean(axis=0).astype(np.float64),
+            labels=tuple(step.label for step in trace.steps),
+            own_correct=own_correct(trace),
+        )
+
+
+def encode_answers(
+    setup: Setup, chosen: ChosenTraces
+) -> tuple[dict[str, tuple[CauseTrace, Trace, int]], list[EncodedTrace]]:
+    """The chosen traces as token ids: what is answered from, by id, and what is scored.
+
+    Left out and counted: traces none of whose answer tokens count.
+
+    Raises:
+        DataError: no trace is left.
+    """
+    tokenizer, heads, config = setup.tokenizer, setup.heads, setup.config
     causes: dict[str, tuple[CauseTrace, Trace, int]] = {}
     encoded: list[EncodedTrace] = []
     limit, left_out = config.answer_limit or None, chosen.report.left_out
@@ -185,22 +226,7 @@ def prepare_answers(
     chosen.report.used = len(encoded)
     if not encoded:
         raise DataError(f"no trace has answer tokens that count (--answer {config.answer})")
-    capture = AttentionCapture(model, heads.pairs)
-    device = next(model.parameters()).device
-    for scored in score_traces(
-        capture, encoded, device=device, batch_tokens=config.batch_tokens, advance=advance
-    ):
-        cause, trace, prompt_tokens = causes.pop(scored.id)
-        boxed = config.answer == "boxed"
-        yield PreparedTrace(
-            **{item.name: getattr(cause, item.name) for item in fields(cause)},
-            group=trace.problem or trace.prompt,
-            prompt_tokens=prompt_tokens,
-            answer=int(cause.counted.argmax()) if boxed else cause.behind,
-            scores=scored.scores.mean(axis=0).astype(np.float64),
-            labels=tuple(step.label for step in trace.steps),
-            own_correct=own_correct(trace),
-        )
+    return causes, encoded
 
 
 def summary(store: OutcomeStore, setup: Setup, chosen: ChosenTraces) -> InterventionResult:

@@ -163,7 +163,9 @@ class TraceChoice(TraceReading, TraceChoosing):
             "only": self.only,  # both decide what means of heads are taken over
             "limit": self.limit,
         }
-        return ChosenTraces(traces, source.rule, settings, held_out, report, str(source.path))
+        return ChosenTraces(
+            traces, source.rule, settings, held_out, report, str(source.path), self.skip_bad
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +179,7 @@ class ChosenTraces:
         held_out: whether they are held out from the choice of heads, in words.
         report: counts.
         name: for messages.
+        skip_bad: leave out, and count, traces whose attention is not finite.
     """
 
     traces: Sequence[Trace]
@@ -185,6 +188,7 @@ class ChosenTraces:
     held_out: str
     report: SourceReport
     name: str
+    skip_bad: bool = False
 
     @classmethod
     def of(cls, traces: Iterable[Trace], heads: HeadSet) -> ChosenTraces:

@@ -100,7 +100,7 @@ def token_masses(
 
     capture = AttentionCapture(model, list(heads))
     rows = probe.places(heads)
-    batches = batches_by_length(encoded(), config.batch_tokens)
+    batches = batches_by_length(encoded(), config.batch_tokens, lengths=capture.lengths)
     with progress("reading attention", len(traces)) as advance, capture:
         for batch in batches:
             for own, mass in zip(batch, batch_masses(capture, batch, place), strict=True):

@@ -34,8 +34,9 @@ from trl.trainer.utils import RepeatSampler
 from probing.choices import Head
 from probing.errors import ConfigError, DataError
 from probing.headset import HeadSet
+from probing.models.lengths import Lengths
 from probing.traces.file import Step
-from rl.attnpo.compact import Logps, compact_rollouts, in_trimmed_rows
+from rl.attnpo.compact import Logps, compact_rollouts, in_trimmed_rows, refuse_longer
 from rl.attnpo.completions import Batch, Completion, Cutter, Outcomes, check_reasoning
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.credit import credit, step_figures, step_sums
@@ -179,6 +180,8 @@ class AttnPOTrainer(ResumableTrainer):
         if args.rollouts == "compact":
             options.setdefault("rollout_func", compact_rollouts)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **options)
+        self.lengths = Lengths.of(self.accelerator.unwrap_model(self.model))
+        refuse_longer(self.lengths, (args.max_completion_length or 0) + 1)
         self.label_func = label_func
         self.head_set = HeadSet.load(heads) if isinstance(heads, (str, Path)) else heads
         self.cutter = self._cutter()
@@ -341,6 +344,7 @@ class AttnPOTrainer(ResumableTrainer):
         **options: Any,
     ) -> Logps:
         """TRL's, on rows sorted by length and trimmed (4), scoring steps in passing (2)."""
+        refuse_longer(self.lengths, input_ids.shape[1])
         compute, passage = super()._get_per_token_logps_and_entropies, self._passage
         tensors, rows = (input_ids, attention_mask, logits_to_keep), self.args.rows_per_forward
         signal = self._signal_in_passing()

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pocket_runs import config, first_batch, make_trainer, pocket_model, step_lines, weights
+from pocket_runs import POCKET, config, first_batch, make_trainer, pocket_model, step_lines, weights
 from trl import GRPOConfig, GRPOTrainer
 
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files.headers import data_path
 from probing.headset import HeadSet, HeadSetWarning
+from probing.models.load import load_tokenizer
 from probing.traces.phrases import phrase_counts
 from rl.attnpo.compact import in_trimmed_rows, margins
 from rl.attnpo.methods import METHODS, Method
@@ -337,3 +338,18 @@ def test_public_names():
     assert rl.AttnPOTrainer is AttnPOTrainer
     with pytest.raises(AttributeError, match="Nothing"):
         rl.Nothing  # noqa: B018
+
+
+def test_a_rope_that_follows_the_length_is_refused_at_the_start(tmp_path):
+    """In a wider pass a response's log-probability would depend on the longest of its batch."""
+    model = pocket_model()
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    model.config.rope_parameters, model.config.max_position_embeddings = rope, 160
+    model.save_pretrained(tmp_path / "model")
+    load_tokenizer(POCKET).save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"RoPE changes beyond 160.*max_completion_length"):
+        make_trainer(tmp_path / "a", model=str(tmp_path / "model"), max_completion_length=160)
+    trainer = make_trainer(tmp_path / "b", model=str(tmp_path / "model"), max_completion_length=40)
+    ids = torch.ones((1, 161), dtype=torch.long)
+    with pytest.raises(ConfigError, match="up to 161 tokens wide"):
+        trainer._get_per_token_logps_and_entropies(trainer.model, ids, ids, 40)

@@ -22,7 +22,7 @@ from rich.text import Text
 from kfh.tables import Table, terminal
 
 if TYPE_CHECKING:
-    from probing.traces.file import ReadReport
+    from probing.traces.reports import ReadReport
 
 
 console = Console()

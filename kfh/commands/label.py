@@ -19,7 +19,7 @@ from probing.labelling.cause import CauseConfig
 from probing.models.load import ModelSource
 from probing.numbers import NONE, number
 from probing.settings import like
-from probing.traces.file import ReadReport
+from probing.traces.reports import ReadReport
 from probing.traces.source import StepSource, step_counts
 from rl.judges.config import BY_JUDGES, JudgingConfig
 

@@ -2,22 +2,29 @@
 
 A line holds `id`, `prompt` (the exact text given to the model) and `response` (the reasoning,
 `</think>`, the final answer); and, where known, `model`, `problem`, `ground_truth`, `correct`
-and `steps`. Fields that kfh does not know survive a round trip.
+and `steps`. Fields that kfh does not know survive a round trip. The header says by which mark the
+reasoning ends (`probing.traces.marks`), for all that read the file later.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 from probing.choices import LABELS, THINK_END
 from probing.errors import DataError
 from probing.files.headers import HEADER, file_header, whole_file
+from probing.traces.marks import EndMark, blank_answer, oddities, proposal
+from probing.traces.offsets import checked_spans
+from probing.traces.reports import BadLine, ReadReport
+from probing.traces.text import end_of_reasoning
+
+LOOKED_AT = 1000  # lines of a file in which known end marks are looked for
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,19 @@ class Trace:
     problem: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # every other field of the line
     think_end: str = THINK_END
+    think_end_at: str = "first"  # which mark it is where there are several: first or last
 
     @property
     def reasoning_end(self) -> int:
-        """Character of the response at which the end marker starts."""
-        return self.response.index(self.think_end)
+        """Character of the response at which the end marker starts.
+
+        Raises:
+            ValueError: there is none.
+        """
+        end = end_of_reasoning(self.response, self.think_end, self.think_end_at)
+        if end < 0:
+            raise ValueError(f"trace {self.id}: the response has no {self.think_end}")
+        return end
 
     @property
     def answer_start(self) -> int:
@@ -71,28 +86,6 @@ class Trace:
         return {**line, "steps": [step.to_json() for step in self.steps]}
 
 
-class BadLine(DataError):
-    """A line that is no usable trace; `kind` is the reason in two or three words."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
-
-
-@dataclass
-class ReadReport:
-    """What a reader saw: lines used, and lines left out by reason."""
-
-    read: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    first_bad: dict[str, str] = field(default_factory=dict)
-
-    def note(self, kind: str, message: str) -> None:
-        """Count a line left out, and keep the first message of its kind."""
-        self.bad[kind] += 1
-        self.first_bad.setdefault(kind, message)
-
-
 def _typed(line: dict[str, Any], name: str, kind: type, required: bool) -> Any:
     value = line.get(name)
     if value is None:
@@ -104,14 +97,12 @@ def _typed(line: dict[str, Any], name: str, kind: type, required: bool) -> Any:
     return value
 
 
-def _parse_steps(items: list[Any], reasoning_end: int) -> tuple[Step, ...]:
+def _parse_steps(
+    items: list[Any], response: str, reasoning_end: int, unit: str
+) -> tuple[Step, ...]:
     steps: list[Step] = []
-    for number, item in enumerate(items):
-        if not isinstance(item, dict):
-            raise BadLine("wrong type", f"step {number} must be an object, is {item!r:.40}")
-        start, end = item.get("start"), item.get("end")
-        if type(start) is not int or type(end) is not int:
-            raise BadLine("missing field", f"step {number} needs whole numbers start and end")
+    spans = checked_spans(items, response, unit)
+    for number, ((start, end), item) in enumerate(zip(spans, items, strict=True)):
         if not 0 <= start < end <= reasoning_end:
             raise BadLine(
                 "offsets out of range",
@@ -132,12 +123,20 @@ def _parse_steps(items: list[Any], reasoning_end: int) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def parse_trace(text: str, think_end: str = THINK_END) -> Trace:
+def parse_trace(
+    text: str, think_end: str = THINK_END, think_end_at: str = "first", offsets: str = "characters"
+) -> Trace:
     """Parse and check one line.
+
+    Args:
+        text: the line.
+        think_end, think_end_at: where the reasoning ends, see `probing.traces.marks.EndMark`.
+        offsets: what the offsets of its steps count; the trace's count characters.
 
     Raises:
         BadLine: with the reason, where the line is not JSON, lacks a field, has offsets that
-            leave the reasoning or overlap, has no end marker, or an empty answer.
+            leave the reasoning, overlap, or do not hold the text that a step brings, has no end
+            marker, or an empty answer.
     """
     try:
         line = json.loads(text)
@@ -152,19 +151,21 @@ def parse_trace(text: str, think_end: str = THINK_END) -> Trace:
         except UnicodeEncodeError as error:
             raise BadLine("invalid Unicode", f"{name!r} holds half a character ({error})") from None
     response: str = texts["response"]
-    end = response.find(think_end)
+    end = end_of_reasoning(response, think_end, think_end_at)
     if end < 0:
-        raise BadLine(f"no {think_end}", f"the response has no {think_end}")
-    if not response[end + len(think_end) :].strip():
+        raise BadLine(f"no {think_end}", f"the response has no {think_end} (--think-end)")
+    if blank_answer(response[end + len(think_end) :]):
         raise BadLine("empty answer", f"nothing follows {think_end}")
     names = ("id", "prompt", "response", "steps", "correct", "problem")
+    items = _typed(line, "steps", list, False) or []
     return Trace(
         **texts,
-        steps=_parse_steps(_typed(line, "steps", list, False) or [], end),
+        steps=_parse_steps(items, response, end, offsets),
         correct=_typed(line, "correct", bool, False),
         problem=_typed(line, "problem", str, False),
         extra={k: v for k, v in line.items() if k not in names},
         think_end=think_end,
+        think_end_at=think_end_at,
     )
 
 
@@ -181,11 +182,34 @@ def _id_of(text: str) -> str:
         return "unknown"
 
 
+def header_of(path: Path) -> dict[str, Any]:
+    """The header of a trace file; empty where it has none, or cannot be read."""
+    try:
+        with _open_text(path, "rt") as file:
+            return _header(file.readline()) or {}
+    except (OSError, UnicodeDecodeError, EOFError):
+        return {}
+
+
+def _header(text: str) -> dict[str, Any] | None:
+    """The header on a first line; None: it is a trace."""
+    if not text.startswith(f'{{"{HEADER}":'):
+        return None
+    try:
+        header = json.loads(text)[HEADER]
+    except ValueError:
+        return {}
+    return header if isinstance(header, dict) else {}
+
+
 def read_traces(
     path: str | Path,
     *,
     skip_bad: bool = False,
-    think_end: str = THINK_END,
+    think_end: str | None = None,
+    think_end_at: str | None = None,
+    offsets: str = "characters",
+    anew: bool = False,
     report: ReadReport | None = None,
 ) -> Iterator[Trace]:
     """Stream the traces of a JSONL file (or `.jsonl.gz`), checked, in order.
@@ -193,39 +217,70 @@ def read_traces(
     Args:
         path: the trace file. One line is in memory at a time.
         skip_bad: go on after a bad line; it is counted in `report`.
-        think_end: the text that ends the reasoning.
+        think_end: the text that ends the reasoning; None: what the file's header says, else
+            `</think>`.
+        think_end_at: which one, `first` or `last`; None: as the header says, else the first.
+        offsets: what the offsets of its steps count: `characters`, `bytes` or `utf-16`.
+        anew: the steps will be cut anew; the mark may then be another than the header's.
         report: filled while the caller iterates.
 
     Raises:
+        ConfigError: the mark contradicts the file's header.
         DataError: the file is missing or holds no trace; or, without `skip_bad`, the first
             `BadLine`, named by file, line number and id.
     """
     path, report = Path(path), report if report is not None else ReadReport()
     seen: set[str] = set()
+    given = {"text": think_end, "at": think_end_at, "anew": anew, "where": str(path)}
+    mark = EndMark.chosen(None, **given)
     try:
         file = _open_text(path, "rt")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     with file:
         for number, text in enumerate(_lines(file, path), start=1):
-            if not text.strip() or (number == 1 and text.startswith(f'{{"{HEADER}":')):
+            if not text.strip():
+                continue
+            if number == 1 and (header := _header(text)) is not None:
+                mark = EndMark.chosen(header, **given)
                 continue
             try:
-                trace = parse_trace(text, think_end)
+                trace = parse_trace(text, mark.text, mark.at, offsets)
                 if trace.id in seen:
                     raise BadLine("duplicate id", "this id stands on an earlier line too")
             except BadLine as error:
                 message = f"{path}, line {number}, id {_id_of(text)}: {error}"
                 if not skip_bad:
-                    raise DataError(f"{message}. Mend it, or pass --skip-bad.") from error
+                    hint = _proposal(path, mark) if error.kind == f"no {mark.text}" else ""
+                    raise DataError(f"{message}. {hint}Mend it, or pass --skip-bad.") from error
                 report.note(error.kind, message)
                 continue
+            for what in oddities(trace.response, mark):
+                report.remark(what, trace.id)
             seen.add(trace.id)
             report.read += 1
             yield trace
     if not report.read:
         left_out = f" ({sum(report.bad.values())} bad lines left out)" if report.bad else ""
-        raise DataError(f"{path}: no usable trace in this file{left_out}.")
+        hint = _proposal(path, mark) if report.bad[f"no {mark.text}"] else ""
+        raise DataError(f"{path}: no usable trace in this file{left_out}. {hint}".rstrip())
+
+
+def _proposal(path: Path, mark: EndMark) -> str:
+    """The known end mark that the responses of a file hold, as a sentence."""
+
+    def responses() -> Iterator[str]:
+        with _open_text(path, "rt") as file:
+            for text in islice(_lines(file, path), LOOKED_AT):
+                try:
+                    response = json.loads(text)["response"]
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    continue
+                if isinstance(response, str):
+                    yield response
+
+    hint = proposal(responses(), mark.text)
+    return f"{hint[0].upper()}{hint[1:]}. " if hint else ""
 
 
 def _lines(file: IO[str], path: Path) -> Iterator[str]:
@@ -238,15 +293,30 @@ def _lines(file: IO[str], path: Path) -> Iterator[str]:
 def write_traces(path: Path, traces: Iterable[Trace], **inputs: Any) -> int:
     """Write traces to a JSONL file (or `.jsonl.gz`), whole or not at all; return their number.
 
+    The header names the mark that ends their reasoning, by which the file is read again.
+
     Args:
         path: the file to write.
         traces: consumed lazily, so that a file larger than memory can be rewritten.
         inputs: what the header is to say of where they come from.
+
+    Raises:
+        DataError: the reasoning of some ends by another mark than that of the others.
     """
     count = 0
+    rest = iter(traces)
+    first = next(rest, None)
+    mark = EndMark(first.think_end, first.think_end_at) if first else EndMark()
     with whole_file(path) as temporary, _open_text(temporary, "wt") as file:
-        file.write(json.dumps({HEADER: file_header("traces", **inputs)}) + "\n")
-        for trace in traces:
+        header = file_header("traces", **inputs, **(mark.to_json() if first else {}))
+        file.write(json.dumps({HEADER: header}) + "\n")
+        for trace in chain([first] if first else [], rest):
+            if (trace.think_end, trace.think_end_at) != (mark.text, mark.at):
+                raise DataError(
+                    f"{path}: the reasoning of trace {trace.id} ends at the {trace.think_end_at} "
+                    f"{trace.think_end}, that of others at the {mark.at} {mark.text}: write a "
+                    "file for each"
+                )
             file.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")
             count += 1
     return count

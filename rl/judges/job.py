@@ -21,8 +21,9 @@ from typing import Any
 from probing.errors import DataError
 from probing.files.headers import file_hash, refuse_overwriting
 from probing.settings import Progress, no_progress
-from probing.traces.file import ReadReport, Trace
+from probing.traces.file import Trace
 from probing.traces.labels import write_labels
+from probing.traces.reports import ReadReport
 from probing.traces.source import StepSource
 from rl.judges.client import AnswerCache, JudgeClient, NoVerdict
 from rl.judges.config import JudgingConfig

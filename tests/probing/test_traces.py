@@ -11,8 +11,9 @@ import pytest
 from helpers import trace_file, trace_line, write_lines
 
 from probing.errors import ConfigError, DataError
-from probing.traces.file import ReadReport, read_traces, write_traces
+from probing.traces.file import read_traces, write_traces
 from probing.traces.labels import read_labels, write_labels
+from probing.traces.reports import ReadReport
 from probing.traces.source import SourceReport, TraceSource, prepare_traces
 
 GOOD = trace_line(1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -20,10 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from kfh.tables import Table, terminal
-
-if TYPE_CHECKING:
-    from probing.traces.reports import ReadReport
-
+from probing.traces.reports import CutReport, ReadReport
 
 console = Console()
 talk = Console(stderr=True)
@@ -120,7 +117,24 @@ def print_tables(tables: Iterable[Table], caveats: Iterable[str] = ()) -> None:
         console.print(Text.assemble(("Caveat:", "yellow"), f" {text}"), soft_wrap=True)
 
 
-def report_bad_lines(report: ReadReport) -> None:
-    """Say what a reader left out, by reason, with the first of each."""
-    for kind, count in report.bad.items():
-        warn(f"left out {count} × {kind}, first {report.first_bad[kind]}")
+def report_reading(report: ReadReport) -> None:
+    """Say what a reader left out, by reason, with the first of each; what is odd; how it cut."""
+    report_counts(report.to_json())
+
+
+def report_counts(counts: Mapping[str, Any]) -> None:
+    """As `report_reading`, from the counts of a run file (`SourceReport.to_json`)."""
+    for kind, count in counts["bad_lines"].items():
+        warn(f"left out {count} × {kind}, first {counts['first_bad_lines'][kind]}")
+    for text in counts.get("remarks", ()):
+        warn(text)
+    if cut := counts.get("cut"):
+        report_cut(CutReport.from_json(cut))
+
+
+def report_cut(report: CutReport) -> None:
+    """Say how many steps a cut gave and of which kinds, and where that is to be doubted."""
+    if line := str(report):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    for text in report.warnings:
+        warn(text)

@@ -241,9 +241,8 @@ class ProbeResult(Ranking):
         Raises:
             DataError: as for `trace_file`.
         """
-        traces = read_traces(
-            self.trace_file, skip_bad=self.config.skip_bad, think_end=self.config.think_end
-        )
+        anew = self.config.cutter is not None
+        traces = read_traces(self.trace_file, **self.config.reading, anew=anew)
         return {trace.id: trace.problem or trace.prompt for trace in traces}
 
     @property

@@ -46,6 +46,8 @@ class HeadSet:
     model: ModelCard
     segmenter: dict[str, Any] | None = None
     rule: str = "start"  # how steps take tokens: start or overlap
+    think_end: str | None = None  # what ended the reasoning; None: not known
+    think_end_at: str | None = None  # which one, first or last
     answer: str = "all"  # which answer tokens are F: all, values or boxed
     traces: dict[str, Any] | None = None  # file, hash, number used
     labels: dict[str, Any] | None = None

@@ -186,6 +186,8 @@ def head_set_of(ranking: Ranking, card: ModelCard) -> HeadSet:
         model=card,
         segmenter=config.source.segmenter_json(),
         rule=config.source.rule,
+        think_end=config.source.mark.text,
+        think_end_at=config.source.mark.at,
         answer=config.answer,
         traces={
             "file": str(config.traces),

@@ -21,7 +21,7 @@ from probing.files.headers import file_hash
 from probing.headset import HeadSet
 from probing.interventions.outcomes import Outcome
 from probing.settings import check, choice, to_json
-from probing.traces.file import Trace
+from probing.traces.file import Trace, header_of
 from probing.traces.source import (
     SourceReport,
     TraceChoosing,
@@ -30,6 +30,7 @@ from probing.traces.source import (
     TraceSource,
     cut_traces,
     prepare_traces,
+    trace_path,
 )
 
 if TYPE_CHECKING:
@@ -114,13 +115,16 @@ class TraceChoice(TraceReading, TraceChoosing):
 
     def source(self, heads: HeadSet) -> TraceSource:
         """The file cut as the head set's traces were; a published set: by the paper's rules."""
-        cut = heads.segmenter or {}
+        cut, reading = heads.segmenter or {}, self.reading
+        if "think_end" not in header_of(trace_path(self.traces)):
+            for name in ("think_end", "think_end_at"):
+                reading[name] = reading[name] or getattr(heads, name)
         return TraceSource(
             self.traces,
+            **reading,
             segmenter=cut.get("phrases") or cut.get("name", "attnpo"),
             min_chars=cut.get("min_chars", MIN_CHARS),
-            skip_bad=self.skip_bad,
-            think_end=self.think_end,
+            openings=cut.get("openings", "strict"),
             labels=self.labels,
             keep=self.keep,
         )

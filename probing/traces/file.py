@@ -12,6 +12,7 @@ import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
@@ -106,7 +107,8 @@ def _parse_steps(
         if not 0 <= start < end <= reasoning_end:
             raise BadLine(
                 "offsets out of range",
-                f"step {number} is {start}–{end}, but the reasoning is 0–{reasoning_end}",
+                f"step {number} is {start}–{end}, but the reasoning is 0–{reasoning_end}"
+                f"{_in_bytes(response[:reasoning_end], end)}",
             )
         if steps and start < steps[-1].end:
             raise BadLine(
@@ -121,6 +123,12 @@ def _parse_steps(
         extra = {k: v for k, v in item.items() if k not in ("start", "end", "label", "kind")}
         steps.append(Step(start, end, item.get("label"), item.get("kind"), extra))
     return tuple(steps)
+
+
+def _in_bytes(reasoning: str, end: int) -> str:
+    """A hint where an offset leaves the characters of a reasoning, but not its bytes."""
+    size = len(reasoning.encode())
+    return f", in bytes 0–{size}: see --offsets" if len(reasoning) < end <= size else ""
 
 
 def parse_trace(
@@ -231,8 +239,8 @@ def read_traces(
     """
     path, report = Path(path), report if report is not None else ReadReport()
     seen: set[str] = set()
-    given = {"text": think_end, "at": think_end_at, "anew": anew, "where": str(path)}
-    mark = EndMark.chosen(None, **given)
+    chosen = partial(EndMark.chosen, text=think_end, at=think_end_at, anew=anew, where=str(path))
+    mark = chosen(None)
     try:
         file = _open_text(path, "rt")
     except OSError as error:
@@ -242,7 +250,7 @@ def read_traces(
             if not text.strip():
                 continue
             if number == 1 and (header := _header(text)) is not None:
-                mark = EndMark.chosen(header, **given)
+                mark = chosen(header)
                 continue
             try:
                 trace = parse_trace(text, mark.text, mark.at, offsets)

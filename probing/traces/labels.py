@@ -19,6 +19,7 @@ from probing.choices import LABELS
 from probing.errors import DataError
 from probing.files.headers import HEADER, file_header, whole_file
 from probing.traces.file import Trace
+from probing.traces.marks import EndMark
 
 DETAILS = ("score", "source", "votes")
 
@@ -31,6 +32,7 @@ class LabelFile:
     segmenter: dict[str, Any] | None
     labels: dict[str, dict[int, str | None]] = field(default_factory=dict)
     details: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    mark: EndMark | None = None  # before which the steps lie, where the header says so
 
     def apply(self, trace: Trace) -> Trace:
         """The trace with this file's labels; steps without one become unlabelled.
@@ -58,7 +60,7 @@ def read_labels(path: Path) -> LabelFile:
 
     Raises:
         DataError: with file and line, where it cannot be read, lacks a field, names an unknown
-            label, or labels a step twice in different ways.
+            label, or labels a step twice in different ways; or its header is none.
     """
     found = LabelFile(path, None)
     try:
@@ -72,6 +74,8 @@ def read_labels(path: Path) -> LabelFile:
             line = json.loads(text)
             if HEADER in line:
                 found.segmenter = line[HEADER].get("segmenter")
+                said = {**(line[HEADER].get("settings") or {}), **line[HEADER]}
+                found.mark = EndMark.chosen(said, where=str(path)) if "think_end" in said else None
                 continue
             trace_id, step, label = str(line["id"]), int(line["step"]), line["label"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:

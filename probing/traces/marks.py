@@ -19,7 +19,7 @@ from probing.settings import unknown
 
 @dataclass(frozen=True)
 class Style:
-    """How models of a kind mark their reasoning; `start` is empty where a word of any text is it."""
+    """How models of a kind mark their reasoning; no `start` where none is sure to be a mark."""
 
     name: str
     start: str

@@ -37,23 +37,27 @@ def checked_spans(items: list[Any], response: str, unit: str) -> list[tuple[int,
         texts.append(item["text"] if isinstance(item.get("text"), str) else None)
     try:
         found = to_characters(response, spans, unit)
-        number = first_misfit(response, found, texts)
     except ValueError as error:
-        found, number, why = [], 0, f" ({error})"
-    else:
-        why = ""
-    if number is None or not (why or any(text is not None for text in texts)):
+        raise BadLine(
+            "offsets out of range",
+            f"the offsets of its steps are no {unit} ({error}){_option(response, spans, texts)}",
+        ) from error
+    number = first_misfit(response, found, texts)
+    if number is None:
         return found
-    others = [u for u in fitting_units(response, spans, texts) if u != unit and any(texts)]
-    said = f"; they fit in {others[0]}: --offsets {others[0]}" if others else ""
-    if why:
-        raise BadLine("offsets out of range", f"the offsets of its steps are no {unit}{why}{said}")
     start, end = found[number]
+    option = _option(response, spans, texts)
     raise BadLine(
-        f"offsets in {others[0]}" if others else "text and offsets differ",
+        "text of a step not at its offsets",
         f"step {number} brings the text {texts[number]!r:.60}, but its offsets in {unit} hold "
-        f"{response[start:end]!r:.60}{said}",
+        f"{response[start:end]!r:.60}{option}",
     )
+
+
+def _option(response: str, spans: Spans, texts: Sequence[str | None]) -> str:
+    """What to try: the unit in which all steps hold their texts; empty where nothing is known."""
+    units = fitting_units(response, spans, texts) if any(texts) else []
+    return f"; they fit in {units[0]}: --offsets {units[0]}" if units else ""
 
 
 def to_characters(text: str, spans: Spans, unit: str) -> list[tuple[int, int]]:

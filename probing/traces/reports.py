@@ -117,7 +117,7 @@ class CutReport:
 
 @dataclass
 class ReadReport:
-    """What a reader saw: lines used, lines left out by reason, odd traces, what cutting them did."""
+    """What a reader saw: lines used, lines left out by reason, odd traces, what the cut did."""
 
     read: int = 0
     bad: Counter[str] = field(default_factory=Counter)

@@ -51,7 +51,7 @@ _ENDS = {
 _NO_STEP = {
     "line": re.compile(r"\s*"),
     "paragraph": re.compile(r"\s*"),
-    "sentence": re.compile(rf"\s*(?:(?:{LIST_MARK}|\d{{1,3}}(?:\.\d+)*\.|[ivxIVX]+\.)\s*)?"),
+    "sentence": re.compile(rf"\s*(?:(?:{LIST_MARK}|\d{{1,3}}(?:\.\d+)*\.|[ivxIVX]+\.){_BLANK}*)?"),
 }
 
 

@@ -117,7 +117,7 @@ def judge_traces(
         source="judges",
         traces=str(source.path),
         traces_hash=file_hash(source.path),
-        think_end=source.think_end,
+        **source.mark.to_json(),
         consensus=config.consensus,
         **panel.to_json(),
         counts=report.to_json(),

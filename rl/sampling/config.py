@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.choices import POCKET, THINK_END, Keep
+from probing.choices import POCKET, THINK_END, EndAt, Keep
 from probing.errors import ConfigError
 from probing.models.load import MODEL, ModelSource, pocket_model
 from probing.settings import check, choice
@@ -49,6 +49,9 @@ class AskConfig(ModelSource):
     template: Template = choice("auto", "How a question becomes a prompt.", panel=SAMPLING)
     think_end: str = choice(
         THINK_END, "The text that ends the reasoning; empty: there is none.", panel=SAMPLING
+    )
+    think_end_at: EndAt = choice(
+        "first", "Which one ends it, where there are several.", panel=SAMPLING
     )
     batch: int = choice(BATCH, "Responses, or requests, at a time.", least=1, panel=MODEL)
     backend: Backend = choice("transformers", "Where it runs; openai: any endpoint.", panel=MODEL)
@@ -132,7 +135,7 @@ class CollectConfig(AskConfig, StepCutting):
         """Cuts the steps at once; None leaves that to `kfh segment`."""
         if self.segmenter == "none":
             return None
-        return Segmenter.parse(self.segmenter, self.min_chars)
+        return Segmenter.parse(self.segmenter, self.min_chars, self.openings)
 
     def selection_json(self) -> dict[str, Any]:
         """The selection as it stands in the header."""

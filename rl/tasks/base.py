@@ -152,12 +152,20 @@ class QuestionSet:
         """The sentence that stands after each question; empty where there is none."""
         return self.task.instruction
 
-    def correct(self, question: Question, response: str, *, think_end: str = THINK_END) -> bool:
+    def correct(
+        self,
+        question: Question,
+        response: str,
+        *,
+        think_end: str = THINK_END,
+        think_end_at: str = "first",
+    ) -> bool:
         """Whether a response (the text generated after the prompt) is right.
 
-        Without `think_end` it is wrong, whatever its reasoning says.
+        Without `think_end` it is wrong, whatever its reasoning says; with several the first or
+        the last counts (`think_end_at`).
         """
-        answer = answer_part(response, think_end)
+        answer = answer_part(response, think_end, think_end_at)
         return answer is not None and self._counted(self.task.correct, question, answer)
 
     def verifies(self, question: Question) -> bool:

@@ -92,5 +92,5 @@ def question_of(trace: Trace) -> Question:
     """The question of a trace with its reference answer; an empty one where none is known."""
     reference = trace.extra.get(TRUTH)
     if reference is None and trace.correct is not False:
-        reference = last_box(answer_part(trace.response, trace.think_end) or "")
+        reference = last_box(answer_part(trace.response, trace.think_end, trace.think_end_at) or "")
     return Question(trace.id, trace.problem or trace.prompt, str(reference or ""))

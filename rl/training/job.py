@@ -24,9 +24,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_header, read_object, write_json
+from probing.headset import HeadSet
 from probing.models.identity import ModelCard
 from probing.models.load import load_model, load_tokenizer
+from probing.traces.marks import EndMark
 from probing.traces.source import trace_path
+from rl.attnpo.completions import end_mark
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.trainer import AttnPOTrainer
 from rl.tasks.base import Question, QuestionSet
@@ -130,11 +133,12 @@ def build_trainer(
         ConfigError, ModelError, DataError: see `AttnPOTrainer`.
     """
     name, trusted = config.model, config.trust_remote_code
+    heads = HeadSet.load(config.heads) if config.heads else None
     tokenizer = load_tokenizer(name, trust_remote_code=trusted)
     given = {
         "model": load_model(name, device="cpu", dtype=config.dtype, trust_remote_code=trusted),
-        "reward_funcs": Verifier(questions, args.think_end),
-        "heads": config.heads,
+        "reward_funcs": Verifier(questions, end_mark(heads, args.think_end, args.think_end_at)),
+        "heads": heads,
         "label_func": questions.label_func,
         "train_dataset": prompt_dataset(questions, tokenizer, config),
         **options,
@@ -182,8 +186,8 @@ class Verifier:
 
     __name__ = "correct"
 
-    def __init__(self, questions: QuestionSet, think_end: str) -> None:
-        self.questions, self.think_end = questions, think_end
+    def __init__(self, questions: QuestionSet, mark: EndMark) -> None:
+        self.questions, self.mark = questions, mark
 
     def __call__(
         self, completions: Sequence[str], question_index: Sequence[int], **_: Any
@@ -193,7 +197,9 @@ class Verifier:
         return [float(self._correct(self.questions.questions[i], text)) for text, i in pairs]
 
     def _correct(self, question: Question, text: str) -> bool:
-        return self.questions.correct(question, text, think_end=self.think_end)
+        return self.questions.correct(
+            question, text, think_end=self.mark.text, think_end_at=self.mark.at
+        )
 
 
 def prompt_dataset(questions: QuestionSet, tokenizer: Any, config: TrainConfig) -> Dataset:
@@ -241,7 +247,12 @@ def _run_content(
         "heads": trainer.heads,
         "caveats": list(heads.caveats) if heads and args.signal == "heads" else [],
         "data": questions.source,
-        "cut": {**cutter.segmenter.to_json(), "rule": cutter.rule, "answer": cutter.answer},
+        "cut": {
+            **cutter.segmenter.to_json(),
+            **EndMark(cutter.think_end, cutter.think_end_at).to_json(),
+            "rule": cutter.rule,
+            "answer": cutter.answer,
+        },
         "rescaling": vars(args.rescaling) if args.rescales else None,
         "length_penalty": args.length_penalty,
         "advantage": args.advantage,

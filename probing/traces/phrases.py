@@ -25,10 +25,10 @@ PHRASE_GROUPS = {
 # What may stand between the start of a line and its first word: blanks, then marks of a list, of
 # a heading or of a quotation, each with a blank behind it, then bold face.
 LIST_MARK = r"(?:[*+\-•◦▪‣–—·#>]+|\(?(?:\d{1,3}|[A-Za-z])[.):]|\(\d{1,3}\)|\d{1,3}、)"
-_BEFORE = re.compile(rf"[^\S\n]*(?:{LIST_MARK}[^\S\n]+)*(?:\*{{1,3}}|_{{1,3}})?")
+_BEFORE = re.compile(rf"([^\S\n]*(?:{LIST_MARK}[^\S\n]+)*)(?:\*{{1,3}}|_{{1,3}})?")
 LONGEST_BEFORE = 60  # characters
 # A letter of a script that puts spaces between words.
-_LETTER = rf"(?![{UNSPACED}])[^\W\d_]"
+_LETTER = re.compile(rf"(?![{UNSPACED}])[^\W\d_]")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Phrases:
 
     @cached_property
     def loose_pattern(self) -> re.Pattern[str]:
-        """As `pattern`, but with a straight or a curly apostrophe, and never inside a word."""
+        """As `pattern`, but with a straight or a curly apostrophe, and ending with a word."""
         longest_first = sorted(self.kinds, key=len, reverse=True)
         return re.compile("|".join(map(_as_words, longest_first)))
 
@@ -89,7 +89,8 @@ class Phrases:
     ) -> Iterator[tuple[re.Match[str], str, int]]:
         """The phrases that count in a text, left to right, not overlapping.
 
-        A forward or backward phrase counts only at the start of a line; the others anywhere.
+        A forward or backward phrase counts only at the start of a line, but not of the text; the
+        others anywhere.
 
         Args:
             text: a reasoning.
@@ -107,10 +108,23 @@ class Phrases:
                 if kind not in ("forward", "backward") or text[start - 1 : start] == "\n":
                     yield match, kind, start
             return
-        for match in self.loose_pattern.finditer(text):
-            kind, line = self.loose_kinds[_straight(match.group())], line_start(text, match.start())
-            if line is not None or kind not in ("forward", "backward"):
+        for match in self._whole_words(text):
+            kind = self.loose_kinds[_straight(match.group())]
+            line = line_start(text, match.start())
+            if kind not in ("forward", "backward") or (line is not None and text[:line].strip()):
                 yield match, kind, match.start() if line is None else line
+
+    def _whole_words(self, text: str) -> Iterator[re.Match[str]]:
+        """The matches of `loose_pattern` that do not begin inside a word."""
+        # Looked at here, since a look behind each place of the text would take 100 times as long.
+        place = 0
+        while match := self.loose_pattern.search(text, place):
+            start = match.start()
+            if start and _letter(text[start]) and _letter(text[start - 1]):
+                place = start + 1
+            else:
+                place = match.end()
+                yield match
 
 
 def line_start(text: str, place: int) -> int | None:
@@ -125,11 +139,14 @@ def _straight(phrase: str) -> str:
     return phrase.replace("’", "'")
 
 
+def _letter(char: str) -> bool:
+    return _LETTER.match(char) is not None
+
+
 def _as_words(phrase: str) -> str:
-    """A phrase as an expression that takes both apostrophes, and no part of a word."""
-    before = rf"(?<!{_LETTER})" if re.match(_LETTER, phrase) else ""
-    after = rf"(?!{_LETTER})" if re.match(_LETTER, phrase[-1]) else ""
-    return before + re.escape(_straight(phrase)).replace("'", "['’]") + after
+    """A phrase as an expression that takes both apostrophes and does not end inside a word."""
+    after = f"(?!{_LETTER.pattern})" if _letter(phrase[-1]) else ""
+    return re.escape(_straight(phrase)).replace("'", "['’]") + after
 
 
 def opening(text: str, step: Step, phrases: Phrases) -> tuple[str | None, str | None]:
@@ -147,7 +164,8 @@ def opening(text: str, step: Step, phrases: Phrases) -> tuple[str | None, str | 
     kind = phrases.kinds[match.group()] if match else None
     if match is None:
         before = _BEFORE.match(cut)
-        places = (0, before.end() if before else 0)  # `**` may be a part of the phrase
+        # `**` may be a part of the phrase.
+        places = (0, before.end(1), before.end()) if before else (0,)
         found = (phrases.loose_pattern.match(cut, place) for place in places)
         match = next(filter(None, found), None)
         kind = phrases.loose_kinds[_straight(match.group())] if match else None

@@ -47,11 +47,12 @@ _ENDS = {
         rf"(?:(?<!\b[A-Za-z])[.!?]+[{_CLOSING}]*\s+(?=\S)|[。！？｡]+[{_CLOSING}]*\s*|{_NEWLINE}\s*)"
     ),
 }
+_NUMBERED = rf"(?:{LIST_MARK}|\d{{1,3}}(?:\.\d+)*\.|[ivxIVX]+\.)"
 # What is no step by itself, but stands before one: of a sentence the number in a list, too.
 _NO_STEP = {
     "line": re.compile(r"\s*"),
     "paragraph": re.compile(r"\s*"),
-    "sentence": re.compile(rf"\s*(?:(?:{LIST_MARK}|\d{{1,3}}(?:\.\d+)*\.|[ivxIVX]+\.){_BLANK}*)?"),
+    "sentence": re.compile(rf"\s*(?:{_NUMBERED}{_BLANK}+)*(?:{_NUMBERED})?"),
 }
 
 

@@ -119,17 +119,22 @@ def print_tables(tables: Iterable[Table], caveats: Iterable[str] = ()) -> None:
 
 def report_reading(report: ReadReport) -> None:
     """Say what a reader left out, by reason, with the first of each; what is odd; how it cut."""
-    report_counts(report.to_json())
+    _report_lines(report.bad, report.first_bad, report.remarks())
+    report_cut(report.cut)
 
 
 def report_counts(counts: Mapping[str, Any]) -> None:
     """As `report_reading`, from the counts of a run file (`SourceReport.to_json`)."""
-    for kind, count in counts["bad_lines"].items():
-        warn(f"left out {count} × {kind}, first {counts['first_bad_lines'][kind]}")
-    for text in counts.get("remarks", ()):
-        warn(text)
+    _report_lines(counts["bad_lines"], counts["first_bad_lines"], counts.get("remarks", ()))
     if cut := counts.get("cut"):
         report_cut(CutReport.from_json(cut))
+
+
+def _report_lines(bad: Mapping[str, int], first: Mapping[str, str], remarks: Iterable[str]) -> None:
+    for kind, count in bad.items():
+        warn(f"left out {count} × {kind}, first {first[kind]}")
+    for text in remarks:
+        warn(text)
 
 
 def report_cut(report: CutReport) -> None:

@@ -20,10 +20,10 @@ from typing import IO, Any
 from probing.choices import LABELS, THINK_END
 from probing.errors import DataError
 from probing.files.headers import HEADER, file_header, whole_file
-from probing.traces.marks import EndMark, blank_answer, oddities, proposal
+from probing.traces.marks import BLANK_ANSWER, STARTS, EndMark, oddities, proposal
 from probing.traces.offsets import checked_spans
 from probing.traces.reports import BadLine, ReadReport
-from probing.traces.text import end_of_reasoning
+from probing.traces.text import FIND_END
 
 LOOKED_AT = 1000  # lines of a file in which known end marks are looked for
 
@@ -65,7 +65,7 @@ class Trace:
         Raises:
             ValueError: there is none.
         """
-        end = end_of_reasoning(self.response, self.think_end, self.think_end_at)
+        end = FIND_END[self.think_end_at](self.response, self.think_end)
         if end < 0:
             raise ValueError(f"trace {self.id}: the response has no {self.think_end}")
         return end
@@ -102,7 +102,14 @@ def _parse_steps(
     items: list[Any], response: str, reasoning_end: int, unit: str
 ) -> tuple[Step, ...]:
     steps: list[Step] = []
-    spans = checked_spans(items, response, unit)
+    for number, item in enumerate(items):
+        if not isinstance(item, dict):
+            raise BadLine("wrong type", f"step {number} must be an object, is {item!r:.40}")
+        if type(item.get("start")) is not int or type(item.get("end")) is not int:
+            raise BadLine("missing field", f"step {number} needs whole numbers start and end")
+    spans = [(item["start"], item["end"]) for item in items]
+    if unit != "characters" or any("text" in item for item in items):
+        spans = checked_spans(spans, [item.get("text") for item in items], response, unit)
     for number, ((start, end), item) in enumerate(zip(spans, items, strict=True)):
         if not 0 <= start < end <= reasoning_end:
             raise BadLine(
@@ -159,10 +166,10 @@ def parse_trace(
         except UnicodeEncodeError as error:
             raise BadLine("invalid Unicode", f"{name!r} holds half a character ({error})") from None
     response: str = texts["response"]
-    end = end_of_reasoning(response, think_end, think_end_at)
+    end = FIND_END[think_end_at](response, think_end)
     if end < 0:
         raise BadLine(f"no {think_end}", f"the response has no {think_end} (--think-end)")
-    if blank_answer(response[end + len(think_end) :]):
+    if BLANK_ANSWER.fullmatch(response, end + len(think_end)):
         raise BadLine("empty answer", f"nothing follows {think_end}")
     names = ("id", "prompt", "response", "steps", "correct", "problem")
     items = _typed(line, "steps", list, False) or []
@@ -239,8 +246,8 @@ def read_traces(
     """
     path, report = Path(path), report if report is not None else ReadReport()
     seen: set[str] = set()
-    chosen = partial(EndMark.chosen, text=think_end, at=think_end_at, anew=anew, where=str(path))
-    mark = chosen(None)
+    chosen = partial(end_mark, path, think_end=think_end, think_end_at=think_end_at, anew=anew)
+    mark = chosen({})
     try:
         file = _open_text(path, "rt")
     except OSError as error:
@@ -258,24 +265,57 @@ def read_traces(
                     raise BadLine("duplicate id", "this id stands on an earlier line too")
             except BadLine as error:
                 message = f"{path}, line {number}, id {_id_of(text)}: {error}"
-                if not skip_bad:
-                    hint = _proposal(path, mark) if error.kind == f"no {mark.text}" else ""
-                    raise DataError(f"{message}. {hint}Mend it, or pass --skip-bad.") from error
                 report.note(error.kind, message)
+                if not skip_bad:
+                    hint = _proposal(path, mark, report)
+                    raise DataError(f"{message}. {hint}Mend it, or pass --skip-bad.") from error
                 continue
-            for what in oddities(trace.response, mark):
+            for what in _oddities(trace.response, mark):
                 report.remark(what, trace.id)
             seen.add(trace.id)
             report.read += 1
             yield trace
     if not report.read:
-        left_out = f" ({sum(report.bad.values())} bad lines left out)" if report.bad else ""
-        hint = _proposal(path, mark) if report.bad[f"no {mark.text}"] else ""
-        raise DataError(f"{path}: no usable trace in this file{left_out}. {hint}".rstrip())
+        raise _unusable(path, mark, report)
 
 
-def _proposal(path: Path, mark: EndMark) -> str:
-    """The known end mark that the responses of a file hold, as a sentence."""
+def _unusable(path: Path, mark: EndMark, report: ReadReport) -> DataError:
+    left_out = f" ({report.bad.total()} bad lines left out)" if report.bad else ""
+    hint = _proposal(path, mark, report)
+    return DataError(f"{path}: no usable trace in this file{left_out}. {hint}".rstrip())
+
+
+def end_mark(
+    path: Path,
+    header: dict[str, Any],
+    *,
+    think_end: str | None = None,
+    think_end_at: str | None = None,
+    anew: bool = False,
+) -> EndMark:
+    """What ends the reasoning in a file with this header; arguments as for `read_traces`.
+
+    Raises:
+        ConfigError: what is given contradicts the header, and steps are not cut anew.
+        DataError: what the header says is no mark.
+    """
+    said = (think_end, think_end_at, header.get("think_end"), header.get("think_end_at"))
+    if not any(value is not None for value in said):
+        return EndMark()
+    return EndMark.chosen(header, think_end, think_end_at, anew=anew, where=str(path))
+
+
+def _oddities(response: str, mark: EndMark) -> Iterable[str]:
+    """What is odd about the marks of a response; looked into where there may be something."""
+    starts = STARTS.get(mark.text, ())
+    odd = response.count(mark.text) > 1 or any(start in response for start in starts)
+    return oddities(response, mark) if odd else ()
+
+
+def _proposal(path: Path, mark: EndMark, report: ReadReport) -> str:
+    """The known end mark that the responses of a file hold, as a sentence; where one is missing."""
+    if not report.bad[f"no {mark.text}"]:
+        return ""
 
     def responses() -> Iterator[str]:
         with _open_text(path, "rt") as file:

@@ -48,10 +48,20 @@ STYLES = (
     Style("Apriel", "", "[BEGIN FINAL RESPONSE]"),
     Style("a heading", "", "**Final Answer**"),
 )
-# Tokens that end a text or a turn, as they stand in one that was decoded with them.
-_ENDS = re.compile(
-    r"<\|[^<>|\s]{1,40}\|>|<｜[^<>｜\s]{1,40}｜>|</?s>|<(?:eos|bos|pad|endoftext|end_of_turn)>"
-    r"|<turn\|>|\[(?:EOS|eos)\]"
+# The start marks of the styles with an end mark.
+STARTS = {
+    style.end: tuple(dict.fromkeys(s.start for s in STYLES if s.end == style.end and s.start))
+    for style in STYLES
+}
+# A reasoning that is empty, as a whole: blanks alone, also behind a start mark.
+BLANK_REASONING = re.compile(
+    rf"\s*(?:(?:{'|'.join(sorted({re.escape(s.start) for s in STYLES if s.start}))})\s*)?"
+)
+# An answer that is empty, as a whole: blanks, and tokens that end a text or a turn as they stand in
+# one that was decoded with them.
+BLANK_ANSWER = re.compile(
+    r"(?:\s|<\|[^<>|\s]{1,40}\|>|<｜[^<>｜\s]{1,40}｜>|</?s>"
+    r"|<(?:eos|bos|pad|endoftext|end_of_turn)>|<turn\|>|\[(?:EOS|eos)\])*"
 )
 
 
@@ -121,20 +131,9 @@ def oddities(response: str, mark: EndMark) -> Iterator[str]:
             f"hold more than one {mark.text}: the {mark.at} ends the reasoning "
             f"(--think-end-at {other} takes the {other})"
         )
-    for start in start_marks(mark.text):
+    for start in STARTS.get(mark.text, ()):
         if start in response.lstrip().removeprefix(start):
             yield f"hold {start} inside the reasoning or the answer"
-
-
-def start_marks(end: str) -> list[str]:
-    """The start marks of the styles with this end mark."""
-    return list(dict.fromkeys(s.start for s in STYLES if s.end == end and s.start))
-
-
-def blank_reasoning(text: str, think_end: str = THINK_END) -> bool:
-    """Whether a reasoning is empty: blanks alone, also behind a start mark."""
-    text = text.strip()
-    return not text or any(not text.removeprefix(s).strip() for s in start_marks(think_end))
 
 
 def blank_answer(text: str, special: Iterable[str] = ()) -> bool:
@@ -150,7 +149,7 @@ def blank_answer(text: str, special: Iterable[str] = ()) -> bool:
     """
     for token in sorted(filter(None, special), key=len, reverse=True):
         text = text.replace(token, "")
-    return not _ENDS.sub("", text).strip()
+    return BLANK_ANSWER.fullmatch(text) is not None
 
 
 def proposal(responses: Iterable[str], think_end: str) -> str:

@@ -14,27 +14,22 @@ Spans = Sequence[tuple[int, int]]
 _ENCODING = {"bytes": "utf-8", "utf-16": "utf-16-le"}
 
 
-def checked_spans(items: list[Any], response: str, unit: str) -> list[tuple[int, int]]:
+def checked_spans(
+    spans: Spans, said: Sequence[Any], response: str, unit: str
+) -> list[tuple[int, int]]:
     """The offsets of the steps of a trace, in characters.
 
     Args:
-        items: the steps as they stand in the line, with `start`, `end` and perhaps `text`.
+        spans: the offsets as they stand in the line.
+        said: what the steps bring as their `text`; what is no text is not looked at.
         response: what the offsets count in.
         unit: what they count.
 
     Raises:
-        BadLine: a step without offsets, offsets that are none in this unit, or that do not hold
-            the text which the step brings; the unit that fits, if one does, is named.
+        BadLine: offsets that are none in this unit, or that do not hold the text which the step
+            brings; the unit that fits, if one does, is named.
     """
-    spans, texts = [], []
-    for number, item in enumerate(items):
-        if not isinstance(item, dict):
-            raise BadLine("wrong type", f"step {number} must be an object, is {item!r:.40}")
-        start, end = item.get("start"), item.get("end")
-        if type(start) is not int or type(end) is not int:
-            raise BadLine("missing field", f"step {number} needs whole numbers start and end")
-        spans.append((start, end))
-        texts.append(item["text"] if isinstance(item.get("text"), str) else None)
+    texts = [text if isinstance(text, str) else None for text in said]
     try:
         found = to_characters(response, spans, unit)
     except ValueError as error:

@@ -145,14 +145,3 @@ class ReadReport:
             f"{', …' if count > FIRST else ''}) {what}"
             for what, count in self.remarked.items()
         ]
-
-    def to_json(self) -> dict[str, Any]:
-        """Counts for headers and run files."""
-        cut = {"cut": self.cut.to_json()} if self.cut.sizes else {}
-        return {
-            "read": self.read,
-            "bad_lines": dict(self.bad),
-            "first_bad_lines": self.first_bad,
-            "remarks": self.remarks(),
-            **cut,
-        }

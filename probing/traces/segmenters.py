@@ -23,12 +23,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from probing.choices import MIN_CHARS, OPENINGS, THINK_END
+from probing.choices import MIN_CHARS, OPENINGS
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, load_part, part_json
 from probing.settings import unknown
 from probing.traces.file import Step, Trace
-from probing.traces.marks import blank_reasoning
+from probing.traces.marks import BLANK_REASONING
 from probing.traces.phrases import LIST_MARK, Phrases
 
 SegmentFunction = Callable[[str], Sequence[Step]]
@@ -146,14 +146,11 @@ class Segmenter:
         pieces = _merge_short(_cut_at_phrases(text, phrases, self.openings), self.min_chars)
         return [Step(p.start, p.end, kind=p.kind) for p in pieces]
 
-    def cut_reasoning(self, text: str, think_end: str = THINK_END) -> list[Step]:
-        """As `cut`, of what stands before `think_end`: an empty block of reasoning has no step.
-
-        Args:
-            text: blanks, or a start mark and blanks, are an empty block.
-            think_end: tells by which mark such a block starts.
+    def cut_reasoning(self, text: str) -> list[Step]:
+        """As `cut`, of all that stands before the end of the reasoning: an empty block of it, that
+        is blanks, or a start mark and blanks, has no step.
         """
-        return [] if blank_reasoning(text, think_end) else self.cut(text)
+        return [] if BLANK_REASONING.fullmatch(text) else self.cut(text)
 
 
 def segment(
@@ -191,8 +188,7 @@ def segment(
 
 def segment_trace(trace: Trace, segmenter: Segmenter) -> Trace:
     """The trace with new steps; labels of its old steps are carried over (`carry_labels`)."""
-    reasoning = trace.response[: trace.reasoning_end]
-    steps = segmenter.cut_reasoning(reasoning, trace.think_end)
+    steps = segmenter.cut_reasoning(trace.response[: trace.reasoning_end])
     return trace.with_steps(carry_labels(trace.steps, steps), segmenter=segmenter.to_json())
 
 

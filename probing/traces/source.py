@@ -13,7 +13,7 @@ from probing.choices import GIVEN, MIN_CHARS, POCKET, EndAt, Keep, Offsets, Open
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, file_hash, text_hash
 from probing.settings import check, choice
-from probing.traces.file import Trace, header_of, read_traces
+from probing.traces.file import Trace, end_mark, header_of, read_traces
 from probing.traces.labels import LabelFile, read_labels
 from probing.traces.marks import EndMark
 from probing.traces.reports import FIRST, ReadReport
@@ -120,12 +120,12 @@ class StepSource(TraceReading, StepCutting):
         Raises:
             ConfigError: what is given contradicts the header of the file, whose steps are used.
         """
-        return EndMark.chosen(
+        return end_mark(
+            self.path,
             header_of(self.path),
-            self.think_end,
-            self.think_end_at,
+            think_end=self.think_end,
+            think_end_at=self.think_end_at,
             anew=self.segmenter != GIVEN,
-            where=str(self.path),
         )
 
     def segmenter_json(self) -> dict[str, Any]:
@@ -138,7 +138,8 @@ class StepSource(TraceReading, StepCutting):
             "traces": file_hash(self.path),
             "segmenter": self.segmenter_json(),
             "rule": self.rule,
-            **self.mark.to_json(),
+            "think_end": self.mark.text,
+            **({} if self.mark.at == "first" else {"think_end_at": self.mark.at}),
             **({} if self.offsets == "characters" else {"offsets": self.offsets}),
         }
 
@@ -240,7 +241,7 @@ class SourceReport:
 
     def remarks(self) -> list[str]:
         """What is odd about traces and labels that are used, in sentences."""
-        said = self.reading.remarks()
+        said = self.reading.remarks() if self.reading.remarked else []
         if self.without_trace:
             said.append(
                 f"{self.labels} labels {len(self.without_trace)} traces that are not there, such "
@@ -250,9 +251,13 @@ class SourceReport:
 
     def to_json(self) -> dict[str, Any]:
         """Counts for the run file."""
+        reading = self.reading
         return {
-            **self.reading.to_json(),
+            "read": reading.read,
+            "bad_lines": dict(reading.bad),
+            "first_bad_lines": reading.first_bad,
             "remarks": self.remarks(),
+            **({"cut": reading.cut.to_json()} if reading.cut.sizes else {}),
             "used": self.used,
             "left_out": dict(self.left_out),
             "steps": dict(self.steps),

@@ -17,6 +17,9 @@ _WIDE_STOPS = "\u3000-\u303f\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"  # such 
 # A letter of the Latin alphabet makes what follows a name (x2); one of another script may stand
 # right before a number (答案是92).
 NO_NAME = r"(?<![A-Za-z_.\d])"
+# Where the reasoning ends, as FIND_END[at](response, mark): the character at which the mark starts,
+# −1 where there is none.
+FIND_END = {"first": str.find, "last": str.rfind}
 # Numbers (with sign, decimals, fraction) and what follows an equals sign up to a space, or up to
 # where a text without spaces goes on.
 _VALUE = re.compile(
@@ -72,24 +75,13 @@ def last_box(text: str) -> str | None:
     return text[slice(*spans[-1])].strip() if spans else None
 
 
-def end_of_reasoning(response: str, think_end: str = THINK_END, at: str = "first") -> int:
-    """Character at which the mark that ends the reasoning starts; −1 where there is none.
-
-    Args:
-        response: what the model wrote.
-        think_end: the mark.
-        at: which one it is where there are several, `first` or `last`.
-    """
-    return response.rfind(think_end) if at == "last" else response.find(think_end)
-
-
 def answer_part(response: str, think_end: str = THINK_END, at: str = "first") -> str | None:
     """What stands after the end of the reasoning; None where it never ends.
 
     An empty `think_end` means a model that does not reason: all is answer. With several, `at`
-    says which one counts, see `end_of_reasoning`.
+    says which one counts, `first` or `last`.
     """
     if not think_end:
         return response
-    end = end_of_reasoning(response, think_end, at)
+    end = FIND_END[at](response, think_end)
     return None if end < 0 else response[end + len(think_end) :]

@@ -22,7 +22,7 @@ from probing.headset import HeadSet
 from probing.traces.file import Step
 from probing.traces.marks import EndMark
 from probing.traces.segmenters import Segmenter
-from probing.traces.text import end_of_reasoning
+from probing.traces.text import FIND_END
 from probing.traces.tokens import answer_tokens, decode_with_offsets, token_spans
 from rl.attnpo.rescale import Rescaling, needs_scores
 
@@ -145,9 +145,8 @@ class Cutter:
         finished = len(ends) > 0
         sampled = np.asarray(ids[: ends[0]] if finished else ids, dtype=np.int64)
         text, offsets = decode_with_offsets(self.tokenizer, sampled)
-        end = end_of_reasoning(text, self.think_end, self.think_end_at)
-        cut = self.segmenter.cut_reasoning(text[:end], self.think_end) if end >= 0 else ()
-        steps = tuple(cut)
+        end = FIND_END[self.think_end_at](text, self.think_end)
+        steps = tuple(self.segmenter.cut_reasoning(text[:end])) if end >= 0 else ()
         answer = np.zeros(len(sampled), dtype=bool)
         if end >= 0:
             answer = answer_tokens(offsets, text, end + len(self.think_end), self.answer)

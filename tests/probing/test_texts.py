@@ -19,7 +19,7 @@ from probing.labelling.rules import no_rules, numbers, results, rule_labels
 from probing.models.load import load_model, load_tokenizer, pocket_model
 from probing.run import probe
 from probing.traces.file import Step, Trace, header_of, parse_trace, read_traces, write_traces
-from probing.traces.marks import STYLES, EndMark, blank_answer, blank_reasoning, proposal
+from probing.traces.marks import BLANK_REASONING, STYLES, EndMark, blank_answer, proposal
 from probing.traces.offsets import to_characters
 from probing.traces.reports import ReadReport
 from probing.traces.segmenters import Segmenter, segment_trace
@@ -96,7 +96,7 @@ def test_commands_say_so_and_the_choice_travels(tmp_path: Path) -> None:
 
 def test_an_empty_block_has_no_step() -> None:
     for block, end in (("<think>\n\n", "</think>"), ("\n \n", "</think>"), ("[THINK]", "[/THINK]")):
-        assert blank_reasoning(block, end) and not blank_reasoning(f"{block}x", end)
+        assert BLANK_REASONING.fullmatch(block) and not BLANK_REASONING.fullmatch(f"{block}x")
         trace = Trace("1", "q", f"{block}{end}7", think_end=end)
         for name in ("attnpo", "line", "sentence", "paragraph"):
             assert segment_trace(trace, Segmenter(name)).steps == ()

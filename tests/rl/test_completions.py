@@ -19,7 +19,7 @@ from probing.models.load import load_tokenizer
 from probing.traces.file import Trace
 from probing.traces.segmenters import Segmenter, segment_trace
 from probing.traces.tokens import decode_with_offsets
-from rl.attnpo.completions import Batch, Cutter
+from rl.attnpo.completions import Batch, Cutter, end_mark
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.signals import AttentionSignal, recency_scores
 
@@ -77,6 +77,7 @@ def test_sampled_ids_are_cut_as_the_traces_of_the_head_set_were(tokenizer):
     assert [first.text[s.start : s.end] for s in first.steps] == ["a 1"]
     assert [s.start for s in second.steps] == [0, text.index("  So")]
     assert tokenizer.decode(second.ids[second.answer]) == " c"
+    assert (end_mark(last).at, end_mark(cut).at, end_mark(None).at) == ("last", "first", "first")
     # The very steps of the trace, by the same rules.
     trace = segment_trace(
         Trace("1", "", text, think_end_at="last"), Segmenter(min_chars=0, openings="loose")

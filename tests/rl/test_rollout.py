@@ -137,9 +137,12 @@ class Scripted:
     def one(self, prompt: str, number: int) -> Sample:
         kind = self.script[prompt[0]][number]
         answer = {"c": "4", "t": "4", "w": "5"}.get(kind, "")
-        text = f"Hm {number}.\nSo.\n" + {"n": "4", "e": "</think>\n"}.get(
-            kind, f"</think> \\boxed{{{answer}}}"
-        )
+        text = f"Hm {number}.\nSo.\n" + {
+            "n": "4",
+            "e": "</think>\n",
+            "s": "</think></s>",
+            "2": "</think> \\boxed{5}, no.\n<think>\nNow 4.\n</think> \\boxed{4}",
+        }.get(kind, f"</think> \\boxed{{{answer}}}")
         return Sample(text, None, 9, kind != "t")
 
 
@@ -187,6 +190,24 @@ def test_selection_by_hand(
         trace.correct == (SCRIPT[f[0]][int(f[1])] == "c")
         for trace, f in zip(traces, found, strict=True)
     )
+
+
+def test_the_last_end_mark_decides_verdict_and_cut_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header hands the choice on; an answer of an end token alone is none."""
+    changes = {"easy": 0.0, "segmenter": "line", "think_end_at": "last"}
+    report, traces = scripted(tmp_path, {"A": "2cs2"}, monkeypatch, **changes)
+    assert report.left_out == {"without an answer after the reasoning": 1}
+    assert sorted(report.cut.sizes.items()) == [(2, 1), (5, 2)]
+    answers = [trace.response[trace.answer_start :] for trace in traces]
+    assert answers == [" \\boxed{4}"] * 3, "read_traces takes it from the header"
+    changes["think_end_at"] = "first"
+    with pytest.raises(ConfigError, match="made with think_end_at 'last'"):
+        scripted(tmp_path, {"A": "2cs2"}, monkeypatch, **changes)
+    (tmp_path / "first").mkdir()
+    _, traces = scripted(tmp_path / "first", {"A": "2cs2"}, monkeypatch, **changes)
+    assert traces[0].response[traces[0].answer_start :].startswith(" \\boxed{5}, no.")
 
 
 def test_nothing_left_and_bad_settings_are_errors(

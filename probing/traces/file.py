@@ -248,11 +248,7 @@ def read_traces(
     seen: set[str] = set()
     chosen = partial(end_mark, path, think_end=think_end, think_end_at=think_end_at, anew=anew)
     mark = chosen({})
-    try:
-        file = _open_text(path, "rt")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    with file:
+    with _opened(path) as file:
         for number, text in enumerate(_lines(file, path), start=1):
             if not text.strip():
                 continue
@@ -277,6 +273,13 @@ def read_traces(
             yield trace
     if not report.read:
         raise _unusable(path, mark, report)
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return _open_text(path, "rt")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _unusable(path: Path, mark: EndMark, report: ReadReport) -> DataError:

@@ -41,6 +41,7 @@ from probing.ranking.caveats import label_caveats, ranking_caveats
 from probing.ranking.metrics import RankedTrace
 from probing.ranking.rank import Ranking, set_caveats
 from probing.traces.file import Trace, read_traces
+from probing.traces.problems import problem_key
 from probing.traces.source import TraceSource, prepare_traces
 
 BEST = 10  # heads that are shown, beside those of the set
@@ -236,7 +237,9 @@ class ProbeResult(Ranking):
         return path
 
     def problems(self) -> dict[str, str]:
-        """The problem of each trace by id: traces of one problem are no independent draws.
+        """What the problem of each trace is known by (`problem_key`), by id.
+
+        Traces of one problem are no independent draws.
 
         Raises:
             DataError: as for `trace_file`.
@@ -244,7 +247,7 @@ class ProbeResult(Ranking):
         traces = read_traces(
             self.trace_file, skip_bad=self.config.skip_bad, think_end=self.config.think_end
         )
-        return {trace.id: trace.problem or trace.prompt for trace in traces}
+        return {trace.id: problem_key(trace) for trace in traces}
 
     @property
     def has_scores(self) -> bool:

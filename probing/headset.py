@@ -49,7 +49,7 @@ class HeadSet:
     answer: str = "all"  # which answer tokens are F: all, values or boxed
     traces: dict[str, Any] | None = None  # file, hash, number used
     labels: dict[str, Any] | None = None
-    selection: dict[str, Any] | None = None  # by, how, split, controls, ensemble
+    selection: dict[str, Any] | None = None  # by, how, split, problems, controls, ensemble
     source: str | None = None
     caveats: tuple[str, ...] = ()
     header: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +58,14 @@ class HeadSet:
     def pairs(self) -> list[tuple[int, int]]:
         """The heads as `(layer, head)`."""
         return [(head.layer, head.head) for head in self.heads]
+
+    @property
+    def chosen_on(self) -> frozenset[str] | None:
+        """What the problems that the heads were chosen on are known by (`problem_marks`).
+
+        None where the set does not say: an older or a published one.
+        """
+        return frozenset((self.selection or {}).get("select_problems") or ()) or None
 
     def save(self, path: str | Path) -> None:
         """Write the set, whole or not at all."""

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from probing.ranking.metrics import RankedTrace, ranked_trace
 from probing.ranking.rank import Ranking, rank_heads
 from probing.settings import Progress, no_progress
 from probing.traces.file import Trace
+from probing.traces.problems import marks_of, problem_marks
 from probing.traces.source import SourceReport, prepare_traces
 from probing.traces.tokens import EncodedTrace, SampledIds, encode_trace
 
@@ -82,16 +83,18 @@ def probe(
     scored = {trace_id: stored[trace_id] for trace_id in ids}
     counter = _Counter(report, tokenizer, context_limit(model.config))
     rows: list[RankedTrace] = []
+    marks: dict[str, set[str]] = {}
     with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
         for trace in prepare_traces(config.source):  # once more: one in memory at a time
             row = ranked_trace(trace, scored[trace.id])
             counter.count(trace, scored[trace.id], row)
             rows += [row] if row else []
+            marks[trace.id] = problem_marks(trace)
             write(trace)
             bar(1, 0)
     ranking = rank_heads(config, heads, rows, progress)  # 4, 5
     result = _result(ranking, ModelCard.of(config.model, model.config), report, speed)
-    result.write(head_set_of(result, result.card))  # 6
+    result.write(head_set_of(result, result.card, marks))  # 6
     return result
 
 
@@ -176,8 +179,11 @@ def _result(
     return ProbeResult(**values, folder=folder, card=card, speed=speed, header=header)
 
 
-def head_set_of(ranking: Ranking, card: ModelCard) -> HeadSet:
-    """The chosen heads with everything needed to score steps with them in the same way."""
+def head_set_of(ranking: Ranking, card: ModelCard, marks: Mapping[str, set[str]]) -> HeadSet:
+    """The chosen heads with everything needed to score steps with them in the same way.
+
+    `marks` is what the problem of each trace is known by, by id: what other traces are held out by.
+    """
     config, counts = ranking.config, ranking.counts
     rows = ranking.table.set_index(["layer", "head"], drop=False)
     figures = {k: v for k, v in ranking.set_point.items() if k not in ("heads", "added")}
@@ -201,6 +207,8 @@ def head_set_of(ranking: Ranking, card: ModelCard) -> HeadSet:
             "split": "halves by SHA-256 of the trace id, traces of one problem together",
             "select_traces": len(counts["select_traces"]),
             "held_out_traces": len(counts["held_out_traces"]),
+            "select_problems": marks_of(counts["select_traces"], marks),
+            "held_out_problems": marks_of(counts["held_out_traces"], marks),
             "ensemble_held_out": figures,
             "controls": {
                 row["control"]: {metric: json_number(row[metric]) for metric in METRICS}

@@ -24,12 +24,7 @@ from probing.config import ProbeConfig
 from probing.files.headers import file_hash, file_header, json_number
 from probing.folder import ProbeResult
 from probing.headset import HeadFigures, HeadSet
-from probing.models.identity import (
-    ModelCard,
-    context_limit,
-    model_settings,
-    tokenizer_fingerprint,
-)
+from probing.models.identity import ModelCard, context_limit, model_settings
 from probing.models.load import load_model, load_tokenizer
 from probing.models.processes import Processes
 from probing.ranking.metrics import RankedTrace, ranked_trace
@@ -127,7 +122,13 @@ def _score(
     def encoded() -> Iterator[EncodedTrace]:
         for trace in prepare_traces(config.source):
             if trace.id in mine:
-                yield encode_trace(tokenizer, trace, rule=config.source.rule, answer=config.answer)
+                yield encode_trace(
+                    tokenizer,
+                    trace,
+                    rule=config.source.rule,
+                    answer=config.answer,
+                    skip_bad=config.skip_bad,
+                )
 
     with progress("scoring", len(mine)) as advance:
         for trace in score_traces(
@@ -148,16 +149,20 @@ class _Counter:
     """Counts what became of each trace once it is scored."""
 
     def __init__(self, report: SourceReport, tokenizer: Any, limit: int | None) -> None:
-        self.report, self.limit = report, limit
-        self.fingerprint = tokenizer_fingerprint(tokenizer)
+        self.report, self.limit, self.tokenizer = report, limit, tokenizer
 
     def count(self, trace: Trace, scored: ScoredTrace, row: RankedTrace | None) -> None:
         """Count one trace; `row` is None where no pair of its steps is left."""
         report = self.report
         if sampled := SampledIds.of(trace):
-            ours = sampled.tokenizer in (None, self.fingerprint)
-            report.as_sampled += ours
-            report.other_tokenizer += not ours
+            ours = sampled.is_of(self.tokenizer)
+            if ours and (fault := sampled.fault(self.tokenizer, trace)):
+                report.reading.note(
+                    "token_ids left out, the text tokenised", f"trace {trace.id}: they {fault}"
+                )
+            else:
+                report.as_sampled += ours
+                report.other_tokenizer += not ours
         report.beyond_context += self.limit is not None and scored.total_tokens > self.limit
         labelled = [step.label is not None for step in trace.steps]
         report.steps["without a token"] += int(((scored.tokens == 0) & labelled).sum())

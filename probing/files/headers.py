@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, SupportsFloat, cast
 
 from probing.errors import ConfigError, DataError
+from probing.files.reading import read_json
 
 HEADER = "kfh"
 SCHEMA = 1
@@ -141,10 +142,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it does not, or is not there.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds no JSON object")
     return content

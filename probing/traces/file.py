@@ -10,14 +10,18 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from probing.choices import LABELS, THINK_END
 from probing.errors import DataError
 from probing.files.headers import HEADER, file_header, whole_file
+from probing.files.reading import parse_json, text_lines
+
+TOKEN_IDS = "token_ids"  # the field with the ids as sampled
+MOST_IDS = 2**31  # no vocabulary is larger
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class Trace:
         return {**line, "steps": [step.to_json() for step in self.steps]}
 
 
+FIRST = 3  # messages of a kind that are kept
+
+
 class BadLine(DataError):
     """A line that is no usable trace; `kind` is the reason in two or three words."""
 
@@ -88,9 +95,26 @@ class ReadReport:
     first_bad: dict[str, str] = field(default_factory=dict)
 
     def note(self, kind: str, message: str) -> None:
-        """Count a line left out, and keep the first message of its kind."""
+        """Count a line left out, and keep the first messages of its kind."""
         self.bad[kind] += 1
-        self.first_bad.setdefault(kind, message)
+        if self.bad[kind] <= FIRST:
+            before = f"{self.first_bad[kind]}; " if kind in self.first_bad else ""
+            self.first_bad[kind] = before + message
+
+    def bad_line(self, error: BadLine, where: str, skip: bool) -> None:
+        """Count a bad line, or refuse it.
+
+        Args:
+            error: what is wrong with it.
+            where: file, line and what else names it.
+            skip: whether the reader goes on after it.
+
+        Raises:
+            DataError: it does not.
+        """
+        if not skip:
+            raise DataError(f"{where}: {error}. Mend it, or pass --skip-bad.") from error
+        self.note(error.kind, f"{where}: {error}")
 
 
 def _typed(line: dict[str, Any], name: str, kind: type, required: bool) -> Any:
@@ -125,32 +149,84 @@ def _parse_steps(items: list[Any], reasoning_end: int) -> tuple[Step, ...]:
         if item.get("label") not in LABELS:
             raise BadLine(
                 "unknown label",
-                f"step {number} is labelled {item['label']!r}; essential, redundant or null",
+                f"step {number} is labelled {item['label']!r:.40}; essential, redundant or null",
             )
+        _typed(item, "kind", str, False)
         extra = {k: v for k, v in item.items() if k not in ("start", "end", "label", "kind")}
         steps.append(Step(start, end, item.get("label"), item.get("kind"), extra))
     return tuple(steps)
 
 
-def parse_trace(text: str, think_end: str = THINK_END) -> Trace:
-    """Parse and check one line.
+def parse_line(text: str | bytes) -> dict[str, Any]:
+    """The object of a line.
 
     Raises:
-        BadLine: with the reason, where the line is not JSON, lacks a field, has offsets that
-            leave the reasoning or overlap, has no end marker, or an empty answer.
+        BadLine: it is not JSON, or no object; no UTF-8, or half a character in it.
     """
     try:
-        line = json.loads(text)
+        line = parse_json(text)
+    except UnicodeError as error:
+        raise BadLine("invalid Unicode", f"not a text in UTF-8 ({error})") from error
     except ValueError as error:
         raise BadLine("not JSON", f"not JSON ({error})") from error
     if not isinstance(line, dict):
         raise BadLine("not JSON", f"a line must be a JSON object, is {type(line).__name__}")
-    texts = {name: _typed(line, name, str, True) for name in ("id", "prompt", "response")}
-    for name, value in texts.items():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise BadLine("invalid Unicode", f"{name!r} holds half a character ({error})") from None
+    return line
+
+
+def is_header(line: dict[str, Any]) -> bool:
+    """Whether a line is a header of kfh: the first, or another where files were put together."""
+    return HEADER in line and "id" not in line
+
+
+def line_id(line: dict[str, Any]) -> str:
+    """The id of a line; a whole number is read as its digits.
+
+    Raises:
+        BadLine: it has none, or one that is neither text nor whole number.
+    """
+    value = line.get("id")
+    return str(value) if type(value) is int else str(_typed(line, "id", str, True))
+
+
+def check_ids(field: Any) -> None:
+    """Check the form of the field `token_ids`; None is none.
+
+    Raises:
+        BadLine: it is not what `probing.traces.tokens.SampledIds` reads.
+    """
+    if field is None:
+        return
+    try:
+        end = field.get("end")
+        parts = [field["prompt"], field["response"], [] if end is None else [end]]
+        good = all(isinstance(part, list) for part in parts) and all(
+            type(token) is int and 0 <= token < MOST_IDS for part in parts for token in part
+        )
+        good = good and isinstance(field.get("tokenizer") or "", str)
+    except (KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise BadLine(
+            "wrong token_ids",
+            f'{TOKEN_IDS} must be {{"prompt": [id, …], "response": [id, …]}}, ids whole numbers '
+            f"from 0 to {MOST_IDS - 1}, is {field!r:.60}",
+        )
+
+
+def parse_trace(text: str | bytes, think_end: str = THINK_END) -> Trace:
+    """Parse and check one line of a trace file.
+
+    Raises:
+        BadLine: with the reason, where the line is not JSON in UTF-8, lacks a field, has offsets
+            that leave the reasoning or overlap, has no end marker, or an empty answer.
+    """
+    return trace_of(parse_line(text), think_end)
+
+
+def trace_of(line: dict[str, Any], think_end: str = THINK_END) -> Trace:
+    """The trace that a line's object holds, checked; errors as for `parse_trace`."""
+    texts = {name: _typed(line, name, str, True) for name in ("prompt", "response")}
     response: str = texts["response"]
     end = response.find(think_end)
     if end < 0:
@@ -158,7 +234,9 @@ def parse_trace(text: str, think_end: str = THINK_END) -> Trace:
     if not response[end + len(think_end) :].strip():
         raise BadLine("empty answer", f"nothing follows {think_end}")
     names = ("id", "prompt", "response", "steps", "correct", "problem")
+    check_ids(line.get(TOKEN_IDS))
     return Trace(
+        line_id(line),
         **texts,
         steps=_parse_steps(_typed(line, "steps", list, False) or [], end),
         correct=_typed(line, "correct", bool, False),
@@ -168,16 +246,10 @@ def parse_trace(text: str, think_end: str = THINK_END) -> Trace:
     )
 
 
-def _open_text(path: Path, mode: str) -> IO[str]:
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    opened: IO[str] = opener(path, mode, encoding="utf-8")
-    return opened
-
-
-def _id_of(text: str) -> str:
+def _id_of(text: bytes) -> str:
     try:
-        return str(json.loads(text)["id"])
-    except (ValueError, KeyError, TypeError):
+        return line_id(parse_line(text))
+    except BadLine:
         return "unknown"
 
 
@@ -202,37 +274,23 @@ def read_traces(
     """
     path, report = Path(path), report if report is not None else ReadReport()
     seen: set[str] = set()
-    try:
-        file = _open_text(path, "rt")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    with file:
-        for number, text in enumerate(_lines(file, path), start=1):
-            if not text.strip() or (number == 1 and text.startswith(f'{{"{HEADER}":')):
+    for number, text in text_lines(path):
+        try:
+            line = parse_line(text)
+            if is_header(line):
                 continue
-            try:
-                trace = parse_trace(text, think_end)
-                if trace.id in seen:
-                    raise BadLine("duplicate id", "this id stands on an earlier line too")
-            except BadLine as error:
-                message = f"{path}, line {number}, id {_id_of(text)}: {error}"
-                if not skip_bad:
-                    raise DataError(f"{message}. Mend it, or pass --skip-bad.") from error
-                report.note(error.kind, message)
-                continue
-            seen.add(trace.id)
-            report.read += 1
-            yield trace
+            trace = trace_of(line, think_end)
+            if trace.id in seen:
+                raise BadLine("duplicate id", "this id stands on an earlier line too")
+        except BadLine as error:
+            report.bad_line(error, f"{path}, line {number}, id {_id_of(text)}", skip_bad)
+            continue
+        seen.add(trace.id)
+        report.read += 1
+        yield trace
     if not report.read:
         left_out = f" ({sum(report.bad.values())} bad lines left out)" if report.bad else ""
         raise DataError(f"{path}: no usable trace in this file{left_out}.")
-
-
-def _lines(file: IO[str], path: Path) -> Iterator[str]:
-    try:
-        yield from file
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{path}: not a text file in UTF-8 ({error})") from error
 
 
 def write_traces(path: Path, traces: Iterable[Trace], **inputs: Any) -> int:
@@ -244,7 +302,8 @@ def write_traces(path: Path, traces: Iterable[Trace], **inputs: Any) -> int:
         inputs: what the header is to say of where they come from.
     """
     count = 0
-    with whole_file(path) as temporary, _open_text(temporary, "wt") as file:
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    with whole_file(path) as temporary, opened(temporary, "wt", encoding="utf-8") as file:
         file.write(json.dumps({HEADER: file_header("traces", **inputs)}) + "\n")
         for trace in traces:
             file.write(json.dumps(trace.to_json(), ensure_ascii=False) + "\n")

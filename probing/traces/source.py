@@ -132,8 +132,8 @@ class TraceList:
 class TraceSource(StepSource, TraceChoosing):
     """The traces of a probe: their steps, whose labels, and which of them."""
 
-    def label_file(self) -> LabelFile | None:
-        """The label file; None for the trace file's own labels.
+    def label_file(self, report: ReadReport | None = None) -> LabelFile | None:
+        """The label file; None for the trace file's own labels. `report` counts its bad lines.
 
         Raises:
             ConfigError: it labels the steps of another segmenter.
@@ -141,7 +141,7 @@ class TraceSource(StepSource, TraceChoosing):
         """
         if self.labels == "steps":
             return None
-        found = read_labels(Path(self.labels))
+        found = read_labels(Path(self.labels), skip_bad=self.skip_bad, report=report)
         theirs, ours = found.segmenter or {}, self.segmenter_json()
         # The path of a phrase file may differ; its hash may not.
         for key in ("name", "min_chars", "phrases_hash", "hash"):
@@ -222,7 +222,7 @@ def cut_traces(source: TraceSource, report: SourceReport) -> Iterator[Trace]:
     Raises:
         DataError: a bad line (without `skip_bad`).
     """
-    labels = source.label_file()
+    labels = source.label_file(report.reading)
     for trace in source.traces(report.reading):
         if source.keep == "correct" and trace.correct is False:
             report.left_out["wrong answer"] += 1

@@ -96,7 +96,13 @@ def token_masses(
 
     def encoded() -> Iterator[EncodedTrace]:
         for trace in traces:
-            yield encode_trace(tokenizer, trace, rule=settings["rule"], answer=settings["answer"])
+            yield encode_trace(
+                tokenizer,
+                trace,
+                rule=settings["rule"],
+                answer=settings["answer"],
+                skip_bad=config.skip_bad,
+            )
 
     capture = AttentionCapture(model, list(heads))
     rows = probe.places(heads)

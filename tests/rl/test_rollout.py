@@ -89,8 +89,18 @@ def test_ids_of_another_tokenizer_are_not_used_and_wrong_ones_refused() -> None:
     with pytest.raises(DataError, match="trace t/5: token_ids do not decode to its response"):
         encode_trace(TOKENIZER, sampled_trace(response=unnatural_ids("Wait")))
     for bad in ({"response": "12"}, {"response": [1.5]}, {"prompt": None}, {"prompt": [-1]}):
-        with pytest.raises(DataError, match="trace t/5: token_ids must be"):
-            encode_trace(TOKENIZER, sampled_trace(**bad))
+        with pytest.raises(DataError, match="token_ids must be"):
+            sampled_trace(**bad)
+    for bad, said in (
+        ({"prompt": unnatural_ids("Other")}, "do not decode to its prompt"),
+        ({"response": [10_000]}, "hold 10000, which is no token"),
+        ({"prompt": [2**31 - 1]}, "hold 2147483647, which is no token"),
+    ):
+        trace = sampled_trace(**bad)
+        with pytest.raises(DataError, match=f"trace t/5: token_ids {said}"):
+            encode_trace(TOKENIZER, trace)
+        left_out = encode_trace(TOKENIZER, trace, skip_bad=True)
+        assert not left_out.sampled and left_out.ids.tolist() == own.tolist()
 
 
 def test_a_probe_scores_the_ids_as_sampled_and_counts_them(tmp_path: Path) -> None:

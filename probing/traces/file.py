@@ -101,6 +101,10 @@ class ReadReport:
             before = f"{self.first_bad[kind]}; " if kind in self.first_bad else ""
             self.first_bad[kind] = before + message
 
+    def bad_json(self) -> dict[str, Any]:
+        """The bad lines as they stand in a header; empty where there is none."""
+        return {"bad_lines": dict(self.bad), "first_bad_lines": self.first_bad} if self.bad else {}
+
     def bad_line(self, error: BadLine, where: str, skip: bool) -> None:
         """Count a bad line, or refuse it.
 

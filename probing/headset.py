@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from probing.errors import DataError, ModelError
-from probing.files.headers import HEADER, SCHEMA, data_path, file_header, write_json
+from probing.choices import ANSWERS, RULES
+from probing.errors import ConfigError, DataError, ModelError
+from probing.files.headers import HEADER, SCHEMA, data_path, file_header, read_object, write_json
+from probing.files.reading import shaped
 from probing.models.identity import ModelCard
-from probing.settings import unknown
+from probing.settings import check_keys, unknown
 
 
 class HeadSetWarning(UserWarning):
@@ -96,10 +97,7 @@ class HeadSet:
             path = data_path("heads", f"{path}.json")
         elif not path.exists() and path.suffix != ".json":
             raise DataError(f"{unknown('head set', str(path), shipped)}, or give a head file")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read as a head set ({error})") from error
+        content = read_object(path, "as a head set")
         head_set = cls._from_json(path, content)
         if config is not None:
             head_set.check(config)
@@ -108,21 +106,28 @@ class HeadSet:
         return head_set
 
     @classmethod
-    def _from_json(cls, path: Path, content: Any) -> HeadSet:
+    def _from_json(cls, path: Path, content: dict[str, Any]) -> HeadSet:
+        header = content.get(HEADER)
+        schema = header.get("schema") if isinstance(header, dict) else None
+        if type(schema) is int and schema > SCHEMA:
+            raise DataError(
+                f"{path}: written by kfh {header.get('version')} in schema {schema}; "
+                f"this kfh reads up to {SCHEMA}. Update kfh."
+            )
         try:
-            header = content[HEADER]
-            if header["schema"] > SCHEMA:
-                raise DataError(
-                    f"{path}: written by kfh {header.get('version')} in schema {header['schema']}; "
-                    f"this kfh reads up to {SCHEMA}. Update kfh."
-                )
-            known = {item.name for item in fields(cls)} - {"header", "heads", "model"}
-            rest = {name: content[name] for name in known if name in content}
-            heads = tuple(HeadFigures(**head) for head in content["heads"])
-            rest["caveats"] = tuple(rest.get("caveats", ()))
-            head_set = cls(heads, ModelCard(**content["model"]), header=header, **rest)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: not a head set, or a damaged one ({error!r})") from error
+            if type(schema) is not int:
+                raise ValueError("no header of kfh")
+            head_set = shaped(cls, {**content, "header": header})
+            for head in content["heads"]:
+                check_keys(HeadFigures, head)
+            for name, known in (("rule", RULES), ("answer", ANSWERS)):
+                if (given := getattr(head_set, name)) not in known:
+                    raise ValueError(unknown(name, given, known))
+            for name in ("select_problems", "held_out_problems"):
+                shaped(list[str], (head_set.selection or {}).get(name) or [])
+        except (ConfigError, ValueError) as error:
+            raise DataError(f"{path}: not a head set, or a damaged one ({error})") from error
+        heads = head_set.heads
         if not heads or len(set(head_set.pairs)) != len(heads):
             raise DataError(f"{path}: a head set needs heads, and none of them twice")
         for layer, head in head_set.pairs:

@@ -136,13 +136,13 @@ def text_hash(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+def read_object(path: Path, what: str = "") -> dict[str, Any]:
+    """A JSON file that holds an object; `what` it should be read as goes into the message.
 
     Raises:
         DataError: it does not, or is not there.
     """
-    content = read_json(path)
+    content = read_json(path, what)
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds no JSON object")
     return content

@@ -60,8 +60,8 @@ def _deeper(content: Any, depth: int) -> bool:
     return True
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+def read_json(path: Path, what: str = "") -> Any:
+    """The content of a JSON file; `what` it should be read as goes into the message.
 
     Raises:
         DataError: it is not there, or no JSON in UTF-8.
@@ -69,7 +69,8 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        words = " ".join(["cannot be read", what]).strip()
+        raise DataError(f"{path}: {words} ({error})") from error
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -36,6 +36,15 @@ class HeadFigures:
 
 
 @dataclass(frozen=True)
+class _Cut:
+    """What of `segmenter` others cut their traces by."""
+
+    name: str
+    min_chars: int | None = None
+    phrases: str | None = None
+
+
+@dataclass(frozen=True)
 class HeadSet:
     """Heads to train with, and everything needed to score steps with them in the same way.
 
@@ -123,6 +132,8 @@ class HeadSet:
             for name, known in (("rule", RULES), ("answer", ANSWERS)):
                 if (given := getattr(head_set, name)) not in known:
                     raise ValueError(unknown(name, given, known))
+            if head_set.segmenter is not None:
+                shaped(_Cut, head_set.segmenter)
             for name in ("select_problems", "held_out_problems"):
                 shaped(list[str], (head_set.selection or {}).get(name) or [])
         except (ConfigError, ValueError) as error:

@@ -10,6 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -120,11 +121,21 @@ def shaped(kind: type[Kind], content: Any) -> Kind:
     Raises:
         ValueError: it is none; the message says where in the part, and what is wrong.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
+    text = json.dumps(content, allow_nan=False)
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(content, allow_nan=False), strict=True)
+        found: Kind = _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
         raise ValueError(f"{where}: {first['msg']}, is {first['input']!r:.60}") from None
+    return found
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    """What checks a type, made once; pydantic takes a while to import, and to make one."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)

@@ -51,14 +51,30 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Chance:
+    """The best head by chance; null where there was none."""
+
+    mean: float | None
+    q95: float | None
+
+
+@dataclass(frozen=True)
+class Null:
+    """What `null` must hold."""
+
+    sra: Chance
+    balanced: Chance
+
+
+@dataclass(frozen=True)
 class RunFile:
     """What `run.json` must hold; a part that older folders lack has a default."""
 
     model: ModelCard
     counts: Counts
     controls: list[dict[str, float | str | None]]
-    curves: dict[str, list[dict[str, Any]]]
-    null: dict[str, dict[str, float | None]]
+    curves: dict[str, list[Point]]
+    null: Null
     set_caveats: list[str] | None = None
     scorers: dict[str, dict[str, Any]] | None = None
     speed: dict[str, float] | None = None
@@ -109,7 +125,6 @@ def _checked(run: dict[str, Any]) -> ProbeConfig:
         _numbers(others, f"controls.{number}", METRICS, ENDS)
     for way, points in run["curves"].items():
         for number, point in enumerate(points):
-            shaped(Point, point)
             figures = {k: v for k, v in point.items() if k not in ("heads", "added")}
             _numbers(figures, f"curves.{way}.{number}", METRICS, (*ENDS, "_select"))
     if not run["curves"].get(config.select) or config.top < 1:

@@ -207,7 +207,7 @@ def check_ids(field: Any) -> None:
         good = all(isinstance(part, list) for part in parts) and all(
             type(token) is int and 0 <= token < MOST_IDS for part in parts for token in part
         )
-        good = good and isinstance(field.get("tokenizer") or "", str)
+        good = good and isinstance(field.get("tokenizer", ""), (str, type(None)))
     except (KeyError, TypeError, AttributeError):
         good = False
     if not good:

@@ -25,7 +25,6 @@ from probing.attention.capture import check_heads
 from probing.attention.scores import ScoredTrace
 from probing.attention.store import ScoreStore, stored_labels, stored_settings
 from probing.choices import METRIC_NAMES, METRICS, Head
-from probing.config import ProbeConfig
 from probing.errors import DataError
 from probing.files.headers import (
     HEADER,

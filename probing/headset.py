@@ -116,8 +116,9 @@ class HeadSet:
 
     @classmethod
     def _from_json(cls, path: Path, content: dict[str, Any]) -> HeadSet:
-        header = content.get(HEADER)
-        schema = header.get("schema") if isinstance(header, dict) else None
+        given = content.get(HEADER)
+        header: dict[str, Any] = given if isinstance(given, dict) else {}
+        schema = header.get("schema")
         if type(schema) is int and schema > SCHEMA:
             raise DataError(
                 f"{path}: written by kfh {header.get('version')} in schema {schema}; "

@@ -135,7 +135,7 @@ class ScoreStore:
                 )
         shutil.rmtree(self.parts, ignore_errors=True)
 
-    def _table_sizes(self) -> dict[str, list[int]]:
+    def _table_sizes(self) -> dict[str, tuple[int, int]]:
         """Sizes of the answer and of the whole, by the ids in the table."""
         if not self.table.exists():
             return {}
@@ -153,9 +153,7 @@ class ScoreStore:
         return traces
 
 
-def _scored(
-    name: str, scores: np.ndarray, tokens: np.ndarray, sizes: Sequence[int]
-) -> ScoredTrace:
+def _scored(name: str, scores: np.ndarray, tokens: np.ndarray, sizes: Sequence[int]) -> ScoredTrace:
     """A trace as it was stored.
 
     Raises:
@@ -191,8 +189,8 @@ def stored_labels(table: Path) -> dict[str, list[str | None]]:
         name: [label if isinstance(label, str) else None for label in columns["label"][:, 0]]
         for name, columns in _row_groups(table, "label")
     }
-    if strange := {label for labels in found.values() for label in labels} - {*LABELS}:
-        raise DataError(f"{table}: damaged, it holds the label {min(strange)!r:.40}; {TABLE}")
+    for label in {label for labels in found.values() for label in labels} - {*LABELS}:
+        raise DataError(f"{table}: damaged, it holds the label {label!r:.40}; {TABLE}")
     return found
 
 

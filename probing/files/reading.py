@@ -9,10 +9,10 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from probing.errors import DataError
 
@@ -81,9 +81,11 @@ def text_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         DataError: it cannot be read; damaged gzip; not JSON lines but an array, or UTF-16.
     """
     try:
-        with _unpacked(path) as file:
+        with path.open("rb") as file:
+            # By what it begins with, too: a name may lie.
+            packed = path.suffix == ".gz" or file.peek(2)[:2] == GZIP
             first = True
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(gzip.open(file, "rb") if packed else file, 1):
                 if not line.strip():
                     continue
                 if first:
@@ -96,13 +98,6 @@ def text_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def _unpacked(path: Path) -> IO[bytes]:
-    """The bytes of a file; by what it begins with, since a name may lie."""
-    file = path.open("rb")
-    packed = path.suffix == ".gz" or file.peek(2)[:2] == GZIP
-    return gzip.open(file, "rb") if packed else file
 
 
 def _check_first(path: Path, line: bytes) -> None:
@@ -125,7 +120,7 @@ def shaped(kind: type[Kind], content: Any) -> Kind:
 
     text = json.dumps(content, allow_nan=False)
     try:
-        found: Kind = _adapter(kind).validate_json(text, strict=True)
+        found: Kind = _adapter(cast("Hashable", kind)).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
@@ -134,8 +129,8 @@ def shaped(kind: type[Kind], content: Any) -> Kind:
 
 
 @cache
-def _adapter(kind: Any) -> Any:
+def _adapter(kind: Hashable) -> Any:
     """What checks a type, made once; pydantic takes a while to import, and to make one."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind)
+    return TypeAdapter[Any](kind)

@@ -212,7 +212,9 @@ def held_out(traces: Iterable[Trace], heads: HeadSet) -> str:
         return "unknown: the head set does not say on which problems its heads were chosen"
     seen = [bool(heads.chosen_on & problem_marks(trace)) for trace in traces]
     if any(seen):
-        return f"no: the heads were chosen on the problems of {sum(seen)} of these {len(seen)} traces"
+        return (
+            f"no: the heads were chosen on the problems of {sum(seen)} of these {len(seen)} traces"
+        )
     return "yes: the heads were chosen on none of these problems"
 
 

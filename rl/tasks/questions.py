@@ -129,17 +129,20 @@ def _question(row: Mapping[str, Any], columns: tuple[str, str], name: str) -> Qu
     Raises:
         BadLine: what is wrong with it.
     """
-    asked, answer = (row.get(column) for column in columns)
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
-        answer = str(answer) if abs(answer) < math.inf else answer
-    for column, value in zip(columns, (asked, answer), strict=True):
+    texts = []
+    for column in columns:
+        value = row.get(column)
+        if type(value) in (int, float) and column == columns[1] and abs(value) < math.inf:
+            value = str(value)
         if not isinstance(value, str) or not value.strip():
             said = f"{column} must be a text that is not empty, is {value!r:.60}"
             raise BadLine("missing field" if value is None else "wrong type", said)
+        texts.append(value)
     given = row.get("id")
     if isinstance(given, (bool, dict, list)):
         raise BadLine("wrong type", f"id {given!r:.60} is neither text nor number")
     meta = {key: value for key, value in row.items() if key not in (*columns, "id")}
+    asked, answer = texts
     return Question(name if given is None else str(given), asked, final_answer(answer), meta)
 
 

@@ -183,9 +183,7 @@ def valid_line(rng: random.Random) -> dict[str, Any]:
     """A good trace line, with every field that is known."""
     number = rng.randrange(8)
     line = trace_line(number, steps=3 + number % 3)
-    ids = [
-        token_offsets(TOKENIZER, line[name])[0].tolist() for name in ("prompt", "response")
-    ]
+    ids = [token_offsets(TOKENIZER, line[name])[0].tolist() for name in ("prompt", "response")]
     line["token_ids"] = {"prompt": ids[0], "response": ids[1], "end": 1, "tokenizer": None}
     line["ground_truth"], line["model"] = str(number), "tiny"
     line["steps"][0] |= {"kind": "confused", "score": 0.5, "votes": {"a": "essential"}}

@@ -245,7 +245,9 @@ def test_traces_that_the_heads_were_chosen_on_are_left_out(tmp_path: Path) -> No
         text = "\n".join(x if isinstance(x, str) else json.dumps(x) for x in content)
         file.write_bytes(gzip.compress(text.encode()) if file.suffix == ".gz" else text.encode())
         found = [trace.id for trace in TraceChoice(file).choose(heads).traces]
-        assert found == [name for name in held if name != json.loads(lines[1])["id"]] or found == held
+        assert (
+            found == [name for name in held if name != json.loads(lines[1])["id"]] or found == held
+        )
 
 
 @pytest.mark.parametrize("selection", [None, {"by": "sra"}, {"select_traces": 225}])

@@ -150,7 +150,11 @@ def test_files_that_are_no_lines_of_text_say_what_they_are(tmp_path: Path, skip_
     array = json.dumps([trace_line(n) for n in range(2)], indent=2)
     for name, content, message in (
         ("cut.jsonl.gz", whole[:middle], "damaged gzip"),
-        ("torn.jsonl.gz", whole[:middle] + b"\xff\x00\xff" + whole[middle + 3 :], "damaged gzip|JSON"),
+        (
+            "torn.jsonl.gz",
+            whole[:middle] + b"\xff\x00\xff" + whole[middle + 3 :],
+            "damaged gzip|JSON",
+        ),
         ("array.jsonl", array.encode(), "a JSON array, not JSON lines; write one object a line"),
         ("one.jsonl", json.dumps([GOOD]).encode(), "a JSON array, not JSON lines"),
         ("wide.jsonl", json.dumps(GOOD).encode("utf-16"), "UTF-16; save it as UTF-8"),
@@ -232,10 +236,17 @@ def test_label_files(tmp_path: Path) -> None:
 def test_bad_label_lines_may_be_left_out(tmp_path: Path) -> None:
     traces = trace_file(tmp_path / "t.jsonl", 2)
     good = [{"id": "t/0", "step": s, "label": LABELS[s % 2]} for s in range(3)]
-    bad = ["{", {"id": 1.5, "step": 0, "label": None}, {**good[0], "step": True}, {**good[0], "label": "?"}]
-    labels = write_lines(tmp_path / "labels.jsonl", [*good, *bad, {**good[0], "label": "redundant"}])
+    bad = [
+        "{",
+        {"id": 1.5, "step": 0, "label": None},
+        {**good[0], "step": True},
+        {**good[0], "label": "?"},
+    ]
+    labels = write_lines(
+        tmp_path / "labels.jsonl", [*good, *bad, {**good[0], "label": "redundant"}]
+    )
     source = TraceSource(traces, segmenter="line", labels=str(labels))
-    with pytest.raises(DataError, match="line 4: not JSON .* --skip-bad"):
+    with pytest.raises(DataError, match=r"line 4: not JSON .* --skip-bad"):
         list(prepare_traces(source))
     report = SourceReport()
     found = list(prepare_traces(replace(source, skip_bad=True), report))

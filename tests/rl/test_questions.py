@@ -141,7 +141,10 @@ def test_final_answers_of_solutions(tmp_path: Path) -> None:
         ([{"answer": "x"}], r"line 1: no question"),
         ([SUMS[0], {"question": "x", "answer": " "}], r"line 2: answer must be a text"),
         ([{"question": None, "answer": "1"}], r"line 1: question must be a text"),
-        ([{**SUMS[0], "id": "a"}, {**SUMS[1], "id": "a"}], r"line 2: the id 'a' stands on an earlier"),
+        (
+            [{**SUMS[0], "id": "a"}, {**SUMS[1], "id": "a"}],
+            r"line 2: the id 'a' stands on an earlier",
+        ),
         ([], r"holds no question"),
         (["{"], r"line 1: not JSON .* --skip-bad"),
         (["3"], r"line 1: a line must be a JSON object"),

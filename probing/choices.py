@@ -24,9 +24,11 @@ BATCH_TOKENS = 8192
 
 Selection = Literal["top", "greedy"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
-Null = Literal["shuffle", "rotate"]
+Null = Literal["problems", "shuffle", "rotate"]
 NULLS: tuple[Null, ...] = get_args(Null)
-PERMUTATIONS = 1000  # of labels, for the null of the best head
+PERMUTATIONS = 1000  # of signs or labels, for the null of the best head
+Control = Literal["none", "random-weights"]  # one that takes a pass over the traces
+CONTROL_MODELS: tuple[Control, ...] = get_args(Control)
 DRAWS = 200  # of fewer problems, of each size
 LADDER = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # numbers of problems to draw
 

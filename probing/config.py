@@ -11,6 +11,7 @@ from probing.choices import (
     PERMUTATIONS,
     Answer,
     Backend,
+    Control,
     Metric,
     Null,
     Selection,
@@ -48,9 +49,14 @@ class ProbeConfig(ModelSource, TraceReading, StepCutting, TraceChoosing):
     by: Metric = choice("sra", "Metric to pick heads by.", panel=RANKING)
     select: Selection = choice("top", "How heads are picked.", panel=RANKING)
     top: int = choice(3, "Number of heads in the set.", least=1, panel=RANKING)
-    null: Null = choice("shuffle", "How labels are permuted.", panel=RANKING)
-    permutations: int = choice(PERMUTATIONS, "Labellings of the null.", least=1, panel=RANKING)
-    seed: int = choice(0, "Of bootstrap and permutations.", panel=RANKING)
+    null: Null = choice(
+        "problems", "What chance is: no ranking of new problems, or permuted labels.", panel=RANKING
+    )
+    permutations: int = choice(PERMUTATIONS, "Draws of the null.", least=1, panel=RANKING)
+    control: Control = choice(
+        "none", "Score the traces once more by a model of the same shape.", panel=RANKING
+    )
+    seed: int = choice(0, "Of bootstrap, null and random weights.", panel=RANKING)
     backend: Backend = choice("transformers", "What captures attention.", panel=MODEL)
     batch_tokens: int = choice(BATCH_TOKENS, "Tokens in a forward pass.", least=1, panel=MODEL)
     resume: bool = choice(True, "Go on from the traces scored in --out.", panel=MODEL)

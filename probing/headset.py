@@ -75,7 +75,7 @@ class HeadSet:
 
         None where the set does not say: an older or a published one.
         """
-        return frozenset((self.selection or {}).get("select_problems") or ()) or None
+        return frozenset((self.selection or {}).get("problems_chosen_on") or ()) or None
 
     def save(self, path: str | Path) -> None:
         """Write the set, whole or not at all."""
@@ -135,7 +135,7 @@ class HeadSet:
                     raise ValueError(unknown(name, given, known))
             if head_set.segmenter is not None:
                 shaped(_Cut, head_set.segmenter)
-            for name in ("select_problems", "held_out_problems"):
+            for name in ("problems_chosen_on", "problems_held_out"):
                 shaped(list[str], (head_set.selection or {}).get(name) or [])
         except (ConfigError, ValueError) as error:
             raise DataError(f"{path}: not a head set, or a damaged one ({error})") from error

@@ -2,9 +2,10 @@
 
 1. Read and check the traces; nothing is loaded before the file is known to be good.
 2. Load the model and prove the capture on it.
-3. Score: each trace's steps for every head, stored one by one (`probing.attention.store`).
+3. Score: each trace's steps for every head, stored one by one (`probing.attention.store`); where
+   that is asked for, once more by a model of random weights, as a control.
 4. Rank: SRA, balanced SRA and the gate, with intervals, controls and the null of the maximum.
-5. Select heads on one half of the traces and report them on the other.
+5. Select heads on one half of the problems and report them on the other.
 6. Write `scores.parquet`, `sra.parquet`, `heads.json` and `run.json`.
 """
 
@@ -25,7 +26,7 @@ from probing.files.headers import file_hash, file_header, json_number
 from probing.folder import ProbeResult
 from probing.headset import HeadFigures, HeadSet
 from probing.models.identity import ModelCard, context_limit, model_settings
-from probing.models.load import load_model, load_tokenizer
+from probing.models.load import load_model, load_tokenizer, with_random_weights
 from probing.models.processes import Processes
 from probing.ranking.metrics import RankedTrace, ranked_trace
 from probing.ranking.rank import Ranking, rank_heads
@@ -71,6 +72,7 @@ def probe(
         store.open(config.resume)
     processes.wait()
     speed, heads = _score(config, model, tokenizer, store, ids, processes, progress)  # 3
+    of_random = _random_scores(config, model, tokenizer, ids, processes, progress)
     processes.wait()
     if processes.rank != 0:
         return None
@@ -78,6 +80,7 @@ def probe(
     scored = {trace_id: stored[trace_id] for trace_id in ids}
     counter = _Counter(report, tokenizer, context_limit(model.config))
     rows: list[RankedTrace] = []
+    random: list[RankedTrace] = []
     marks: dict[str, set[str]] = {}
     with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
         for trace in prepare_traces(config.source):  # once more: one in memory at a time
@@ -85,9 +88,11 @@ def probe(
             counter.count(trace, scored[trace.id], row)
             rows += [row] if row else []
             marks[trace.id] = problem_marks(trace)
+            if row and (control := of_random.get(trace.id)):
+                random += [same] if (same := ranked_trace(trace, control)) else []
             write(trace)
             bar(1, 0)
-    ranking = rank_heads(config, heads, rows, progress)  # 4, 5
+    ranking = rank_heads(config, heads, rows, progress, random)  # 4, 5
     result = _result(ranking, ModelCard.of(config.model, model.config), report, speed)
     result.write(head_set_of(result, result.card, marks))  # 6
     return result
@@ -143,6 +148,27 @@ def _score(
     seconds = time.perf_counter() - started
     speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds, "resumed": len(done)}
     return speed, capture.heads
+
+
+def _random_scores(
+    config: ProbeConfig,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    ids: list[str],
+    processes: Processes,
+    progress: Progress,
+) -> dict[str, ScoredTrace]:
+    """Scores of a model of random weights in a folder of their own; none where not asked for."""
+    if config.control == "none":
+        return {}
+    fresh = with_random_weights(model, config.seed)
+    store = ScoreStore(Path(config.out) / "random-weights", score_settings(config, fresh))
+    if processes.rank == 0:
+        store.open(config.resume)
+    processes.wait()
+    _score(config, fresh, tokenizer, store, ids, processes, progress)
+    processes.wait()
+    return store.load() if processes.rank == 0 else {}
 
 
 class _Counter:
@@ -210,10 +236,11 @@ def head_set_of(ranking: Ranking, card: ModelCard, marks: Mapping[str, set[str]]
             "by": config.by,
             "how": config.select,
             "split": "halves by SHA-256 of the trace id, traces of one problem together",
+            "unit": "problem",
             "select_traces": len(counts["select_traces"]),
             "held_out_traces": len(counts["held_out_traces"]),
-            "select_problems": marks_of(counts["select_traces"], marks),
-            "held_out_problems": marks_of(counts["held_out_traces"], marks),
+            "problems_chosen_on": marks_of(counts["select_traces"], marks),
+            "problems_held_out": marks_of(counts["held_out_traces"], marks),
             "ensemble_held_out": figures,
             "controls": {
                 row["control"]: {metric: json_number(row[metric]) for metric in METRICS}
@@ -236,6 +263,6 @@ def _head_figures(config: ProbeConfig, row: pd.Series) -> HeadFigures:
         balanced=json_number(row["balanced"]),
         balanced_interval=None if low is None or high is None else (low, high),
         gating=float(row["gating"]),
-        p=None if config.by == "gating" else json_number(row[f"{config.by}_p"]),
+        p=json_number(row.get(f"{config.by}_p")),
         held_out={metric: v for metric, v in held_out.items() if v is not None},
     )

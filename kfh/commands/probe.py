@@ -72,6 +72,7 @@ def run_probe(config: ProbeConfig) -> None:
         return
     from kfh.findings.base import heads_text
     from kfh.findings.probe import probe_tables
+    from kfh.findings.summary import probe_summary
     from probing.choices import METRIC_NAMES
     from probing.figures.probe import heatmap
     from probing.figures.style import save_figure
@@ -82,6 +83,8 @@ def run_probe(config: ProbeConfig) -> None:
     console.print(
         f"[bold]Head set[/bold] (*): {heads_text(result.chosen)}, by {way}", soft_wrap=True
     )
+    for sentence in probe_summary(result)[2:]:
+        console.print(sentence, soft_wrap=True)
     print_tables([], result.caveats)
     save_figure(heatmap(result, result.config.by), result.folder / "heatmap.png")
     if result.speed["traces"]:

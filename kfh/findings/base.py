@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rl.runs.folders import Run
 
 
-FEW_TRACES = 20  # fewer give rough intervals
 FEW_SEEDS = 3  # fewer say little of the next seed
 Row = Mapping[str, Any]
 

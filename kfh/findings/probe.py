@@ -74,7 +74,9 @@ def probe_tables(result: ProbeResult) -> list[Table]:
 def heads_table(result: ProbeResult) -> Table:
     """The best heads, and those of the set that are not among them."""
     by, best = result.config.by, result.best()
-    p = "balanced_p" if by == "balanced" else "sra_p"
+    p = f"{by}_p" if f"{by}_p" in best else "sra_p"
+    count = result.counts.get("problems")  # not counted by probes of before
+    problems = f"{count} problems" if count else "traces"
     rows: list[tuple[Cell, ...]] = [
         (
             f"{layer}.{head}{' *' if (layer, head) in result.chosen else ''}",
@@ -87,8 +89,8 @@ def heads_table(result: ProbeResult) -> Table:
     ]
     title = (
         f"Best heads by {METRIC_NAMES[by]} on {result.counts['ranked']} traces, of "
-        f"{len(result.table)}; * in the set; in brackets 95 % over traces; p against the best head "
-        "by chance"
+        f"{len(result.table)}; * in the set; in brackets 95 % over {problems}; p against the best "
+        "head by chance"
     )
     columns = ("head", "SRA", "balanced", "gating", "p", "score over S_base: essential, redundant")
     return Table(title, (*columns, f"{METRIC_NAMES[by]}: half chosen on → held out"), rows)
@@ -103,13 +105,15 @@ def controls_table(result: ProbeResult) -> Table:
         )
         for _, row in result.controls.iterrows()
     ]
-    null = (result.null[metric] for metric in ("sra", "balanced"))
-    chance = [f"{number(best['mean'])} (95 % {number(best['q95'])})" for best in null]
-    kind = f"{result.config.null}, {result.config.permutations} labellings"
+    chance = [
+        f"{number(best['mean'])} (95 % {number(best['q95'])})" if best else NONE
+        for best in map(result.null.get, METRICS)
+    ]
+    kind = f"{result.config.null}, {result.config.permutations:,} draws"
     return Table(
         "Controls: scorers beside the heads, and the null of the best head",
         ("scorer", "SRA", "balanced", "gating"),
-        [*rows, (f"best head by chance ({kind})", *chance, NONE)],
+        [*rows, (f"best head by chance ({kind})", *chance)],
     )
 
 

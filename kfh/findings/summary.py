@@ -15,7 +15,9 @@ from probing.folder import ProbeResult
 from probing.interventions.claims import DIGITS, MEASURES, Claim
 from probing.interventions.outcomes import NONE as AS_IT_IS
 from probing.numbers import Number, exists, number
-from probing.ranking.rank import best_control
+from probing.ranking.caveats import RARE
+from probing.ranking.null import null_words
+from probing.ranking.rank import beaten, best_control
 
 if TYPE_CHECKING:
     from rl.runs.folders import Run
@@ -24,8 +26,9 @@ FEW_PAIRS = 3  # of probes; of more the lowest and the highest are named
 
 
 def probe_summary(result: ProbeResult) -> list[str]:
-    """The best head and the head set, each beside the best control."""
-    by, counts, table = result.config.by, result.counts, result.table
+    """The best head and the head set, each beside the best control; the verdict, and its null."""
+    config, counts, table = result.config, result.counts, result.table
+    by, problems = config.by, counts.get("problems", counts["ranked"])
     best = table.loc[table[by].idxmax()]
     control = best_control(result.controls, by)
     rivals = [control] if control else []
@@ -40,13 +43,31 @@ def probe_summary(result: ProbeResult) -> list[str]:
         f"Head set {heads_text(result.chosen)}: {METRIC_NAMES[by]} {Number.column(point, by)} on "
         f"{len(counts['held_out_traces'])} traces that it was not chosen on."
         + _against(rivals, point[f"{by}_low"]),
+        probe_verdict(result),
+        f"{null_words(config.null, problems, len(table), config.permutations)}.",
     ]
+
+
+def probe_verdict(result: ProbeResult) -> str:
+    """What the best head is shown to do, in words: beyond chance, and beyond the controls."""
+    by, table = result.config.by, result.table
+    best = table.loc[table[by].idxmax()]
+    name, p = f"head {int(best['layer'])}.{int(best['head'])}", best.get(f"{by}_p")
+    what = "steps of new problems" if result.config.null == "problems" else "these steps"
+    if not exists(p) or p > RARE:
+        value = f" (p = {number(p)})" if exists(p) else ""
+        return f"Verdict: that any head ranks the {what} better than chance is not shown{value}."
+    control = best_control(result.controls, by)
+    verdict = f"Verdict: {name} ranks the {what} better than chance (p = {number(p)})"
+    if control is None or beaten(control[1], best[f"{by}_low"]):
+        return f"{verdict} and than every control."
+    return f"{verdict}, but not shown better than a control does, {control[0]}."
 
 
 def _against(rivals: Sequence[tuple[str, float]], low: float | None) -> str:
     """What a figure must beat, and whether the whole interval lies above it."""
     parts = [
-        f"{name} {number(value)}, {'beaten' if low is not None and value < low else 'not beaten'}"
+        f"{name} {number(value)}, {'beaten' if beaten(value, low) else 'not beaten'}"
         for name, value in rivals
     ]
     return f" Held against: {'; '.join(parts)}." if parts else ""

@@ -210,7 +210,7 @@ def heads(result: ProbeResult, metric: str = "sra") -> Figure:
     rank = np.arange(1, len(table) + 1)
     ends = table[f"{metric}_low"], table[f"{metric}_high"]
     look: dict[str, Any] = {"color": BLUE, "alpha": 0.2, "lw": 0}
-    axes.fill_between(rank, *ends, label="95 % interval over traces", **look)
+    axes.fill_between(rank, *ends, label="95 % interval over problems", **look)
     axes.plot(rank, table[metric], color=BLUE, label="single heads")
     if metric in result.null:
         null = result.null[metric]["q95"]

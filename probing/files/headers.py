@@ -116,10 +116,19 @@ def refuse_overwriting(out: Path | str, *inputs: Path | str | None) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as indented JSON, whole or not at all."""
+    """Write `content` as indented JSON, whole or not at all; what is no number becomes null."""
     with whole_file(path) as temporary:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(_json_value(content), indent=1, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _json_value(value: Any) -> Any:
+    """The value with null for every float that is infinite or not a number."""
+    if isinstance(value, dict):
+        return {key: _json_value(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(inner) for inner in value]
+    return json_number(value) if isinstance(value, float) else value
 
 
 def file_hash(path: Path) -> str:

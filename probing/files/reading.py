@@ -9,8 +9,8 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Hashable, Iterator
-from functools import cache
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -120,7 +120,7 @@ def shaped(kind: type[Kind], content: Any) -> Kind:
 
     text = json.dumps(content, allow_nan=False)
     try:
-        found: Kind = _adapter(cast("Hashable", kind)).validate_json(text, strict=True)
+        found: Kind = _adapter(cast("Any", kind)).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
@@ -128,9 +128,9 @@ def shaped(kind: type[Kind], content: Any) -> Kind:
     return found
 
 
-@cache
-def _adapter(kind: Hashable) -> Any:
+@lru_cache(maxsize=64)
+def _adapter(kind: Any) -> Any:
     """What checks a type, made once; pydantic takes a while to import, and to make one."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter[Any](kind)
+    return TypeAdapter(kind)

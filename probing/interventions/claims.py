@@ -10,7 +10,7 @@ import pandas as pd
 
 from probing.interventions.effects import MATCHED, OTHER_STEP
 from probing.interventions.outcomes import NONE, RANDOM
-from probing.numbers import Number
+from probing.numbers import Number, exists
 
 LOWER, HIGHER = "lower", "higher"
 FOLLOW, KEPT = "follow", "source_kept"  # measures of heads and steering
@@ -166,7 +166,8 @@ def _caveat(question: Question, dose: dict[str, Any]) -> str:
     if (question.arm, question.against) == ("low", NONE):
         if dose["holds"]:
             return "low-score steps are needed, too."
-        return "no harm is shown, nor ruled out." if dose["low"] < 0 else ""
+        open_ = not exists(dose["low"]) or dose["low"] < 0
+        return "no harm is shown, nor ruled out." if open_ else ""
     if dose["holds"]:
         return ""
     return "an effect is not shown." if question.against == NONE else "the control is not beaten."

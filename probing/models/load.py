@@ -170,3 +170,36 @@ def load_frozen(folder: Path) -> tuple[PreTrainedModel, Any]:
 def pocket_model() -> Path:
     """Folder of the embedded model, the pocket reasoner (data/pocket/README.md)."""
     return data_path("pocket")
+
+
+def with_random_weights(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """A model of the same shape whose weights were never trained, drawn as its family draws them.
+
+    On the device and in the precision of the model; torch's own random state stays as it was.
+
+    Args:
+        model: a loaded one, of which only the config is taken.
+        seed: of the weights.
+
+    Raises:
+        ModelError: its family cannot be built from a config alone.
+    """
+    import copy
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    config.quantization_config = None
+    weight = next(model.parameters())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            fresh = AutoModelForCausalLM.from_config(config, dtype=weight.dtype)
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"no model of random weights for {config.model_type}: {error}") from (
+                error
+            )
+    fresh.to(weight.device)
+    drawn: PreTrainedModel = fresh.eval()
+    return drawn

@@ -6,6 +6,7 @@ from .metrics import contrast as contrast
 from .metrics import gating_accuracy as gating_accuracy
 from .metrics import metric_table as metric_table
 from .metrics import step_ranking_accuracy as step_ranking_accuracy
+from .null import flipped_null as flipped_null
 from .null import max_null as max_null
 from .null import p_values as p_values
 from .rank import Ranking as Ranking

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from probing.choices import METRIC_NAMES
-from probing.ranking.rank import Ranking, best_control
+from probing.numbers import exists
+from probing.ranking.rank import Ranking, beaten, best_control
 
-FEW_TRACES = 20  # fewer give rough intervals
+FEW_PROBLEMS = 20  # fewer give rough intervals
+RARE = 0.05  # a p-value up to this says that chance alone is no explanation
 LABELS = {
     "rules": "The labels are by rules (phrases and repetition): rough, no ground truth.",
     "ablation": "The labels are by cause, as this or another model sees it: a step that a later "
@@ -27,6 +29,7 @@ def ranking_caveats(ranking: Ranking) -> list[str]:
     return [
         *_best_head(ranking),
         *_traces(ranking),
+        *_problems(ranking),
         *ranking.set_caveats,
         *_heads_of_the_set(ranking),
         *_held_out(ranking),
@@ -63,7 +66,7 @@ def _best_head(ranking: Ranking) -> Iterator[str]:
     best = ranking.table.loc[ranking.table[ranking.config.by].idxmax()]
     name = f"head {int(best['layer'])}.{int(best['head'])}"
     control = best_control(ranking.controls, "sra")
-    if control and control[1] >= best["sra_low"]:
+    if control and not beaten(control[1], best["sra_low"]):
         yield (
             f"{control[0]} alone reaches SRA {control[1]:.3f}, within the interval of {name} "
             f"({best['sra']:.3f}, from {best['sra_low']:.3f}): look at balanced SRA."
@@ -73,10 +76,34 @@ def _best_head(ranking: Ranking) -> Iterator[str]:
             f"{name} has no balanced SRA: in no trace do pairs of both orders exist, so that what "
             "it sees cannot be told from position."
         )
-    elif best["balanced_p"] > 0.05:
+    elif best["balanced_p"] > RARE:
         yield (
             f"The balanced SRA of {name} ({best['balanced']:.3f}) is what the best of "
             f"{len(ranking.table)} heads reaches by chance (p = {best['balanced_p']:.2f})."
+        )
+
+
+def _problems(ranking: Ranking) -> Iterator[str]:
+    """Few problems; and a null that is not the claim's."""
+    counts, null = ranking.counts, ranking.config.null
+    if "problems" not in counts:  # of a probe before problems were counted
+        yield (
+            "The intervals of this probe are over traces: where problems have several, they are "
+            "too narrow. Probe again: nothing is scored anew."
+        )
+        return
+    problems = counts["problems"]
+    if problems < FEW_PROBLEMS:
+        yield f"{problems} problems are few: the intervals are rough."
+    if null == "problems" and 1 / 2**problems > RARE:
+        yield (
+            f"{problems} problems cannot give a p below {1 / 2**problems:.2f}, whatever the heads "
+            "do: whether one ranks the steps of new problems is not known."
+        )
+    if null != "problems" and counts["ranked"] > problems:
+        yield (
+            f"p by {null} takes {counts['ranked']} traces of {problems} problems for independent: "
+            "it comes out too small. Use --null problems."
         )
 
 
@@ -86,8 +113,6 @@ def _traces(ranking: Ranking) -> Iterator[str]:
             f"{beyond} traces are longer than the model's context; what it attends to there may "
             "mean little."
         )
-    if ranking.counts["ranked"] < FEW_TRACES:
-        yield f"{ranking.counts['ranked']} traces are few: the intervals are rough."
 
 
 def _heads_of_the_set(ranking: Ranking) -> Iterator[str]:
@@ -99,7 +124,7 @@ def _heads_of_the_set(ranking: Ranking) -> Iterator[str]:
             f"{layer}.{head} ({row[metric]:.3f}, from {row[f'{metric}_low']:.3f})"
             for layer, head in ranking.chosen
             for row in [rows.loc[(layer, head)]]
-            if control[1] >= row[f"{metric}_low"]
+            if not beaten(control[1], row[f"{metric}_low"])
         ]
         if weak:
             yield (
@@ -111,7 +136,8 @@ def _heads_of_the_set(ranking: Ranking) -> Iterator[str]:
 def _held_out(ranking: Ranking) -> Iterator[str]:
     by, point = ranking.config.by, ranking.set_point
     held_out, selected = point[by], point[f"{by}_select"]
-    if None not in (held_out, selected) and selected > point[f"{by}_high"]:
+    known = exists(held_out) and exists(selected) and exists(point[f"{by}_high"])
+    if known and selected > point[f"{by}_high"]:
         yield (
             f"The set's {METRIC_NAMES[by]} is {selected:.3f} on the half that it was chosen on, "
             f"beyond the interval on the other half, {held_out:.3f} ({point[f'{by}_low']:.3f}–"

@@ -1,16 +1,89 @@
-"""What keeps a ranking honest: intervals, a split by hash, and the null of the best of many."""
+"""The best of many heads by chance: what its figure must exceed, under a null that is named.
+
+`problems`, the default, tests what is claimed of a head: that it ranks the steps of *new problems*
+better than chance. A problem with all its traces is one observation. `shuffle` and `rotate` test
+less: that the labels of *these traces* have nothing to do with the scores. Where a problem has
+several traces, or a head likes one step of a problem whatever its label, theirs is false far more
+often than the claim is true.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from probing.choices import NULLS, PERMUTATIONS
+from probing.choices import METRICS, NULLS, PERMUTATIONS
 from probing.errors import ConfigError
+from probing.intervals import by_group
 from probing.ranking.metrics import RankedTrace, ranking_counts
 from probing.settings import unknown
+
+CHANCE = 0.5  # of every metric, for scores that know nothing of the labels
+Null = tuple[Float[np.ndarray, "head"], Float[np.ndarray, "draw"]]  # p-values, best by chance
+
+
+def sign_flips(
+    groups: int, draws: int = PERMUTATIONS, seed: int = 0
+) -> Float[np.ndarray, "draw group"]:
+    """Signs of each group in each draw; the first draw is the observed one, all +1.
+
+    All 2ⁿ of them where they are no more than `draws`; else drawn at random.
+
+    Example:
+        >>> sign_flips(2, 100).tolist()
+        [[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]
+    """
+    if groups < 63 and 2**groups <= draws:
+        return 1.0 - 2.0 * (np.arange(2**groups)[:, None] >> np.arange(groups) & 1)
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (draws + 1, groups))
+    signs[0] = 1.0
+    return signs
+
+
+def flipped_null(
+    values: Float[np.ndarray, "head trace"],
+    groups: Sequence[str],
+    *,
+    draws: int = PERMUTATIONS,
+    seed: int = 0,
+) -> Null:
+    """Test over problems that a head ranks better than chance, for the best of all heads (eq. 25).
+
+        d_g = Σ_{traces of g} (value − ½),  T = Σ_g d_g / √(Σ_g d_g²),  p = P(max_h T* ≥ T)
+
+    where T* has the sign of every d_g drawn, the same for all heads. Null: on problems like these
+    the head's figure lies as often and as far below ½ as above. With √Σd² unchanged by signs, T
+    grows with Student's t; the maximum over heads corrects for the choice among them (Westfall and
+    Young 1993; Romano and Wolf 2005, JASA 100, 94–108).
+
+    Args:
+        values: of a metric; not a number where a trace has none.
+        groups: the problem of each trace; n of them give no p below 1 / 2ⁿ.
+        draws: of signs.
+        seed: of the draws.
+
+    Returns:
+        p of each head, one-sided, not a number where it has no figure; and the figure of the best
+        head in each draw but the observed one, none where no head has a figure.
+
+    Example: three problems leave eight ways to set the signs, of which one is as good.
+        >>> p, chance = flipped_null(np.array([[0.9, 0.8, 0.7]]), ["a", "b", "c"])
+        >>> float(p[0]), len(chance)
+        (0.125, 7)
+    """
+    sums = by_group(np.nan_to_num(values - CHANCE), groups)
+    counted = (~np.isnan(values)).sum(axis=1)
+    norms = np.sqrt((sums**2).sum(axis=1))
+    flipped = sign_flips(sums.shape[1], draws, seed) @ sums.T  # (draw, head)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        t = np.where(norms > 0, flipped / norms, 0.0)
+        figures = CHANCE + flipped / counted
+    known = counted > 0
+    reached = _reached(t[0], t.max(axis=1)) / len(t)
+    best = figures[1:][:, known].max(axis=1) if known.any() else figures[1:1, 0]
+    return np.where(known, reached, np.nan), best
 
 
 def permuted_labels(
@@ -46,6 +119,9 @@ def max_null(
         permutations: number of labellings; the smallest p-value is 1 / (permutations + 1).
         seed: of the permutations.
         advance: called after each trace, for a progress bar.
+
+    Raises:
+        ConfigError: an unknown kind.
     """
     rng = np.random.default_rng(seed)
     n_heads = traces[0].scores.shape[0]
@@ -71,7 +147,66 @@ def p_values(
     Corrected for the choice among all heads: p ≤ 0.05 for one head is as rare as any head
     reaching its figure by chance in one of twenty studies. Not a number where there is no figure.
     """
-    ordered = np.sort(null)
-    reached = len(null) - np.searchsorted(ordered, figures - 1e-12, side="left")
-    p: np.ndarray = np.where(np.isnan(figures), np.nan, (1 + reached) / (len(null) + 1))
-    return p
+    reached = 1 + _reached(figures, null)
+    return np.where(np.isnan(figures), np.nan, reached / (len(null) + 1))
+
+
+def _reached(
+    figures: Float[np.ndarray, "head"], null: Float[np.ndarray, "draw"]
+) -> Int[np.ndarray, "head"]:
+    """How many draws reach each figure."""
+    return len(null) - np.searchsorted(np.sort(null), figures - 1e-12, side="left")
+
+
+def best_by_chance(
+    traces: Sequence[RankedTrace],
+    values: Mapping[str, Float[np.ndarray, "head trace"]],
+    kind: str,
+    draws: int,
+    seed: int,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Null]:
+    """p-values and the best head by chance of every metric that the kind of null has them for.
+
+    Args:
+        traces: with scores of every head.
+        values: every metric of them (`metric_table`).
+        kind: of NULLS; see the top of this module.
+        draws: of signs or labellings.
+        seed: of the draws.
+        advance: called after each trace, for a progress bar.
+
+    Raises:
+        ConfigError: an unknown kind.
+    """
+    if kind == "problems":
+        groups = [trace.group for trace in traces]
+        for _ in traces:
+            advance()
+        return {str(m): flipped_null(values[m], groups, draws=draws, seed=seed) for m in METRICS}
+    null = max_null(traces, kind=kind, permutations=draws, seed=seed, advance=advance)
+    with np.errstate(invalid="ignore"):
+        return {m: (p_values(np.nanmean(values[m], axis=1), v), v) for m, v in null.items()}
+
+
+def null_words(kind: str, problems: int, heads: int, draws: int) -> str:
+    """Which null the p-values are under, for the foot of a table.
+
+    Args:
+        kind: of NULLS.
+        problems: that were ranked.
+        heads: among which the best one is chosen.
+        draws: of signs or labellings.
+    """
+    if kind == "problems":
+        signs = f"{min(draws, 2**problems) if problems < 63 else draws:,}"
+        return (
+            f"p: how often the best of {heads} heads would reach as much if none ranked the steps "
+            f"of new problems better than chance (signs of {problems} problems, {signs} draws). "
+            "It does not say why a head ranks: position and length do so too, see the controls"
+        )
+    return (
+        f"p: how often the best of {heads} heads would reach as much if the labels of these very "
+        f"traces had nothing to do with the scores (labels by {kind}, {draws:,} draws). It says "
+        "nothing of new problems"
+    )

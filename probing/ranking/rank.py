@@ -15,6 +15,7 @@ from probing.config import ProbeConfig
 from probing.errors import DataError
 from probing.files.headers import json_number, part_json
 from probing.intervals import bootstrap_interval, mean_over_traces
+from probing.numbers import Number, exists
 from probing.ranking.metrics import (
     BUILT_IN,
     CONTROLS,
@@ -23,9 +24,11 @@ from probing.ranking.metrics import (
     control_scores,
     metric_table,
 )
-from probing.ranking.null import max_null, p_values
+from probing.ranking.null import best_by_chance
 from probing.ranking.select import CURVE, ensemble_values, select_greedy, select_top, split_halves
 from probing.settings import Progress, no_progress
+
+RANDOM_WEIGHTS = "best head of random weights"  # a control
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,15 +38,16 @@ class Ranking:
     Args:
         config: the settings.
         table: a row a head, in the order of layers and heads: every metric with its 95 % interval
-            (`sra`, `sra_low`, `sra_high`, …), on both halves (`sra_select`, `sra_held_out`), and
-            p-values against the best head by chance (`sra_p`).
-        controls: a row a control (`probing.ranking.metrics.CONTROLS`), in the same columns.
+            over problems (`sra`, `sra_low`, `sra_high`, …), on both halves (`sra_select`,
+            `sra_held_out`), and p-values against the best head by chance (`sra_p`).
+        controls: a row a control (`probing.ranking.metrics.CONTROLS`), in the same columns; the
+            best head of a model of random weights where that was asked for.
         curves: ensembles of 1 … 10 heads by way of selection; each point names the head `added`.
         chosen: the heads of the set, in the order in which they were chosen.
         set_caveats: in sentences, where the set does not beat the best control.
         scorers: the controls of the user's, by name: name and hash of the function.
-        null: the best head by chance: `mean` and 95 % quantile `q95` of SRA and balanced SRA.
-        counts: traces, pairs, ids of both halves, and what was left out.
+        null: the best head by chance: `mean` and 95 % quantile `q95` by metric.
+        counts: problems, traces, pairs, ids of both halves, and what was left out.
     """
 
     config: ProbeConfig
@@ -67,8 +71,16 @@ def rank_heads(
     heads: Sequence[Head],
     traces: Sequence[RankedTrace],
     progress: Progress = no_progress,
+    random: Sequence[RankedTrace] = (),
 ) -> Ranking:
-    """Rank the heads, choose the set on one half of the traces and report it on the other.
+    """Rank the heads, choose the set on one half of the problems and report it on the other.
+
+    Args:
+        config: the settings.
+        heads: of the model, in the order of the scores.
+        traces: the labelled steps with their scores.
+        progress: makes progress bars.
+        random: the same traces as a model of random weights scores them, for a control.
 
     Raises:
         DataError: the traces are of fewer than two problems, so that no half is left to report on.
@@ -81,19 +93,18 @@ def rank_heads(
         )
     values = metric_table(traces)
     with progress("null of the best head", len(traces)) as advance:
-        null = max_null(
-            traces,
-            kind=config.null,
-            permutations=config.permutations,
-            seed=config.seed,
-            advance=lambda: advance(1, 0),
+        null = best_by_chance(
+            traces, values, config.null, config.permutations, config.seed, lambda: advance(1, 0)
         )
     table = pd.DataFrame(heads, columns=["layer", "head"])
-    _add_figures(table, values, halves, config.seed)
-    for metric in ("sra", "balanced"):
-        table[f"{metric}_p"] = p_values(table[metric].to_numpy(), null[metric])
+    _add_figures(table, values, traces, halves, config.seed)
+    for metric, (p, _) in null.items():
+        table[f"{metric}_p"] = p
     table["contrast_essential"], table["contrast_redundant"] = contrast(traces)
     controls = _controls(traces, halves, config.seed)
+    if random:
+        best = _best_of_random(config, random, halves)
+        controls = pd.concat([controls, best], ignore_index=True)
     curves = _curves(config, traces, table, halves, progress)
     points = curves[config.select][: config.top]
     return Ranking(
@@ -105,11 +116,15 @@ def rank_heads(
         set_caveats=set_caveats(controls, points[-1]),
         scorers={name: part_json(f) for name, f in CONTROLS.items() if name not in BUILT_IN},
         null={
-            metric: {"mean": float(v.mean()), "q95": float(np.quantile(v, 0.95))}
-            for metric, v in null.items()
+            metric: {"mean": float(best.mean()), "q95": float(np.quantile(best, 0.95))}
+            for metric, (_, best) in null.items()
+            if len(best)
         },
         counts={
             "ranked": len(traces),
+            "problems": len({trace.group for trace in traces}),
+            "select_problems": len({traces[place].group for place in halves[0]}),
+            "held_out_problems": len({traces[place].group for place in halves[1]}),
             "pairs": int(sum(t.essential.sum() * (~t.essential).sum() for t in traces)),
             "both_orders": int((~np.isnan(values["balanced"][0])).sum()),
             "select_traces": [traces[place].id for place in halves[0]],
@@ -136,26 +151,32 @@ def set_caveats(controls: pd.DataFrame, point: Mapping[str, Any]) -> list[str]:
     """
     metric = "sra_held_out" if "sra_held_out" in controls else "sra"
     control = best_control(controls, metric)
-    if control is None or control[1] < point["sra_low"]:
+    if control is None or beaten(control[1], point["sra_low"]):
         return []
-    beaten = "is not shown to beat" if control[1] < point["sra"] else "is no better than"
+    how = "is not shown to beat" if control[1] < point["sra"] else "is no better than"
     return [
-        f"The head set {beaten} {control[0]} on traces that it was not chosen on: SRA "
-        f"{point['sra']:.3f} ({point['sra_low']:.3f}–{point['sra_high']:.3f}) against "
-        f"{control[1]:.3f}."
+        f"The head set {how} {control[0]} on traces that it was not chosen on: SRA "
+        f"{Number.column(point, 'sra')} against {control[1]:.3f}."
     ]
+
+
+def beaten(control: float, low: float | None) -> bool:
+    """Whether a control lies below a whole interval; where there is no interval it does not."""
+    return exists(low) and low is not None and control < low
 
 
 def _add_figures(
     rows: pd.DataFrame,
     values: dict[str, Float[np.ndarray, "row trace"]],
+    traces: Sequence[RankedTrace],
     halves: tuple[list[int], list[int]],
     seed: int,
 ) -> None:
     """Add the columns of every metric: its mean, its interval, and its mean on each half."""
+    groups = [trace.group for trace in traces]
     for metric in METRICS:
         rows[metric] = mean_over_traces(values[metric])
-        limits = bootstrap_interval(values[metric], seed=seed)
+        limits = bootstrap_interval(values[metric], groups, seed=seed)
         rows[f"{metric}_low"], rows[f"{metric}_high"] = limits.T
     for name, half in zip(("select", "held_out"), halves, strict=True):
         for metric in METRICS:
@@ -170,11 +191,30 @@ def _controls(
     scores = [
         np.concatenate([control_scores(trace, name) for name in CONTROLS]) for trace in traces
     ]
-    _add_figures(rows, metric_table(traces, scores), halves, seed)
+    _add_figures(rows, metric_table(traces, scores), traces, halves, seed)
     # Only scores in the unit of attention can be held against S_base.
     gating = [column for column in rows if column.startswith("gating")]
     rows.loc[rows["control"] != "all heads", gating] = np.nan
     return rows
+
+
+def _best_of_random(
+    config: ProbeConfig, traces: Sequence[RankedTrace], halves: tuple[list[int], list[int]]
+) -> pd.DataFrame:
+    """A row for the best head of a model of random weights, chosen as the probed model's are.
+
+    The figures over all traces are those of the best head on all, those on the other half those of
+    the best head on the selection half: a choice among as many heads flatters both alike.
+    """
+    table = pd.DataFrame(index=range(len(traces[0].scores)))
+    _add_figures(table, metric_table(traces), traces, halves, config.seed)
+    best, chosen = (
+        select_top(table[name].to_numpy(), 1)[0] for name in (config.by, f"{config.by}_select")
+    )
+    row = table.loc[best].copy()
+    halved = [f"{metric}_{half}" for metric in METRICS for half in ("select", "held_out")]
+    row[halved] = table.loc[chosen, halved]
+    return pd.DataFrame([{"control": RANDOM_WEIGHTS, **row}])
 
 
 def _curves(
@@ -186,6 +226,7 @@ def _curves(
 ) -> dict[Any, list[dict[str, Any]]]:
     """Both ways of selection on the first half, ensembles of 1 … 10 heads on the second."""
     select, held_out = ([traces[place] for place in half] for half in halves)
+    groups = [trace.group for trace in held_out]
     size = min(max(CURVE, config.top), len(table))
     orders = {"top": select_top(table[f"{config.by}_select"].to_numpy(), size)}
     with progress("greedy selection", size) as advance:
@@ -200,7 +241,7 @@ def _curves(
         for metric in METRICS:
             values = ensemble_values(held_out, rows, metric)
             figures[metric] = json_number(mean_over_traces(values))
-            limits = bootstrap_interval(values[None], seed=config.seed)[0]
+            limits = bootstrap_interval(values[None], groups, seed=config.seed)[0]
             figures[f"{metric}_low"], figures[f"{metric}_high"] = map(json_number, limits)
             on_select = ensemble_values(select, rows, metric)
             figures[f"{metric}_select"] = json_number(mean_over_traces(on_select))

@@ -40,6 +40,7 @@ class Counts:
     steps: dict[str, int]
     left_out: dict[str, int]
     bad_lines: dict[str, int]
+    problems: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Chance:
-    """The best head by chance; null where there was none."""
+    """The best head by chance in a metric."""
 
     mean: float | None
     q95: float | None
-
-
-@dataclass(frozen=True)
-class Null:
-    """What `null` must hold."""
-
-    sra: Chance
-    balanced: Chance
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ class RunFile:
     counts: Counts
     controls: list[dict[str, float | str | None]]
     curves: dict[str, list[Point]]
-    null: Null
+    null: dict[str, Chance]
     set_caveats: list[str] | None = None
     scorers: dict[str, dict[str, Any]] | None = None
     speed: dict[str, float] | None = None
@@ -140,7 +133,7 @@ def _numbers(
         if name not in values:
             raise ValueError(f"{where}: no {name}")
     for name, value in values.items():
-        if isinstance(value, (bool, str)) or (value is None and name in ("sra", "sra_low")):
+        if isinstance(value, (bool, str)) or (value is None and name == "sra"):
             raise ValueError(f"{where}.{name}: {value!r:.40} is no number")
 
 
@@ -159,6 +152,6 @@ def _check_table(table: pd.DataFrame) -> set[tuple[int, int]]:
     heads = set(map(tuple, table[["layer", "head"]].to_numpy().tolist()))
     if not len(table) or len(heads) < len(table) or table[["layer", "head"]].to_numpy().min() < 0:
         raise ValueError("sra.parquet: no head, or one twice, or of no layer")
-    if not np.isfinite(table[["sra", "sra_low", "sra_high"]].to_numpy(float)).all():
+    if not np.isfinite(table["sra"].to_numpy(float)).all():
         raise ValueError("sra.parquet: an SRA that is no number")
     return heads

@@ -122,7 +122,8 @@ def _draw(
     figures = mean_over_traces(values[:, inside])
     chosen, wanted = ({*select_top(f, k)} for f in (figures, full))
     best, picked = int(full.argmax()), int(np.nan_to_num(figures, nan=-1.0).argmax())
-    limits = bootstrap_interval(values[best : best + 1, inside], resamples=WIDTH_RESAMPLES)[0]
+    of_best, groups = values[best : best + 1, inside], [str(name) for name in problem[inside]]
+    limits = bootstrap_interval(of_best, groups, resamples=WIDTH_RESAMPLES)[0]
     row = {
         "traces": float(inside.sum()),
         "best": float(figures[best]),

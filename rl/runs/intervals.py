@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, t
+from scipy.stats import t
 
-from probing.intervals import TAILS, Estimate, estimate_share, resampled
+from probing.intervals import TAILS, Estimate, estimate_share, resampled, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,15 +23,9 @@ SEEDS, PROBLEMS = (0, 4), (0, 7)  # streams of random numbers: drawn independent
 def seed_spread(seeds: int) -> float:
     """Factor on the deviations between seeds that makes a bootstrap of few seeds honest.
 
-    A percentile bootstrap of s values is too narrow twice over: it takes the variance with s in
-    place of s - 1, and normal in place of t quantiles (Hesterberg, The American Statistician
-    2015, section 4.1). The factor is t(s - 1, 97.5 %) / z(97.5 %) · sqrt(s / (s - 1)).
-
-    Example: 5 seeds: 2.776 / 1.960 · sqrt(5 / 4) = 1.584. One seed says nothing: 1.
+    That of `probing.intervals.spread`. One seed says nothing: 1.
     """
-    if seeds < 2:
-        return 1.0
-    return float(t.ppf(0.975, seeds - 1) / norm.ppf(0.975) * np.sqrt(seeds / (seeds - 1)))
+    return spread(seeds) if seeds > 1 else 1.0
 
 
 def hierarchical_bootstrap(

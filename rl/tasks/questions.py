@@ -131,7 +131,7 @@ def _question(row: Mapping[str, Any], columns: tuple[str, str], name: str) -> Qu
     """
     texts = []
     for column in columns:
-        value = row.get(column)
+        value: Any = row.get(column)
         if type(value) in (int, float) and column == columns[1] and abs(value) < math.inf:
             value = str(value)
         if not isinstance(value, str) or not value.strip():

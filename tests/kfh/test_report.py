@@ -211,9 +211,9 @@ def test_the_mean_of_all_heads_is_no_control_to_beat():
 
 def test_null_few_traces_labels_and_halves(folder):
     result = ProbeResult.load(folder)
-    assert "12 traces are few: the intervals are rough." in result.caveats
-    result.counts["ranked"] = 20
-    assert not [t for t in result.caveats if "traces are few" in t]
+    assert "12 problems are few: the intervals are rough." in result.caveats
+    result.counts["problems"] = 20
+    assert not [t for t in result.caveats if "problems are few" in t]
     result.table["balanced_p"] = 0.06
     assert any("reaches by chance (p = 0.06)" in t for t in result.caveats)
     result.table["balanced_p"] = 0.05

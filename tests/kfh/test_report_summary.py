@@ -37,13 +37,13 @@ def probed(low: float, held_out_low: float) -> Any:
     """A probe of two heads with these lower ends; recency reaches 0.6, chance 0.55."""
     table = pd.DataFrame(
         {"layer": [0, 2], "head": [1, 3], "sra": [0.5, 0.71], "sra_low": [0.4, low]}
-        | {"sra_high": [0.6, 0.8]}
+        | {"sra_high": [0.6, 0.8], "sra_p": [0.9, 0.01]}
     )
     point = {"sra": 0.7, "sra_low": held_out_low, "sra_high": 0.75, "added": [2, 3]}
     controls = pd.DataFrame({"control": ["recency", "all heads"], "sra": [0.6, 0.9]})
     return SimpleNamespace(
-        config=SimpleNamespace(by="sra"),
-        counts={"held_out_traces": ["a", "b", "c"]},
+        config=SimpleNamespace(by="sra", null="problems", permutations=1000),
+        counts={"held_out_traces": ["a", "b", "c"], "ranked": 6, "problems": 5},
         table=table,
         controls=controls,
         null={"sra": {"q95": 0.55}},
@@ -53,7 +53,9 @@ def probed(low: float, held_out_low: float) -> Any:
 
 
 def test_a_control_is_called_beaten_where_the_whole_interval_lies_above_it() -> None:
-    best, chosen = probe_summary(probed(0.61, 0.62))
+    best, chosen, verdict, null = probe_summary(probed(0.61, 0.62))
+    assert verdict.endswith("(p = 0.010) and than every control.")
+    assert "best of 2 heads" in null and "(signs of 5 problems, 32 draws)" in null
     assert best == (
         "Best of 2 heads: 2.3, SRA 0.710 (0.610–0.800). Held against: recency 0.600, beaten; best "
         "head by chance (95 %) 0.550, beaten."
@@ -62,7 +64,8 @@ def test_a_control_is_called_beaten_where_the_whole_interval_lies_above_it() -> 
         "Head set 2.3: SRA 0.700 (0.620–0.750) on 3 traces that it was not chosen on. Held "
         "against: recency 0.600, beaten."
     )
-    best, chosen = probe_summary(probed(0.6, 0.3))  # it touches the control
+    best, chosen, verdict, _ = probe_summary(probed(0.6, 0.3))  # it touches the control
+    assert verdict.endswith("but not shown better than a control does, recency.")
     assert "recency 0.600, not beaten; best head by chance (95 %) 0.550, beaten." in best
     assert chosen.endswith("recency 0.600, not beaten.")
 

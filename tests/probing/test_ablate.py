@@ -228,7 +228,7 @@ def test_traces_that_the_heads_were_chosen_on_are_left_out(tmp_path: Path) -> No
     held = [trace.id for trace in choice.traces]
     named = HeadSet.load("pocket").selection or {}
     marks = {mark for trace in choice.traces for mark in problem_marks(trace)}
-    assert marks == {*named["held_out_problems"]} and not marks & (heads.chosen_on or marks)
+    assert marks == {*named["problems_held_out"]} and not marks & (heads.chosen_on or marks)
     lines = path.read_text(encoding="utf-8").splitlines()[1:]
     changed = [json.loads(line) for line in lines]
     for line in changed:

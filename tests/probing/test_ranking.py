@@ -7,6 +7,8 @@ import importlib
 
 import numpy as np
 import pytest
+import scipy.stats
+from bench import chance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -26,12 +28,20 @@ from probing.ranking.metrics import (
     ranking_counts,
     step_ranking_accuracy,
 )
-from probing.ranking.null import max_null, p_values, permuted_labels
+from probing.ranking.null import flipped_null, max_null, p_values, permuted_labels
 from probing.ranking.select import ensemble_values, select_greedy, select_top, split_halves
 
 
 @pytest.mark.parametrize(
-    "name", ["ranking.metrics", "attention.scores", "traces.tokens", "traces.segmenters"]
+    "name",
+    [
+        "ranking.metrics",
+        "ranking.null",
+        "intervals",
+        "attention.scores",
+        "traces.tokens",
+        "traces.segmenters",
+    ],
 )
 def test_worked_examples(name: str) -> None:
     """The examples of the docstrings are true."""
@@ -171,13 +181,62 @@ def test_bootstrap_covers_the_mean() -> None:
     rng = np.random.default_rng(0)
     inside = 0
     for seed in range(200):
-        low, high = bootstrap_interval(rng.normal(0.6, 0.1, (1, 40)), resamples=400, seed=seed)[0]
+        values = rng.normal(0.6, 0.1, (1, 40))
+        low, high = bootstrap_interval(values, apart(40), resamples=400, seed=seed)[0]
         inside += low <= 0.6 <= high
     assert 176 <= inside <= 199
     values = np.array([[0.2, np.nan, 0.4], [np.nan, np.nan, np.nan]])
     assert mean_over_traces(values)[0] == pytest.approx(0.3)
-    low, high = bootstrap_interval(values[:1])[0]
+    low, high = bootstrap_interval(values[:1], apart(3))[0]
     assert 0.2 - 1e-9 <= low <= high <= 0.4 + 1e-9
+
+
+def apart(count: int) -> list[str]:
+    """Traces each of a problem of its own."""
+    return [f"p{number}" for number in range(count)]
+
+
+def test_the_unit_of_an_interval_is_the_problem() -> None:
+    """Eight traces of a problem that agree are no more than one; a row without a value has none."""
+    rng = np.random.default_rng(0)
+    of_problem = rng.random((3, 12))
+    once = bootstrap_interval(of_problem, apart(12))
+    names = [name for name in apart(12) for _ in range(8)]
+    np.testing.assert_allclose(bootstrap_interval(np.repeat(of_problem, 8, axis=1), names), once)
+    narrow = bootstrap_interval(np.repeat(of_problem, 8, axis=1), apart(96))
+    assert (np.diff(narrow) < 0.5 * np.diff(once)).all()
+    holes = np.array([[0.1, np.nan, 0.3], [np.nan] * 3, [0.4, np.nan, np.nan]])
+    limits = bootstrap_interval(holes, apart(3))
+    assert not np.isnan(limits[0]).any() and np.isnan(limits[1:]).all()
+    assert np.isnan(bootstrap_interval(of_problem, ["p"] * 12)).all()  # one problem says nothing
+
+
+def test_simulated_studies_are_covered_and_have_their_size() -> None:
+    """12 problems × 4 traces with affinity: what single traces as units get wrong holds here."""
+    held, by_trace = chance.coverage(12, 4, 1.0, studies=150)
+    assert held >= 0.90 and by_trace <= held - 0.05
+    of_problems, of_shuffle = chance.size(12, 4, 1.0, studies=60, draws=99)
+    assert of_problems <= 0.13 and of_shuffle >= 0.3
+
+
+def test_signs_of_problems() -> None:
+    """The test over problems is the sign-flip test, for one head exactly Fisher's."""
+    rng = np.random.default_rng(3)
+    values = 0.5 + rng.normal(0.1, 0.2, (1, 9))
+    found = scipy.stats.permutation_test(
+        (values[0] - 0.5,), np.mean, permutation_type="samples", alternative="greater"
+    )
+    p, best = flipped_null(values, apart(9))
+    assert p[0] == pytest.approx(found.pvalue) and len(best) == 2**9 - 1
+    # Whole problems have one sign; over many heads p is that of the best of them.
+    twice = np.repeat(values, 2, axis=1)
+    again, _ = flipped_null(twice, [name for name in apart(9) for _ in range(2)])
+    assert again[0] == pytest.approx(p[0])
+    many = np.concatenate([values, 0.5 + rng.normal(0, 0.2, (40, 9))])
+    corrected, _ = flipped_null(many, apart(9))
+    assert corrected[0] > p[0]
+    nothing, none = flipped_null(np.full((2, 4), np.nan), apart(4))
+    assert np.isnan(nothing).all() and len(none) == 0
 
 
 def test_selection() -> None:

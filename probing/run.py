@@ -253,16 +253,21 @@ def head_set_of(ranking: Ranking, card: ModelCard, marks: Mapping[str, set[str]]
 
 
 def _head_figures(config: ProbeConfig, row: pd.Series) -> HeadFigures:
-    low, high = (json_number(row[f"balanced_{end}"]) for end in ("low", "high"))
     held_out = {metric: json_number(row[f"{metric}_held_out"]) for metric in METRICS}
     return HeadFigures(
         int(row["layer"]),
         int(row["head"]),
         sra=float(row["sra"]),
-        sra_interval=(float(row["sra_low"]), float(row["sra_high"])),
+        sra_interval=_interval(row, "sra"),
         balanced=json_number(row["balanced"]),
-        balanced_interval=None if low is None or high is None else (low, high),
+        balanced_interval=_interval(row, "balanced"),
         gating=float(row["gating"]),
         p=json_number(row.get(f"{config.by}_p")),
         held_out={metric: v for metric, v in held_out.items() if v is not None},
     )
+
+
+def _interval(row: pd.Series, metric: str) -> tuple[float, float] | None:
+    """The interval of a metric; None where there is none, as of a single problem."""
+    low, high = (json_number(row[f"{metric}_{end}"]) for end in ("low", "high"))
+    return None if low is None or high is None else (low, high)

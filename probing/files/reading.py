@@ -85,7 +85,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             # By what it begins with, too: a name may lie.
             packed = path.suffix == ".gz" or file.peek(2)[:2] == GZIP
             first = True
-            for number, line in enumerate(gzip.open(file, "rb") if packed else file, 1):
+            for number, line in enumerate(gzip.GzipFile(fileobj=file) if packed else file, 1):
                 if not line.strip():
                     continue
                 if first:

@@ -25,6 +25,7 @@ from probing.attention.capture import check_heads
 from probing.attention.scores import ScoredTrace
 from probing.attention.store import ScoreStore, stored_labels, stored_settings
 from probing.choices import METRIC_NAMES, METRICS, Head
+from probing.config import ProbeConfig
 from probing.errors import DataError
 from probing.files.headers import (
     HEADER,
@@ -34,16 +35,15 @@ from probing.files.headers import (
     whole_file,
     write_json,
 )
-from probing.files.reading import text_lines
+from probing.files.probes import read_ranking
+from probing.files.reading import BadLine, parse_line, text_lines
 from probing.files.tables import WRITTEN
 from probing.headset import HeadSet
 from probing.models.identity import ModelCard
 from probing.ranking.caveats import label_caveats, ranking_caveats
 from probing.ranking.metrics import RankedTrace
 from probing.ranking.rank import Ranking, set_caveats
-from probing.ranking.stored import read_ranking
-from probing.traces.file import BadLine, Trace, parse_line, read_traces
-from probing.traces.problems import problem_key
+from probing.traces.file import Trace, read_traces
 from probing.traces.source import TraceSource, prepare_traces
 
 BEST = 10  # heads that are shown, beside those of the set
@@ -84,7 +84,7 @@ class ProbeResult(Ranking):
             DataError: no finished probe, or a damaged one.
         """
         folder = Path(folder)
-        run, config, table = read_ranking(folder)
+        run, config, card, table = read_ranking(folder, ProbeConfig, ModelCard)
         controls = pd.DataFrame(run["controls"]).set_index("control").astype(float).reset_index()
         points = run["curves"][config.select][: config.top]
         caveats = run.get("set_caveats")  # older probes leave it to us
@@ -99,7 +99,7 @@ class ProbeResult(Ranking):
             null=run["null"],
             counts=run["counts"],
             folder=folder,
-            card=ModelCard(**run["model"]),
+            card=card,
             speed=run.get("speed") or {},
             header=run.get(HEADER, {}),
             moved=traces,
@@ -223,7 +223,7 @@ class ProbeResult(Ranking):
         return path
 
     def problems(self) -> dict[str, str]:
-        """What the problem of each trace is known by (`problem_key`), by id.
+        """What the problem of each trace is known by (`Trace.problem_key`), by id.
 
         Traces of one problem are no independent draws.
 
@@ -233,7 +233,7 @@ class ProbeResult(Ranking):
         traces = read_traces(
             self.trace_file, skip_bad=self.config.skip_bad, think_end=self.config.think_end
         )
-        return {trace.id: problem_key(trace) for trace in traces}
+        return {trace.id: trace.problem_key for trace in traces}
 
     @property
     def has_scores(self) -> bool:

@@ -71,7 +71,7 @@ class HeadSet:
 
     @property
     def chosen_on(self) -> frozenset[str] | None:
-        """What the problems that the heads were chosen on are known by (`problem_marks`).
+        """What the problems that the heads were chosen on are known by (`Trace.problem_marks`).
 
         None where the set does not say: an older or a published one.
         """

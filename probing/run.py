@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ from probing.ranking.metrics import RankedTrace, ranked_trace
 from probing.ranking.rank import Ranking, rank_heads
 from probing.settings import Progress, no_progress
 from probing.traces.file import Trace
-from probing.traces.problems import marks_of, problem_marks
 from probing.traces.source import SourceReport, prepare_traces
 from probing.traces.tokens import EncodedTrace, SampledIds, encode_trace
 
@@ -87,7 +86,7 @@ def probe(
             row = ranked_trace(trace, scored[trace.id])
             counter.count(trace, scored[trace.id], row)
             rows += [row] if row else []
-            marks[trace.id] = problem_marks(trace)
+            marks[trace.id] = trace.problem_marks
             if row and (control := of_random.get(trace.id)):
                 random += [same] if (same := ranked_trace(trace, control)) else []
             write(trace)
@@ -239,8 +238,8 @@ def head_set_of(ranking: Ranking, card: ModelCard, marks: Mapping[str, set[str]]
             "unit": "problem",
             "select_traces": len(counts["select_traces"]),
             "held_out_traces": len(counts["held_out_traces"]),
-            "problems_chosen_on": marks_of(counts["select_traces"], marks),
-            "problems_held_out": marks_of(counts["held_out_traces"], marks),
+            "problems_chosen_on": _marks_of(counts["select_traces"], marks),
+            "problems_held_out": _marks_of(counts["held_out_traces"], marks),
             "ensemble_held_out": figures,
             "controls": {
                 row["control"]: {metric: json_number(row[metric]) for metric in METRICS}
@@ -250,6 +249,11 @@ def head_set_of(ranking: Ranking, card: ModelCard, marks: Mapping[str, set[str]]
         caveats=tuple(ranking.set_caveats),
         header=file_header("head set"),
     )
+
+
+def _marks_of(ids: Iterable[str], marks: Mapping[str, set[str]]) -> list[str]:
+    """The marks of these traces, each once, sorted."""
+    return sorted(set().union(*(marks[name] for name in ids)))
 
 
 def _head_figures(config: ProbeConfig, row: pd.Series) -> HeadFigures:

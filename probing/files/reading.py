@@ -23,6 +23,14 @@ AS_LINES = "write one object a line, for instance with jq -c '.[]' FILE > FILE.j
 Kind = TypeVar("Kind")
 
 
+class BadLine(DataError):
+    """A line that is no usable trace; `kind` is the reason in two or three words."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
 def parse_json(text: str | bytes) -> Any:
     """The content of a JSON text; a byte order mark before it is passed over.
 
@@ -59,6 +67,37 @@ def _deeper(content: Any, depth: int) -> bool:
         if not level:
             return False
     return True
+
+
+def parse_line(text: str | bytes) -> dict[str, Any]:
+    """The object of a line.
+
+    Raises:
+        BadLine: it is not JSON, or no object; no UTF-8, or half a character in it.
+    """
+    try:
+        line = parse_json(text)
+    except UnicodeError as error:
+        raise BadLine("invalid Unicode", f"not a text in UTF-8 ({error})") from error
+    except ValueError as error:
+        raise BadLine("not JSON", f"not JSON ({error})") from error
+    if not isinstance(line, dict):
+        raise BadLine("not JSON", f"a line must be a JSON object, is {type(line).__name__}")
+    return line
+
+
+def line_id(line: dict[str, Any]) -> str:
+    """The id of a line; a whole number is read as its digits.
+
+    Raises:
+        BadLine: it has none, or one that is neither text nor whole number.
+    """
+    value = line.get("id")
+    if value is None:
+        raise BadLine("missing field", "the field 'id' is missing")
+    if type(value) not in (str, int):
+        raise BadLine("wrong type", f"'id' must be str, is {value!r:.40}")
+    return str(value)
 
 
 def read_json(path: Path, what: str = "") -> Any:

@@ -21,7 +21,6 @@ from probing.headset import HeadSet
 from probing.interventions.outcomes import Outcome
 from probing.settings import check, choice, to_json
 from probing.traces.file import Trace
-from probing.traces.problems import problem_marks
 from probing.traces.source import (
     SourceReport,
     TraceChoosing,
@@ -149,7 +148,7 @@ class TraceChoice(TraceReading, TraceChoosing):
         for trace in cut_traces(source, report):
             if not trace.steps:
                 report.left_out["no steps"] += 1
-            elif used and used & problem_marks(trace):
+            elif used and used & trace.problem_marks:
                 report.left_out["the heads were chosen on its problem"] += 1
             elif self.limit is not None and len(traces) >= self.limit:
                 report.left_out["beyond --limit"] += 1
@@ -210,7 +209,7 @@ def held_out(traces: Iterable[Trace], heads: HeadSet) -> str:
     """Whether traces are held out from the choice of heads, in words: compared by problem."""
     if heads.chosen_on is None:
         return "unknown: the head set does not say on which problems its heads were chosen"
-    seen = [bool(heads.chosen_on & problem_marks(trace)) for trace in traces]
+    seen = [bool(heads.chosen_on & trace.problem_marks) for trace in traces]
     if any(seen):
         return (
             f"no: the heads were chosen on the problems of {sum(seen)} of these {len(seen)} traces"

@@ -17,8 +17,8 @@ from typing import Any
 
 from probing.choices import LABELS, THINK_END
 from probing.errors import DataError
-from probing.files.headers import HEADER, file_header, whole_file
-from probing.files.reading import parse_json, text_lines
+from probing.files.headers import HEADER, file_header, normal_text, problem_hash, whole_file
+from probing.files.reading import BadLine, line_id, parse_line, text_lines
 
 TOKEN_IDS = "token_ids"  # the field with the ids as sampled
 MOST_IDS = 2**31  # no vocabulary is larger
@@ -63,6 +63,21 @@ class Trace:
         """Character of the response at which the final answer starts."""
         return self.reasoning_end + len(self.think_end)
 
+    @property
+    def problem_key(self) -> str:
+        """The hash of its problem; of its prompt, where the file names no problem."""
+        return problem_hash(self.problem or self.prompt)
+
+    @property
+    def problem_marks(self) -> set[str]:
+        """All that its problem can be known by: the hashes of problem and prompt.
+
+        A file that has lost its field `problem` is known by the prompt. A prompt that does not
+        hold the problem that the file names (the same for all, say) tells nothing, and is left out.
+        """
+        prompt, problem = normal_text(self.prompt), normal_text(self.problem or "")
+        return {problem_hash(text) for text in {problem, prompt} if text and problem in text}
+
     def with_steps(self, steps: Iterable[Step], **extra: Any) -> Trace:
         """The same trace with other steps (and extra fields added)."""
         return replace(self, steps=tuple(steps), extra={**self.extra, **extra})
@@ -76,14 +91,6 @@ class Trace:
 
 
 FIRST = 3  # messages of a kind that are kept
-
-
-class BadLine(DataError):
-    """A line that is no usable trace; `kind` is the reason in two or three words."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
 
 
 @dataclass
@@ -161,36 +168,9 @@ def _parse_steps(items: list[Any], reasoning_end: int) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def parse_line(text: str | bytes) -> dict[str, Any]:
-    """The object of a line.
-
-    Raises:
-        BadLine: it is not JSON, or no object; no UTF-8, or half a character in it.
-    """
-    try:
-        line = parse_json(text)
-    except UnicodeError as error:
-        raise BadLine("invalid Unicode", f"not a text in UTF-8 ({error})") from error
-    except ValueError as error:
-        raise BadLine("not JSON", f"not JSON ({error})") from error
-    if not isinstance(line, dict):
-        raise BadLine("not JSON", f"a line must be a JSON object, is {type(line).__name__}")
-    return line
-
-
 def is_header(line: dict[str, Any]) -> bool:
     """Whether a line is a header of kfh: the first, or another where files were put together."""
     return HEADER in line and "id" not in line
-
-
-def line_id(line: dict[str, Any]) -> str:
-    """The id of a line; a whole number is read as its digits.
-
-    Raises:
-        BadLine: it has none, or one that is neither text nor whole number.
-    """
-    value = line.get("id")
-    return str(value) if type(value) is int else str(_typed(line, "id", str, True))
 
 
 def check_ids(field: Any) -> None:

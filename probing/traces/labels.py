@@ -18,8 +18,8 @@ from typing import Any
 from probing.choices import LABELS
 from probing.errors import DataError
 from probing.files.headers import HEADER, file_header, whole_file
-from probing.files.reading import text_lines
-from probing.traces.file import BadLine, ReadReport, Trace, is_header, line_id, parse_line
+from probing.files.reading import BadLine, line_id, parse_line, text_lines
+from probing.traces.file import ReadReport, Trace, is_header
 
 DETAILS = ("score", "source", "votes")
 

@@ -16,9 +16,10 @@ from jaxtyping import Bool, Int
 
 from probing.choices import ANSWERS, RULES
 from probing.errors import ConfigError, DataError
+from probing.files.reading import BadLine
 from probing.models.identity import tokenizer_fingerprint
 from probing.settings import unknown
-from probing.traces.file import TOKEN_IDS, BadLine, Trace, check_ids
+from probing.traces.file import TOKEN_IDS, Trace, check_ids
 from probing.traces.text import boxes, value_spans
 
 if TYPE_CHECKING:

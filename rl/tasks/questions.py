@@ -21,8 +21,8 @@ from typing import Any
 
 from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_hash
-from probing.files.reading import text_lines
-from probing.traces.file import BadLine, ReadReport, parse_line
+from probing.files.reading import BadLine, parse_line, text_lines
+from probing.traces.file import ReadReport
 from rl.tasks.base import TASKS, Question, QuestionSet, Task, load_task, task_source
 from rl.tasks.maths import final_answer, maths_correct, maths_readable
 from rl.tasks.prompts import MATHS_INSTRUCTION

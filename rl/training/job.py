@@ -23,11 +23,16 @@ from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from probing.errors import ConfigError, DataError
-from probing.files.headers import HEADER, file_header, read_object, write_json
+from probing.files.headers import (
+    HEADER,
+    file_header,
+    problem_hash,
+    read_object,
+    write_json,
+)
 from probing.headset import HeadSet
 from probing.models.identity import ModelCard
 from probing.models.load import load_model, load_tokenizer
-from probing.traces.problems import problem_hash
 from probing.traces.source import trace_path
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.trainer import AttnPOTrainer

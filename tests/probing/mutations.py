@@ -38,7 +38,6 @@ from probing.headset import HeadSet  # noqa: E402
 from probing.interventions.setup import TraceChoice  # noqa: E402
 from probing.run import probe  # noqa: E402
 from probing.traces.file import ReadReport, read_traces, write_traces  # noqa: E402
-from probing.traces.problems import problem_marks  # noqa: E402
 from probing.traces.segmenters import Segmenter, segment_trace  # noqa: E402
 from probing.traces.source import SourceReport, TraceSource, prepare_traces  # noqa: E402
 from probing.traces.tokens import SampledIds, encode_trace, token_offsets  # noqa: E402
@@ -195,7 +194,7 @@ def through(path: Path, labels: Path, rng: random.Random) -> int:
     count = 0
     for trace in read_traces(path):
         for cut in (trace, segment_trace(trace, rng.choice(CUTTERS))):
-            problem_marks(cut), SampledIds.of(cut)
+            cut.problem_marks, SampledIds.of(cut)
             encode_trace(TOKENIZER, cut, rule=rng.choice(RULES), answer=rng.choice(ANSWERS))
             out = path.with_suffix(".out")
             assert write_traces(out, [cut]) == 1

@@ -37,7 +37,6 @@ from probing.models.load import ModelSource, load_tokenizer
 from probing.ranking.metrics import RankedTrace
 from probing.ranking.select import split_halves
 from probing.traces.file import parse_trace, read_traces
-from probing.traces.problems import problem_marks
 from probing.traces.tokens import encode_trace
 from rl.tasks.verdicts import AnswerVerifier
 
@@ -227,7 +226,7 @@ def test_traces_that_the_heads_were_chosen_on_are_left_out(tmp_path: Path) -> No
     assert [t.id for t in choice.traces] == [ranked[place].id for place in halves[1]]
     held = [trace.id for trace in choice.traces]
     named = HeadSet.load("pocket").selection or {}
-    marks = {mark for trace in choice.traces for mark in problem_marks(trace)}
+    marks = {mark for trace in choice.traces for mark in trace.problem_marks}
     assert marks == {*named["problems_held_out"]} and not marks & (heads.chosen_on or marks)
     lines = path.read_text(encoding="utf-8").splitlines()[1:]
     changed = [json.loads(line) for line in lines]

@@ -1,23 +1,23 @@
-"""A ranking in its folder: what `run.json` and `sra.parquet` must hold for it to be read again."""
+"""The folder of a finished probe: what `run.json` and `sra.parquet` must hold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from probing.choices import METRICS
-from probing.config import ProbeConfig
 from probing.errors import DataError
 from probing.files.headers import HEADER, read_object
 from probing.files.reading import shaped
 from probing.files.tables import read_columns
-from probing.models.identity import ModelCard
 
+Settings = TypeVar("Settings", bound=Any)
+Card = TypeVar("Card")
 ENDS = ("", "_low", "_high")
 # What of a head is shown wherever a probe is.
 COLUMNS = (
@@ -63,7 +63,6 @@ class Chance:
 class RunFile:
     """What `run.json` must hold; a part that older folders lack has a default."""
 
-    model: ModelCard
     counts: Counts
     controls: list[dict[str, float | str | None]]
     curves: dict[str, list[Point]]
@@ -73,8 +72,14 @@ class RunFile:
     speed: dict[str, float] | None = None
 
 
-def read_ranking(folder: Path) -> tuple[dict[str, Any], ProbeConfig, pd.DataFrame]:
-    """The content of `run.json`, the settings in it, and the table of heads, all checked.
+def read_ranking(
+    folder: Path, settings: type[Settings], card: type[Card]
+) -> tuple[dict[str, Any], Settings, Card, pd.DataFrame]:
+    """The content of `run.json`, the settings and the model in it, and the table of heads.
+
+    Args:
+        folder: of the probe.
+        settings, card: the classes of the settings and of what identifies a model.
 
     Raises:
         DataError: no finished probe, or a damaged one; the message says which part.
@@ -86,7 +91,7 @@ def read_ranking(folder: Path) -> tuple[dict[str, Any], ProbeConfig, pd.DataFram
     path = folder / "run.json"
     run = read_object(path)
     try:
-        config = _checked(run)
+        config, model = _checked(run, settings), shaped(card, run.get("model"))
     except ValueError as error:
         raise DataError(f"{path}: damaged; probe again ({error})") from error
     table = read_columns(folder / "sra.parquet", advice)
@@ -97,10 +102,10 @@ def read_ranking(folder: Path) -> tuple[dict[str, Any], ProbeConfig, pd.DataFram
                 raise ValueError(f"curves.{way}: a head that sra.parquet does not have")
     except ValueError as error:
         raise DataError(f"{folder}: damaged; probe again ({error})") from error
-    return run, config, table
+    return run, config, model, table
 
 
-def _checked(run: dict[str, Any]) -> ProbeConfig:
+def _checked(run: dict[str, Any], settings: type[Settings]) -> Settings:
     """The settings in a run file of the right form.
 
     Raises:
@@ -109,8 +114,8 @@ def _checked(run: dict[str, Any]) -> ProbeConfig:
     shaped(RunFile, run)
     if not isinstance(run.get("config"), dict) or not isinstance(run.get(HEADER, {}), dict):
         raise ValueError("config or header: no object")
-    known = ProbeConfig.__dataclass_fields__
-    config = shaped(ProbeConfig, {name: v for name, v in run["config"].items() if name in known})
+    known = {item.name for item in fields(settings)}  # older ones may hold more
+    config = shaped(settings, {name: v for name, v in run["config"].items() if name in known})
     for number, row in enumerate(run["controls"]):
         if not isinstance(row.get("control"), str):
             raise ValueError(f"controls.{number}: no name")

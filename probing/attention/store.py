@@ -146,8 +146,7 @@ class ScoreStore:
         sizes = self._table_sizes()
         traces = {}
         for name, columns in _row_groups(self.table, "tokens", "score") if sizes else ():
-            scores = np.ascontiguousarray(columns["score"].T)
-            tokens = columns["tokens"][:, 0].astype(np.int64)
+            scores, tokens = np.ascontiguousarray(columns["score"].T), columns["tokens"][:, 0]
             with damaged(self.table, TABLE):
                 traces[name] = _scored(name, scores, tokens, sizes[name])
         return traces
@@ -163,7 +162,7 @@ def _scored(name: str, scores: np.ndarray, tokens: np.ndarray, sizes: Sequence[i
     fit = scores.ndim == 2 and scores.dtype.kind == "f" and tokens.dtype.kind == "i"
     if not fit or tokens.shape != scores.shape[1:] or not 0 <= answer <= total or not total:
         raise ValueError(f"the scores of trace {name} do not fit together")
-    return ScoredTrace(name, scores, tokens, int(answer), int(total))
+    return ScoredTrace(name, scores, tokens.astype(np.int64), int(answer), int(total))
 
 
 def stored_settings(table: Path) -> dict[str, Any]:

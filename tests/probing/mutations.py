@@ -95,7 +95,7 @@ def mutated_object(content: Any, rng: random.Random) -> Any:
         elif way == 3:
             place[last] = nested(rng.choice((2, 50, 150, 300)))
         elif way in (4, 5) and type(place[last]) in (int, float):
-            old = place[last]
+            old = place[last] if abs(place[last]) < 1e300 else 7
             place[last] = rng.choice((-old, old + 1, old - 1, float(old), str(old), bool(old)))
         else:
             place[last] = copy.deepcopy(rng.choice(STRANGE))

@@ -41,6 +41,8 @@ def print_report(report: CollectReport, easy: float) -> None:
         )
     if report.prompts != "as given to the model":
         warn(f"Prompts are {report.prompts}.")
+    for text in report.bad_questions:
+        warn(text)
     if report.unverified:
         warn(
             f"The verifier does not accept the reference answers of {report.unverified} problems: "

@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from probing.choices import LABELS, THINK_END
 from probing.errors import DataError
-from probing.files.headers import HEADER, file_header, whole_file
+from probing.files.headers import HEADER, file_header, normal_text, problem_hash, whole_file
+from probing.files.reading import BadLine, line_id, parse_line, text_lines
 from probing.traces.marks import BLANK_ANSWER, STARTS, EndMark, oddities, proposal
 from probing.traces.offsets import checked_spans
-from probing.traces.reports import BadLine, ReadReport
+from probing.traces.reports import ReadReport
 from probing.traces.text import FIND_END
 
+TOKEN_IDS = "token_ids"  # the field with the ids as sampled
+MOST_IDS = 2**31  # no vocabulary is larger
 LOOKED_AT = 1000  # lines of a file in which known end marks are looked for
 
 
@@ -74,6 +78,21 @@ class Trace:
     def answer_start(self) -> int:
         """Character of the response at which the final answer starts."""
         return self.reasoning_end + len(self.think_end)
+
+    @property
+    def problem_key(self) -> str:
+        """The hash of its problem; of its prompt, where the file names no problem."""
+        return problem_hash(self.problem or self.prompt)
+
+    @property
+    def problem_marks(self) -> set[str]:
+        """All that its problem can be known by: the hashes of problem and prompt.
+
+        A file that has lost its field `problem` is known by the prompt. A prompt that does not
+        hold the problem that the file names (the same for all, say) tells nothing, and is left out.
+        """
+        prompt, problem = normal_text(self.prompt), normal_text(self.problem or "")
+        return {problem_hash(text) for text in {problem, prompt} if text and problem in text}
 
     def with_steps(self, steps: Iterable[Step], **extra: Any) -> Trace:
         """The same trace with other steps (and extra fields added)."""
@@ -125,8 +144,9 @@ def _parse_steps(
         if item.get("label") not in LABELS:
             raise BadLine(
                 "unknown label",
-                f"step {number} is labelled {item['label']!r}; essential, redundant or null",
+                f"step {number} is labelled {item['label']!r:.40}; essential, redundant or null",
             )
+        _typed(item, "kind", str, False)
         extra = {k: v for k, v in item.items() if k not in ("start", "end", "label", "kind")}
         steps.append(Step(start, end, item.get("label"), item.get("kind"), extra))
     return tuple(steps)
@@ -138,10 +158,43 @@ def _in_bytes(reasoning: str, end: int) -> str:
     return f", in bytes 0–{size}: see --offsets" if len(reasoning) < end <= size else ""
 
 
+def is_header(line: dict[str, Any]) -> bool:
+    """Whether a line is a header of kfh: the first, or another where files were put together."""
+    return HEADER in line and "id" not in line
+
+
+def check_ids(field: Any) -> None:
+    """Check the form of the field `token_ids`; None is none.
+
+    Raises:
+        BadLine: it is not what `probing.traces.tokens.SampledIds` reads.
+    """
+    if field is None:
+        return
+    try:
+        end = field.get("end")
+        parts = [field["prompt"], field["response"], [] if end is None else [end]]
+        good = all(isinstance(part, list) for part in parts) and all(
+            type(token) is int and 0 <= token < MOST_IDS for part in parts for token in part
+        )
+        good = good and isinstance(field.get("tokenizer", ""), (str, type(None)))
+    except (KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise BadLine(
+            "wrong token_ids",
+            f'{TOKEN_IDS} must be {{"prompt": [id, …], "response": [id, …]}}, ids whole numbers '
+            f"from 0 to {MOST_IDS - 1}, is {field!r:.60}",
+        )
+
+
 def parse_trace(
-    text: str, think_end: str = THINK_END, think_end_at: str = "first", offsets: str = "characters"
+    text: str | bytes,
+    think_end: str = THINK_END,
+    think_end_at: str = "first",
+    offsets: str = "characters",
 ) -> Trace:
-    """Parse and check one line.
+    """Parse and check one line of a trace file.
 
     Args:
         text: the line.
@@ -149,72 +202,42 @@ def parse_trace(
         offsets: what the offsets of its steps count; the trace's count characters.
 
     Raises:
-        BadLine: with the reason, where the line is not JSON, lacks a field, has offsets that
-            leave the reasoning, overlap, or do not hold the text that a step brings, has no end
-            marker, or an empty answer.
+        BadLine: with the reason, where the line is not JSON in UTF-8, lacks a field, has offsets
+            that leave the reasoning, overlap, or do not hold the text that a step brings, has no
+            end marker, or an empty answer.
     """
-    try:
-        line = json.loads(text)
-    except ValueError as error:
-        raise BadLine("not JSON", f"not JSON ({error})") from error
-    if not isinstance(line, dict):
-        raise BadLine("not JSON", f"a line must be a JSON object, is {type(line).__name__}")
-    texts = {name: _typed(line, name, str, True) for name in ("id", "prompt", "response")}
-    for name, value in texts.items():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise BadLine("invalid Unicode", f"{name!r} holds half a character ({error})") from None
+    return trace_of(parse_line(text), EndMark(think_end, think_end_at), offsets)
+
+
+def trace_of(line: dict[str, Any], mark: EndMark, offsets: str = "characters") -> Trace:
+    """The trace that a line's object holds, checked; arguments and errors as for `parse_trace`."""
+    texts = {name: _typed(line, name, str, True) for name in ("prompt", "response")}
     response: str = texts["response"]
-    end = FIND_END[think_end_at](response, think_end)
+    end = FIND_END[mark.at](response, mark.text)
     if end < 0:
-        raise BadLine(f"no {think_end}", f"the response has no {think_end} (--think-end)")
-    if BLANK_ANSWER.fullmatch(response, end + len(think_end)):
-        raise BadLine("empty answer", f"nothing follows {think_end}")
+        raise BadLine(f"no {mark.text}", f"the response has no {mark.text} (--think-end)")
+    if BLANK_ANSWER.fullmatch(response, end + len(mark.text)):
+        raise BadLine("empty answer", f"nothing follows {mark.text}")
     names = ("id", "prompt", "response", "steps", "correct", "problem")
+    check_ids(line.get(TOKEN_IDS))
     items = _typed(line, "steps", list, False) or []
     return Trace(
+        line_id(line),
         **texts,
         steps=_parse_steps(items, response, end, offsets),
         correct=_typed(line, "correct", bool, False),
         problem=_typed(line, "problem", str, False),
         extra={k: v for k, v in line.items() if k not in names},
-        think_end=think_end,
-        think_end_at=think_end_at,
+        think_end=mark.text,
+        think_end_at=mark.at,
     )
 
 
-def _open_text(path: Path, mode: str) -> IO[str]:
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    opened: IO[str] = opener(path, mode, encoding="utf-8")
-    return opened
-
-
-def _id_of(text: str) -> str:
+def _id_of(text: bytes) -> str:
     try:
-        return str(json.loads(text)["id"])
-    except (ValueError, KeyError, TypeError):
+        return line_id(parse_line(text))
+    except BadLine:
         return "unknown"
-
-
-def header_of(path: Path) -> dict[str, Any]:
-    """The header of a trace file; empty where it has none, or cannot be read."""
-    try:
-        with _open_text(path, "rt") as file:
-            return _header(file.readline()) or {}
-    except (OSError, UnicodeDecodeError, EOFError):
-        return {}
-
-
-def _header(text: str) -> dict[str, Any] | None:
-    """The header on a first line; None: it is a trace."""
-    if not text.startswith(f'{{"{HEADER}":'):
-        return None
-    try:
-        header = json.loads(text)[HEADER]
-    except ValueError:
-        return {}
-    return header if isinstance(header, dict) else {}
 
 
 def read_traces(
@@ -248,44 +271,45 @@ def read_traces(
     seen: set[str] = set()
     chosen = partial(end_mark, path, think_end=think_end, think_end_at=think_end_at, anew=anew)
     mark = chosen({})
-    with _opened(path) as file:
-        for number, text in enumerate(_lines(file, path), start=1):
-            if not text.strip():
+    for number, text in text_lines(path):
+        try:
+            line = parse_line(text)
+            if is_header(line):
+                mark = chosen(header_in(line))
                 continue
-            if number == 1 and (header := _header(text)) is not None:
-                mark = chosen(header)
-                continue
-            try:
-                trace = parse_trace(text, mark.text, mark.at, offsets)
-                if trace.id in seen:
-                    raise BadLine("duplicate id", "this id stands on an earlier line too")
-            except BadLine as error:
-                message = f"{path}, line {number}, id {_id_of(text)}: {error}"
-                report.note(error.kind, message)
-                if not skip_bad:
-                    hint = _proposal(path, mark, report)
-                    raise DataError(f"{message}. {hint}Mend it, or pass --skip-bad.") from error
-                continue
-            for what in _oddities(trace.response, mark):
-                report.remark(what, trace.id)
-            seen.add(trace.id)
-            report.read += 1
-            yield trace
+            trace = trace_of(line, mark, offsets)
+            if trace.id in seen:
+                raise BadLine("duplicate id", "this id stands on an earlier line too")
+        except BadLine as error:
+            hint = "" if skip_bad else _proposal(path, mark, {error.kind})
+            where = f"{path}, line {number}, id {_id_of(text)}"
+            report.bad_line(error, where, skip_bad, hint)
+            continue
+        for what in _oddities(trace.response, mark):
+            report.remark(what, trace.id)
+        seen.add(trace.id)
+        report.read += 1
+        yield trace
     if not report.read:
-        raise _unusable(path, mark, report)
+        left_out = f" ({report.bad.total()} bad lines left out)" if report.bad else ""
+        hint = _proposal(path, mark, report.bad)
+        raise DataError(f"{path}: no usable trace in this file{left_out}. {hint}".rstrip())
 
 
-def _opened(path: Path) -> IO[str]:
+def header_of(path: Path) -> dict[str, Any]:
+    """The header of a file of lines; empty where it has none, or cannot be read."""
     try:
-        return _open_text(path, "rt")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        for _, text in text_lines(path):
+            return header_in(parse_line(text))
+    except DataError:
+        pass
+    return {}
 
 
-def _unusable(path: Path, mark: EndMark, report: ReadReport) -> DataError:
-    left_out = f" ({report.bad.total()} bad lines left out)" if report.bad else ""
-    hint = _proposal(path, mark, report)
-    return DataError(f"{path}: no usable trace in this file{left_out}. {hint}".rstrip())
+def header_in(line: dict[str, Any]) -> dict[str, Any]:
+    """The header that a line's object holds; empty where it is none."""
+    header = line[HEADER] if is_header(line) else {}
+    return header if isinstance(header, dict) else {}
 
 
 def end_mark(
@@ -315,30 +339,23 @@ def _oddities(response: str, mark: EndMark) -> Iterable[str]:
     return oddities(response, mark) if odd else ()
 
 
-def _proposal(path: Path, mark: EndMark, report: ReadReport) -> str:
-    """The known end mark that the responses of a file hold, as a sentence; where one is missing."""
-    if not report.bad[f"no {mark.text}"]:
+def _proposal(path: Path, mark: EndMark, kinds: Container[str]) -> str:
+    """The known end mark that the responses of a file hold, as a sentence; where one is missing.
+
+    Args:
+        kinds: of the bad lines.
+    """
+    if f"no {mark.text}" not in kinds:
         return ""
 
     def responses() -> Iterator[str]:
-        with _open_text(path, "rt") as file:
-            for text in islice(_lines(file, path), LOOKED_AT):
-                try:
-                    response = json.loads(text)["response"]
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    continue
-                if isinstance(response, str):
+        for _, text in islice(text_lines(path), LOOKED_AT):
+            with suppress(BadLine):
+                if isinstance(response := parse_line(text).get("response"), str):
                     yield response
 
     hint = proposal(responses(), mark.text)
     return f"{hint[0].upper()}{hint[1:]}. " if hint else ""
-
-
-def _lines(file: IO[str], path: Path) -> Iterator[str]:
-    try:
-        yield from file
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{path}: not a text file in UTF-8 ({error})") from error
 
 
 def write_traces(path: Path, traces: Iterable[Trace], **inputs: Any) -> int:
@@ -358,7 +375,8 @@ def write_traces(path: Path, traces: Iterable[Trace], **inputs: Any) -> int:
     rest = iter(traces)
     first = next(rest, None)
     mark = EndMark(first.think_end, first.think_end_at) if first else EndMark()
-    with whole_file(path) as temporary, _open_text(temporary, "wt") as file:
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    with whole_file(path) as temporary, opened(temporary, "wt", encoding="utf-8") as file:
         header = file_header("traces", **inputs, **(mark.to_json() if first else {}))
         file.write(json.dumps({HEADER: header}) + "\n")
         for trace in chain([first] if first else [], rest):

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from probing.choices import OFFSETS
-from probing.traces.reports import BadLine
+from probing.files.reading import BadLine
 
 Spans = Sequence[tuple[int, int]]
 _ENCODING = {"bytes": "utf-8", "utf-16": "utf-16-le"}

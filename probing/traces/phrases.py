@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from probing.errors import DataError
-from probing.files.headers import data_path, file_hash
+from probing.files.headers import data_path, file_hash, read_object
+from probing.files.reading import shaped
 from probing.settings import unknown
 from probing.traces.file import Step
 from probing.traces.text import UNSPACED
@@ -48,9 +48,9 @@ class Phrases:
             DataError: not JSON, an unknown kind, an empty phrase, or a phrase in two kinds.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            groups = content["kinds"].items()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            content = read_object(path)
+            groups = shaped(dict[str, list[str]], content.get("kinds")).items()
+        except (DataError, ValueError) as error:
             raise DataError(
                 f'{path}: no phrase file ({error}); it needs {{"kinds": {{"confused": […], …}}}}'
             ) from error

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from probing.errors import DataError
+from probing.files.reading import BadLine
 
 FIRST = 3  # traces that a remark names
 MANY_SINGLE = 0.2  # share of traces of one step from which on the cut is doubted
@@ -21,14 +22,6 @@ OTHERS = {
     "line": "--segmenter sentence",
     "sentence": "--segmenter line",
 }
-
-
-class BadLine(DataError):
-    """A line that is no usable trace; `kind` is the reason in two or three words."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
 
 
 @dataclass
@@ -127,9 +120,31 @@ class ReadReport:
     cut: CutReport = field(default_factory=CutReport)  # of steps that were cut anew
 
     def note(self, kind: str, message: str) -> None:
-        """Count a line left out, and keep the first message of its kind."""
+        """Count a line left out, and keep the first messages of its kind."""
         self.bad[kind] += 1
-        self.first_bad.setdefault(kind, message)
+        if self.bad[kind] <= FIRST:
+            before = f"{self.first_bad[kind]}; " if kind in self.first_bad else ""
+            self.first_bad[kind] = before + message
+
+    def bad_json(self) -> dict[str, Any]:
+        """The bad lines as they stand in a header; empty where there is none."""
+        return {"bad_lines": dict(self.bad), "first_bad_lines": self.first_bad} if self.bad else {}
+
+    def bad_line(self, error: BadLine, where: str, skip: bool, hint: str = "") -> None:
+        """Count a bad line, or refuse it.
+
+        Args:
+            error: what is wrong with it.
+            where: file, line and what else names it.
+            skip: whether the reader goes on after it.
+            hint: a sentence on how to mend it, with a blank behind.
+
+        Raises:
+            DataError: it does not.
+        """
+        if not skip:
+            raise DataError(f"{where}: {error}. {hint}Mend it, or pass --skip-bad.") from error
+        self.note(error.kind, f"{where}: {error}")
 
     def remark(self, what: str, trace_id: str) -> None:
         """Count a trace that is used but odd, and keep the first ids of its kind."""

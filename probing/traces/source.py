@@ -188,8 +188,8 @@ class TraceList:
 class TraceSource(StepSource, TraceChoosing):
     """The traces of a probe: their steps, whose labels, and which of them."""
 
-    def label_file(self) -> LabelFile | None:
-        """The label file; None for the trace file's own labels.
+    def label_file(self, report: ReadReport | None = None) -> LabelFile | None:
+        """The label file; None for the trace file's own labels. `report` counts its bad lines.
 
         Raises:
             ConfigError: it labels the steps of another segmenter.
@@ -197,7 +197,7 @@ class TraceSource(StepSource, TraceChoosing):
         """
         if self.labels == "steps":
             return None
-        found = read_labels(Path(self.labels))
+        found = read_labels(Path(self.labels), skip_bad=self.skip_bad, report=report)
         theirs, ours = found.segmenter or {}, self.segmenter_json()
         # The path of a phrase file may differ; its hash may not.
         strict = {"openings": "strict"} if theirs else {}
@@ -309,7 +309,7 @@ def cut_traces(source: TraceSource, report: SourceReport) -> Iterator[Trace]:
     Raises:
         DataError: a bad line (without `skip_bad`).
     """
-    labels, report.labels = source.label_file(), source.labels
+    labels, report.labels = source.label_file(report.reading), source.labels
     unseen = dict.fromkeys(labels.labels) if labels else {}
     for trace in source.traces(report.reading):
         if labels and trace.id not in unseen:

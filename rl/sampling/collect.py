@@ -57,6 +57,7 @@ class CollectReport:
     with_ids: int = 0  # traces that hold the ids as sampled
     left_out: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)  # of the verifier; counted as wrong
+    bad_questions: list[str] = field(default_factory=list)  # lines left out, in sentences
     unverified: int = 0  # problems whose reference answer the verifier does not accept
     prompts: str = ""
     cut: CutReport = field(default_factory=CutReport)  # of the traces that are cut
@@ -72,6 +73,7 @@ class CollectReport:
             "left_out": dict(self.left_out),
             "verifier_faults": dict(self.faults),
             "unverified_problems": self.unverified,
+            "bad_questions": self.bad_questions,
         }
 
 
@@ -97,6 +99,7 @@ def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> C
     tokenizer = prompt_tokenizer(config)
     sampler = open_backend(config, tokenizer, keep_ids=True)
     report = CollectReport(prompts=_prompts(sampler, tokenizer))
+    report.bad_questions = [text for questions in sets for text in questions.left_out]
     stores = []
     for questions in sets:  # 2
         store, new = ask_set(

@@ -40,6 +40,7 @@ class AskConfig(ModelSource):
     )
     out: Path = choice(help="Folder for the results.")
     limit: int | None = choice(None, "Questions of each set; default all.", least=1)
+    skip_bad: bool = choice(False, "Leave bad lines of a question file out, counted.")
     resume: bool = choice(True, "Go on with the responses that are there.")
     samples: int = choice(1, "Responses a question.", least=1, panel=SAMPLING)
     temperature: float = choice(0.6, "0 is greedy.", panel=SAMPLING)

@@ -24,7 +24,10 @@ def load_sets(config: AskConfig) -> list[QuestionSet]:
         DataError: a set that cannot be loaded, or a folder without one.
     """
     specs = [one for spec in config.data for one in _specs(spec)]
-    sets = [load_questions(spec, limit=config.limit, seed=config.seed) for spec in specs]
+    sets = [
+        load_questions(spec, limit=config.limit, seed=config.seed, skip_bad=config.skip_bad)
+        for spec in specs
+    ]
     names = [questions.name for questions in sets]
     if len(set(names)) < len(names):
         raise ConfigError(f"two question sets have one name ({', '.join(names)}): rename one")

@@ -23,7 +23,13 @@ from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from probing.errors import ConfigError, DataError
-from probing.files.headers import HEADER, file_header, read_object, write_json
+from probing.files.headers import (
+    HEADER,
+    file_header,
+    problem_hash,
+    read_object,
+    write_json,
+)
 from probing.headset import HeadSet
 from probing.models.identity import ModelCard
 from probing.models.load import load_model, load_tokenizer
@@ -55,7 +61,7 @@ def train(
             only `rl.training.recipe.MAY_CHANGE` may be new.
         resume: go on where the folder holds this run.
         watch: callbacks that show progress.
-        tell: is told each caveat of the head set before the first step.
+        tell: is told each caveat of the head set and the questions before the first step.
 
     Returns:
         The content of `run.json`: `status` is `done`, or `interrupted` after a SIGINT.
@@ -71,7 +77,9 @@ def train(
         if former["status"] == "done" and same_length:
             return former
     args = trainer_settings(config)
-    questions = load_questions(config.data, limit=config.limit, seed=args.seed)  # 2
+    questions = load_questions(  # 2
+        config.data, limit=config.limit, seed=args.seed, skip_bad=config.skip_bad
+    )
     trainer = build_trainer(config, args, questions)  # 3
     interrupt, metrics = Interrupt(), MetricsFile(out)
     for callback in (metrics, interrupt, *_probes(config, trainer), *watch):
@@ -231,6 +239,14 @@ def _without_start(tokenizer: Any, prompt: str) -> str:
     return prompt.removeprefix(start) if ids[:2] == [tokenizer.bos_token_id] * 2 else prompt
 
 
+def _chosen_on(heads: HeadSet, questions: QuestionSet) -> str:
+    """On how many of the questions that are trained on the heads were chosen, in words."""
+    if heads.chosen_on is None:
+        return "unknown: the head set does not say on which problems its heads were chosen"
+    asked = [problem_hash(question.question) for question in questions.questions]
+    return f"{sum(mark in heads.chosen_on for mark in asked)} of the {len(asked)} questions"
+
+
 def _run_content(
     config: TrainConfig, args: AttnPOConfig, questions: QuestionSet, trainer: AttnPOTrainer
 ) -> dict[str, Any]:
@@ -245,8 +261,12 @@ def _run_content(
         "fingerprint": ModelCard.of(config.model, policy.config).fingerprint,
         "steps": args.max_steps,
         "heads": trainer.heads,
-        "caveats": list(heads.caveats) if heads and args.signal == "heads" else [],
+        "caveats": [
+            *(heads.caveats if heads and args.signal == "heads" else ()),
+            *questions.left_out,
+        ],
         "data": questions.source,
+        "heads_chosen_on": _chosen_on(heads, questions) if heads else None,
         "cut": {
             **cutter.segmenter.to_json(),
             **EndMark(cutter.think_end, cutter.think_end_at).to_json(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,18 @@ def test_ids_of_another_tokenizer_are_not_used_and_wrong_ones_refused() -> None:
     with pytest.raises(DataError, match="trace t/5: token_ids do not decode to its response"):
         encode_trace(TOKENIZER, sampled_trace(response=unnatural_ids("Wait")))
     for bad in ({"response": "12"}, {"response": [1.5]}, {"prompt": None}, {"prompt": [-1]}):
-        with pytest.raises(DataError, match="trace t/5: token_ids must be"):
-            encode_trace(TOKENIZER, sampled_trace(**bad))
+        with pytest.raises(DataError, match="token_ids must be"):
+            sampled_trace(**bad)
+    for bad, said in (
+        ({"prompt": unnatural_ids("Other")}, "do not decode to its prompt"),
+        ({"response": [10_000]}, "hold 10000, which is no token"),
+        ({"prompt": [2**31 - 1]}, "hold 2147483647, which is no token"),
+    ):
+        trace = sampled_trace(**bad)
+        with pytest.raises(DataError, match=f"trace t/5: token_ids {said}"):
+            encode_trace(TOKENIZER, trace)
+        left_out = encode_trace(TOKENIZER, trace, skip_bad=True)
+        assert not left_out.sampled and left_out.ids.tolist() == own.tolist()
 
 
 def test_a_probe_scores_the_ids_as_sampled_and_counts_them(tmp_path: Path) -> None:
@@ -116,6 +127,15 @@ def test_a_probe_scores_the_ids_as_sampled_and_counts_them(tmp_path: Path) -> No
         assert result.counts["as_sampled"] == (6 if name == "sampled" else 0)
         assert result.counts["other_tokenizer"] == (0 if name == "sampled" else 6)
         found[name] = ScoreStore(out, {}).load()["t/0"]
+    lines[0][TOKEN_IDS] = {**lines[0][TOKEN_IDS], "prompt": [5], "tokenizer": fingerprint}
+    config = ProbeConfig(
+        model=folder, traces=write_lines(traces, lines), out=tmp_path / "bad", permutations=20
+    )
+    with pytest.raises(DataError, match=r"trace t/0: token_ids do not decode .* --skip-bad"):
+        probe(config)
+    result = probe(replace(config, skip_bad=True))
+    assert result is not None and result.counts["other_tokenizer"] == 5
+    assert result.counts["bad_lines"] == {"token_ids left out, the text tokenised": 1}
     text = lines[0]["prompt"] + lines[0]["response"]
     assert found["sampled"].total_tokens == len(text) > found["other"].total_tokens
 

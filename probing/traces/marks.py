@@ -115,7 +115,7 @@ class EndMark:
         if not mark.text:
             raise ConfigError("think_end is empty: give the text that ends the reasoning")
         if mark.at not in END_AT:
-            raise ConfigError(unknown("think_end_at", mark.at, END_AT))
+            raise ConfigError(f"{where}: {unknown('think_end_at', mark.at, END_AT)}")
         return mark
 
     def to_json(self) -> dict[str, str]:

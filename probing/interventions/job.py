@@ -157,8 +157,8 @@ def prepare_answers(
 ) -> Iterator[PreparedTrace]:
     """Encode the chosen traces and score their steps by the head set, longest first.
 
-    Left out and counted: traces none of whose answer tokens count; with `skip_bad` those whose
-    attention is not finite.
+    Left out and counted: traces none of whose answer tokens count, or whose ids do not fit; with
+    `skip_bad` those whose attention is not finite.
 
     Raises:
         ModelError: the head set is of another model, or attention cannot be captured.
@@ -210,7 +210,11 @@ def encode_answers(
     encoded: list[EncodedTrace] = []
     limit, left_out = config.answer_limit or None, chosen.report.left_out
     for trace in chosen.traces:
-        whole = encode_trace(tokenizer, trace, rule=chosen.rule, answer=heads.answer)
+        try:
+            whole = encode_trace(tokenizer, trace, rule=chosen.rule, answer=heads.answer)
+        except DataError:
+            left_out["token_ids that do not fit its text"] += 1
+            continue
         try:
             cause = encode_causes(
                 tokenizer, trace, rule=chosen.rule, answer=config.answer, limit=limit

@@ -22,7 +22,8 @@ from probing.files.headers import json_number, refuse_overwriting
 from probing.files.jsonl import LineStore
 from probing.models.identity import model_settings
 from probing.settings import Progress, check, choice, no_progress, to_json
-from probing.traces.file import ReadReport, Trace
+from probing.traces.file import Trace
+from probing.traces.reports import ReadReport
 from probing.traces.source import StepSource, TraceList, step_counts
 
 if TYPE_CHECKING:

@@ -94,9 +94,11 @@ def token_masses(
     place = next(model.parameters()).device
     by_id = {trace.id: trace for trace in traces}
 
+    how = {"rule": settings["rule"], "answer": settings["answer"], "skip_bad": config.skip_bad}
+
     def encoded() -> Iterator[EncodedTrace]:
         for trace in traces:
-            yield encode_trace(tokenizer, trace, rule=settings["rule"], answer=settings["answer"])
+            yield encode_trace(tokenizer, trace, **how)
 
     capture = AttentionCapture(model, list(heads))
     rows = probe.places(heads)

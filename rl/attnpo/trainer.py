@@ -203,8 +203,10 @@ class AttnPOTrainer(ResumableTrainer):
             self.eos_token_ids,
             segmenter=args.segmenter,
             min_chars=args.min_chars,
+            openings=args.openings,
             answer=args.answer,
             think_end=args.think_end,
+            think_end_at=args.think_end_at,
         )
         cutter.check_room(args.max_completion_length)
         return cutter
@@ -259,7 +261,7 @@ class AttnPOTrainer(ResumableTrainer):
         passage.outcomes = Outcomes.gathered(passage.responses, rewards[:, 0], group)
         if training and self.state.global_step == 0:
             limit, device = args.max_completion_length, self.accelerator.device
-            check_reasoning(passage.responses, device, args.think_end, limit)
+            check_reasoning(passage.responses, device, self.cutter.think_end, limit)
         if training:
             rewards[:, 0] = shaped_reward(  # 1, rewards
                 passage.outcomes.correct.view(-1, group),
@@ -279,7 +281,7 @@ class AttnPOTrainer(ResumableTrainer):
             raise DataError("the training set is empty: give at least one prompt") from error
         if "prompt" not in row:
             raise DataError(f"the training set has no column 'prompt'; it has {', '.join(row)}")
-        text, end = f"{self.args.think_end}\n\n\\boxed{{0}}", next(iter(self.cutter.end_ids))
+        text, end = f"{self.cutter.think_end}\n\n\\boxed{{0}}", next(iter(self.cutter.end_ids))
         with faults_told(f"when it was tried on the response {text!r} to the first prompt"):
             super()._calculate_rewards([dict(row)], [row["prompt"]], [text], [[int(end)]])
 

@@ -11,7 +11,7 @@ from pocket_runs import POCKET, config, first_batch, make_trainer, pocket_model,
 from trl import GRPOConfig, GRPOTrainer
 
 from probing.errors import ConfigError, DataError, ModelError
-from probing.files.headers import data_path
+from probing.files.headers import data_path, problem_hash
 from probing.headset import HeadSet, HeadSetWarning
 from probing.models.load import load_tokenizer
 from probing.traces.phrases import phrase_counts
@@ -20,7 +20,8 @@ from rl.attnpo.methods import METHODS, Method
 from rl.attnpo.rewards import PENALTIES
 from rl.attnpo.signals import SIGNALS, AttentionSignal
 from rl.attnpo.trainer import AttnPOTrainer
-from rl.training.job import train
+from rl.tasks.questions import load_questions
+from rl.training.job import _chosen_on, train
 
 pytestmark = pytest.mark.pocket
 
@@ -287,6 +288,18 @@ def test_caveats_of_the_head_set_are_told_and_kept(tmp_path):
     assert told == result["caveats"] == ["worse than recency"]
     stored = json.loads((tmp_path / "a" / "run.json").read_text())
     assert stored["caveats"] == ["worse than recency"] and stored["own_parts"] == {}
+    # Heads are chosen on traces of problems; the record says how many of these are trained on.
+    questions = load_questions(stored["settings"]["data"])
+    assert stored["heads_chosen_on"] == f"0 of the {len(questions)} questions"
+    chosen = weak.chosen_on or frozenset()
+    seen = replace(questions, questions=(questions.questions[0],) * 2)
+    asked = problem_hash(questions.questions[0].question)
+    mine = replace(weak, selection={"problems_chosen_on": [asked]})
+    assert _chosen_on(mine, seen) == "2 of the 2 questions"
+    assert _chosen_on(replace(weak, selection=None), seen).startswith("unknown")
+    # Nor are the problems that figures are measured on those of the shipped heads.
+    held_out = load_questions("pocket-held-out:2000").questions
+    assert not chosen & {problem_hash(question.question) for question in held_out}
 
 
 # Bad input

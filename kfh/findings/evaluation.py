@@ -106,6 +106,11 @@ def _figures(sets: Iterable[Row]) -> list[tuple[str, tuple[str, ...], int]]:
         ("redundant steps", ("pocket", "redundant_steps"), 2),
         ("redundant tokens", ("pocket", "redundant_tokens"), 1),
         ("not readable", ("pocket", "unreadable"), 0),
+        *(
+            [("without a box", ("no_box",), 0)]
+            if any(found.get("no_box") for found in sets)
+            else []
+        ),
         ("AES", ("aes",), 3),
     ]
 
@@ -145,6 +150,11 @@ def benchmark_caveats(figures: Row, settings: Row, base: Row | None) -> list[str
     texts = []
     if figures.get("no_answer") == accuracy["n"] * figures.get("samples", 1):
         texts.append(f"no response holds {settings['think_end']}: all are wrong.")
+    if without := figures.get("no_box"):  # older files do not say
+        texts.append(
+            f'{without} responses without a box, or "the answer is": their references are texts, '
+            "which are looked for nowhere else; they count as wrong."
+        )
     if cut > CUT_OFF:
         texts.append(
             f"{cut:.0%} of the responses hit the limit of {settings['max_tokens']} tokens: their "

@@ -89,7 +89,8 @@ def encode_causes(
     marks = [Step(trace.reasoning_end, trace.answer_start)]
     if answer == "boxed":
         spans = boxes(trace.response, trace.answer_start)[-1:]
-        marks += [Step(start - len(BOX), end) for start, end in spans]
+        text = trace.response
+        marks += [Step(text.rindex(BOX[:-1], 0, start), end) for start, end in spans]
     marked = trace.with_steps([*trace.steps, *marks])  # so that marks, too, become tokens
     encoded = encode_trace(tokenizer, marked, rule=rule, answer=answer)
     steps, ((context, _), *box) = np.split(encoded.spans, [len(trace.steps)])

@@ -173,7 +173,7 @@ def is_header(line: dict[str, Any]) -> bool:
     return HEADER in line and "id" not in line
 
 
-def check_ids(field: Any) -> None:
+def check_token_ids(field: Any) -> None:
     """Check the form of the field `token_ids`; None is none.
 
     Raises:
@@ -218,7 +218,7 @@ def trace_of(line: dict[str, Any], think_end: str = THINK_END) -> Trace:
     if not response[end + len(think_end) :].strip():
         raise BadLine("empty answer", f"nothing follows {think_end}")
     names = ("id", "prompt", "response", "steps", "correct", "problem")
-    check_ids(line.get(TOKEN_IDS))
+    check_token_ids(line.get(TOKEN_IDS))
     return Trace(
         line_id(line),
         **texts,

@@ -9,8 +9,12 @@ from probing.choices import THINK_END
 # Numbers (with sign, decimals, fraction) and what follows an equals sign up to a space.
 _VALUE = re.compile(r"(?<==)[ \t]*[^\s=]+|(?<![\w.])-?\d[\d,./]*")
 BOX = "\\boxed{"
-# A box is opened, a character escaped (a backslash, too), or a brace stands by itself.
-_BRACES = re.compile(r"\\boxed\{|\\(?!\\boxed\{).|[{}]", re.DOTALL)
+# A box is opened, or holds a bare number or capital; a character is escaped (a backslash, too), or
+# a brace stands by itself.
+_BARE = r"-?\d(?:[\d.,/]*\d)?(?!\w)|[A-Z](?!\w)"
+_BRACES = re.compile(
+    rf"\\boxed\s?\{{|\\boxed\s?(?P<bare>{_BARE})|\\(?!\\boxed\{{).|[{{}}]", re.DOTALL
+)
 
 
 def value_spans(text: str, start: int = 0) -> list[tuple[int, int]]:
@@ -26,21 +30,24 @@ def value_spans(text: str, start: int = 0) -> list[tuple[int, int]]:
 def boxes(text: str, start: int = 0) -> list[tuple[int, int]]:
     r"""Character spans of what stands in each closed `\boxed{…}`, in the order of their starts.
 
-    Braces inside balance; an escaped brace (`\{`, `\}`) is none. A box may stand in another.
+    Braces inside balance; an escaped brace (`\{`, `\}`) is none. A box may stand in another. A
+    number or a capital needs no braces (`\boxed 5`). One pass over the text.
 
     Example:
-        >>> boxes(r"\boxed{\frac{1}{2}} or \boxed{\left\{ x \right.}")
-        [(7, 18), (30, 47)]
+        >>> boxes(r"\boxed{\frac{1}{2}} or \boxed{\left\{ x \right.}"), boxes(r"\boxed 5")
+        ([(7, 18), (30, 47)], [(7, 8)])
     """
     spans = []
     opened: list[int | None] = []  # braces that stand open; of a box: where its content starts
     for mark in _BRACES.finditer(text, start):
-        if mark.group() == "}":
+        if mark["bare"]:
+            spans.append(mark.span("bare"))
+        elif mark[0] == "}":
             inside = opened.pop() if opened else None
             if inside is not None:
                 spans.append((inside, mark.start()))
-        elif mark.group() in ("{", BOX):
-            opened.append(mark.end() if mark.group() == BOX else None)
+        elif mark[0].endswith("{") and mark[0] != "\\{":
+            opened.append(mark.end() if len(mark[0]) > 1 else None)
     return sorted(spans)
 
 

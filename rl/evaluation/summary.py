@@ -13,6 +13,7 @@ from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, read_object
 from probing.intervals import Estimate, estimate_mean, estimate_rate, estimate_share
 from probing.traces.phrases import PHRASE_GROUPS, Phrases, phrase_counts
+from probing.traces.text import answer_part
 from rl.evaluation.measures import efficiency_score, pass_figure, within_budget
 from rl.sampling.responses import Response
 from rl.tasks.base import QuestionSet
@@ -51,6 +52,7 @@ class SetFigures:
     phrases: dict[str, Estimate]
     redundancy: Redundancy | None  # under `pocket` in eval.json, where it began
     no_answer: int  # responses that never end their reasoning
+    no_box: int  # answers without the box in which alone their reference could be met
     unverified: int  # questions whose reference the verifier does not accept
     faults: dict[str, int]
     correct: list[list[float]]  # a row a question: for means over sets
@@ -112,10 +114,21 @@ def set_figures(
         phrases=_phrase_figures(rows, lengths),
         redundancy=_redundancy(questions, rows, lengths, think_end, tokenizer),
         no_answer=sum(think_end not in response.text for response in flat),
+        no_box=_without_box(questions, rows, think_end),
         unverified=len(questions.unverified),
         faults=dict(Counter(r.fault for r in flat if r.fault)),
         correct=correct,
         lengths=lengths,
+    )
+
+
+def _without_box(questions: QuestionSet, rows: Sequence[Sequence[Response]], think_end: str) -> int:
+    """How many answers their task calls unstated; those that it calls right are not looked at."""
+    return sum(
+        questions.task.unstated(question, answer)
+        for question, row in zip(questions.questions, rows, strict=True)
+        for response in row
+        if not response.correct and (answer := answer_part(response.text, think_end)) is not None
     )
 
 

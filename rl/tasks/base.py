@@ -85,6 +85,13 @@ class Task(ABC):
         """Whether the verifier accepts the reference answer of a question."""
         return self.correct(question, self.reference(question))
 
+    def unstated(self, question: Question, answer: str) -> bool:
+        """Whether an answer lacks what alone could hold the reference, such as a box.
+
+        It is wrong whatever it means; evaluations count such answers.
+        """
+        return False
+
     def label(self, question: Question, response: str) -> Sequence[Step]:
         """The steps of a response with their true labels, for a task that knows them."""
         raise NotImplementedError(f"the task {self.name} does not know the labels of its steps")

@@ -24,7 +24,7 @@ from probing.files.headers import HEADER, file_hash
 from probing.files.reading import BadLine, parse_line, text_lines
 from probing.traces.file import ReadReport
 from rl.tasks.base import TASKS, Question, QuestionSet, Task, load_task, task_source
-from rl.tasks.maths import final_answer, maths_correct, maths_readable
+from rl.tasks.maths import final_answer, maths_correct, maths_readable, maths_unstated
 from rl.tasks.prompts import MATHS_INSTRUCTION
 
 QUESTION_FIELDS = ("question", "problem", "prompt")
@@ -32,7 +32,7 @@ ANSWER_FIELDS = ("answer", "solution")
 
 
 class Maths(Task):
-    """Questions of a file or a data set of the hub; math-verify compares the answers."""
+    """Questions of a file or a data set of the hub; answers are compared by `rl.tasks.maths`."""
 
     name = "maths"
     instruction = MATHS_INSTRUCTION
@@ -47,8 +47,12 @@ class Maths(Task):
         return (_hub_set if spec.startswith("hub:") else _file_set)(self, spec, limit)
 
     def correct(self, question: Question, answer: str) -> bool:
-        """Whether math-verify holds the last box, or else what the text gives, equal."""
+        """Whether the last box, or else what the text gives, equals the reference."""
         return maths_correct(question.answer, answer, think_end="")
+
+    def unstated(self, question: Question, answer: str) -> bool:
+        """Whether the reference is a text, and the answer has neither box nor "the answer is"."""
+        return maths_unstated(question.answer, answer)
 
     def verifies(self, question: Question) -> bool:
         """Whether the reference is equal to itself, and not by its letters alone."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from probing.errors import DataError
 from probing.traces.file import Trace
-from probing.traces.text import answer_part, boxes, last_box
+from probing.traces.text import answer_part, boxes
+from rl.tasks.answers import boxed_answers
 from rl.tasks.base import TASKS, Question, QuestionSet, load_task, speaker
 from rl.tasks.questions import Maths
 
@@ -36,7 +37,7 @@ class AnswerVerifier:
 
     def __init__(self, tokenizer: Any, traces: Iterable[Trace], boxed: bool = False) -> None:
         self.tokenizer, self.boxed = tokenizer, boxed
-        self.by_id = {trace.id: question_of(trace) for trace in traces}
+        self.by_id = {trace.id: question_of(trace, boxed) for trace in traces}
         name = speaker(tokenizer)
         task = load_task(TASKS[name]) if name else Maths()
         for trace_id, question in self.by_id.items():
@@ -88,9 +89,13 @@ class AnswerVerifier:
         return self.verifies(trace.id, trace.response[trace.answer_start :])
 
 
-def question_of(trace: Trace) -> Question:
-    """The question of a trace with its reference answer; an empty one where none is known."""
+def question_of(trace: Trace, boxed: bool = False) -> Question:
+    """The question of a trace with its reference answer; an empty one where none is known.
+
+    With `boxed` its last box is the reference, else all that stand together.
+    """
     reference = trace.extra.get(TRUTH)
     if reference is None and trace.correct is not False:
-        reference = last_box(answer_part(trace.response, trace.think_end) or "")
+        given = boxed_answers(answer_part(trace.response, trace.think_end) or "")
+        reference = ", ".join(given[-1:] if boxed else given)
     return Question(trace.id, trace.problem or trace.prompt, str(reference or ""))

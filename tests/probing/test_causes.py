@@ -139,6 +139,13 @@ def test_queries_and_counted_tokens() -> None:
     boxed = encode_causes(tokenizer, trace, rule="overlap", answer="boxed")
     assert counted(boxed) == "3"
     assert tokenizer.decode(boxed.ids[boxed.context :]) == "</think> \\boxed{3"
+    for box in ("\\boxed 3", "\\boxed {3}"):  # what the box begins with is longer, or has no brace
+        other = json.dumps({**line, "response": line["response"].replace("\\boxed{3}", box)})
+        given = encode_causes(tokenizer, parse_trace(other), rule="overlap", answer="boxed")
+        shown = tokenizer.decode(given.ids[given.context :]).replace(" ", "")
+        assert counted(given).strip() == "3" and shown == f"</think>{box.rstrip('}')}".replace(
+            " ", ""
+        )
     bare = parse_trace(json.dumps({**line, "response": "So.</think> no box", "steps": []}))
     with pytest.raises(DataError, match="no token of its answer counts"):
         encode_causes(tokenizer, bare, answer="boxed")

@@ -72,6 +72,19 @@ def test_boxed_braces() -> None:
     assert boxes(r"\boxed{a} \boxed{b}", 5) == [(17, 18)]
 
 
+def test_a_number_or_a_capital_needs_no_braces() -> None:
+    for text, inside in (
+        (r"\boxed 5.", "5"),
+        (r"$\boxed12,$", "12"),
+        (r"\boxed -1/2 ", "-1/2"),
+        (r"\boxed A", "A"),
+        (r"\boxed {7}", "7"),
+    ):
+        assert [text[slice(*span)] for span in boxes(text)] == [inside]
+    for text in (r"in \boxed notation", r"use \boxed A1", r"\boxed", r"\boxed 5x", r"\boxed ("):
+        assert boxes(text) == []
+
+
 def chosen_box(text: str) -> str:
     """What `--answer boxed` chooses, character by character."""
     places = np.arange(len(text))

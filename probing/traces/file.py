@@ -163,7 +163,7 @@ def is_header(line: dict[str, Any]) -> bool:
     return HEADER in line and "id" not in line
 
 
-def check_ids(field: Any) -> None:
+def check_token_ids(field: Any) -> None:
     """Check the form of the field `token_ids`; None is none.
 
     Raises:
@@ -219,7 +219,7 @@ def trace_of(line: dict[str, Any], mark: EndMark, offsets: str = "characters") -
     if BLANK_ANSWER.fullmatch(response, end + len(mark.text)):
         raise BadLine("empty answer", f"nothing follows {mark.text}")
     names = ("id", "prompt", "response", "steps", "correct", "problem")
-    check_ids(line.get(TOKEN_IDS))
+    check_token_ids(line.get(TOKEN_IDS))
     items = _typed(line, "steps", list, False) or []
     return Trace(
         line_id(line),

@@ -19,7 +19,7 @@ from probing.errors import ConfigError, DataError
 from probing.files.reading import BadLine
 from probing.models.identity import tokenizer_fingerprint
 from probing.settings import unknown
-from probing.traces.file import TOKEN_IDS, Trace, check_ids
+from probing.traces.file import TOKEN_IDS, Trace, check_token_ids
 from probing.traces.text import boxes, value_spans
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class SampledIds:
         if field is None:
             return None
         try:
-            check_ids(field)
+            check_token_ids(field)
         except BadLine as error:
             raise DataError(f"trace {trace.id}: {error}") from error
         prompt, response = tuple(field["prompt"]), tuple(field["response"])

@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except KfhError as error:
-        typer.secho(f"kfh: {error}", fg="red", err=True)
+        typer.secho(f"kfh: {' '.join(str(error).split())}", fg="red", err=True)
         sys.exit(1)
     except OSError as error:  # a missing file, a full disk, a folder that may not be written
         typer.secho(f"kfh: {told(error)}", fg="red", err=True)

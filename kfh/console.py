@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -20,10 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from kfh.tables import Table, terminal
-
-if TYPE_CHECKING:
-    from probing.traces.file import ReadReport
-
+from probing.traces.reports import CutReport, ReadReport
 
 console = Console()
 talk = Console(stderr=True)
@@ -120,7 +117,29 @@ def print_tables(tables: Iterable[Table], caveats: Iterable[str] = ()) -> None:
         console.print(Text.assemble(("Caveat:", "yellow"), f" {text}"), soft_wrap=True)
 
 
-def report_bad_lines(report: ReadReport) -> None:
-    """Say what a reader left out, by reason, with the first of each."""
-    for kind, count in report.bad.items():
-        warn(f"left out {count} × {kind}, first {report.first_bad[kind]}")
+def report_reading(report: ReadReport) -> None:
+    """Say what a reader left out, by reason, with the first of each; what is odd; how it cut."""
+    _report_lines(report.bad, report.first_bad, report.remarks())
+    report_cut(report.cut)
+
+
+def report_counts(counts: Mapping[str, Any]) -> None:
+    """As `report_reading`, from the counts of a run file (`SourceReport.to_json`)."""
+    _report_lines(counts["bad_lines"], counts["first_bad_lines"], counts.get("remarks", ()))
+    if cut := counts.get("cut"):
+        report_cut(CutReport.from_json(cut))
+
+
+def _report_lines(bad: Mapping[str, int], first: Mapping[str, str], remarks: Iterable[str]) -> None:
+    for kind, count in bad.items():
+        warn(f"left out {count} × {kind}, first {first[kind]}")
+    for text in remarks:
+        warn(text)
+
+
+def report_cut(report: CutReport) -> None:
+    """Say how many steps a cut gave and of which kinds, and where that is to be doubted."""
+    if line := str(report):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    for text in report.warnings:
+        warn(text)

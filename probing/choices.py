@@ -47,6 +47,13 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 Label = Literal["essential", "redundant"]
 LABELS: tuple[Label | None, ...] = (*get_args(Label), None)
 
+EndAt = Literal["first", "last"]  # which end mark of a response ends its reasoning
+END_AT: tuple[EndAt, ...] = get_args(EndAt)
+Openings = Literal["strict", "loose"]  # where a phrase opens a step
+OPENINGS: tuple[Openings, ...] = get_args(Openings)
+Offsets = Literal["characters", "bytes", "utf-16"]  # what the offsets of steps count
+OFFSETS: tuple[Offsets, ...] = get_args(Offsets)
+
 POCKET = "pocket"  # by name: the embedded model, and its traces
 GIVEN = "given"  # the steps that the trace file holds
 MIN_CHARS = 80  # the release's minimum length of a step

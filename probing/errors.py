@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class KfhError(Exception):
     """Something the user can mend. The message says what is wrong, where, and what to do."""
@@ -17,3 +20,27 @@ class ModelError(KfhError):
 
 class ConfigError(KfhError):
     """Settings that contradict each other or the run that they would go on with."""
+
+
+class NotFiniteError(ModelError):
+    """A trace for which the model computes numbers that are not finite."""
+
+    @classmethod
+    def of(cls, what: str, dtype: object) -> NotFiniteError:
+        """The error for what is not finite, with its likely cause by the model's precision."""
+        kind = str(dtype).removeprefix("torch.")
+        cause = "the weights may be damaged (NaN or infinite numbers in the checkpoint?)"
+        if kind == "float16":
+            cause = "float16 overflows at 65,504: use bfloat16 or float32 (--dtype)"
+        elif kind == "bfloat16":
+            cause = f"{cause}; try float32 (--dtype)"
+        return cls(f"{what} not finite in {kind}. Likely cause: {cause}")
+
+
+@contextmanager
+def in_trace(name: str) -> Iterator[None]:
+    """Numbers that are not finite in this block are told with the trace that they are of."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"trace {name}: {error}") from error

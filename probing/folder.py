@@ -12,7 +12,7 @@ import html
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from probing.attention.scores import ScoredTrace
 from probing.attention.store import ScoreStore, stored_labels, stored_settings
 from probing.choices import METRIC_NAMES, METRICS, Head
 from probing.config import ProbeConfig
-from probing.errors import ConfigError, DataError
+from probing.errors import DataError
 from probing.files.headers import (
     HEADER,
     file_hash,
@@ -35,6 +35,9 @@ from probing.files.headers import (
     whole_file,
     write_json,
 )
+from probing.files.probes import read_ranking
+from probing.files.reading import BadLine, parse_line, text_lines
+from probing.files.tables import WRITTEN
 from probing.headset import HeadSet
 from probing.models.identity import ModelCard
 from probing.ranking.caveats import label_caveats, ranking_caveats
@@ -81,42 +84,26 @@ class ProbeResult(Ranking):
             DataError: no finished probe, or a damaged one.
         """
         folder = Path(folder)
-        try:
-            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            table = pd.read_parquet(folder / "sra.parquet")
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{folder}: no finished probe ({error}); run `kfh probe --out {folder}` first"
-            ) from error
-        try:
-            known = {item.name for item in fields(ProbeConfig)}
-            settings = {name: value for name, value in run["config"].items() if name in known}
-            config, _ = ProbeConfig(**settings), table[["layer", "head", "sra"]]
-            controls = pd.DataFrame(run["controls"]).set_index("control").astype(float)
-            controls, points = controls.reset_index(), run["curves"][config.select][: config.top]
-            result = cls(
-                config=config,
-                table=table,
-                controls=controls,
-                curves=run["curves"],
-                chosen=[(int(layer), int(head)) for layer, head in (p["added"] for p in points)],
-                set_caveats=(
-                    run["set_caveats"]
-                    if "set_caveats" in run  # older probes leave it to us
-                    else set_caveats(controls, points[-1])
-                ),
-                scorers=run.get("scorers", {}),
-                null=run["null"],
-                counts=run["counts"],
-                folder=folder,
-                card=ModelCard(**run["model"]),
-                speed=run.get("speed", {}),
-                header=run.get(HEADER, {}),
-                moved=traces,
-            )
-        except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{folder}: damaged; probe again ({error!r})") from error
-        return result
+        run, config, card, table = read_ranking(folder, ProbeConfig, ModelCard)
+        controls = pd.DataFrame(run["controls"]).set_index("control").astype(float).reset_index()
+        points = run["curves"][config.select][: config.top]
+        caveats = run.get("set_caveats")  # older probes leave it to us
+        return cls(
+            config=config,
+            table=table,
+            controls=controls,
+            curves=run["curves"],
+            chosen=[(int(layer), int(head)) for layer, head in (p["added"] for p in points)],
+            set_caveats=set_caveats(controls, points[-1]) if caveats is None else caveats,
+            scorers=run.get("scorers") or {},
+            null=run["null"],
+            counts=run["counts"],
+            folder=folder,
+            card=card,
+            speed=run.get("speed") or {},
+            header=run.get(HEADER, {}),
+            moved=traces,
+        )
 
     def write(self, head_set: HeadSet) -> None:
         """Write `sra.parquet`, `heads.json` and `run.json` into the folder, each whole."""
@@ -127,7 +114,7 @@ class ProbeResult(Ranking):
         header = json.dumps(file_header("head table", model=self.card.id))
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), HEADER: header})
         with whole_file(self.folder / "sra.parquet") as temporary:
-            pq.write_table(table, temporary)
+            pq.write_table(table, temporary, **WRITTEN)
         head_set.save(self.folder / "heads.json")
         write_json(self.folder / "run.json", self.to_json())
 
@@ -202,13 +189,13 @@ class ProbeResult(Ranking):
         if self.config.labels == "steps":
             return ""
         try:
-            with Path(self.config.labels).open(encoding="utf-8") as file:
-                header = json.loads(file.readline())[HEADER]
+            _, first = next(text_lines(Path(self.config.labels)))
+            header = parse_line(first)[HEADER]
             return str((header.get("settings") or {}).get("by") or header.get("source") or "")
-        except OSError:
-            return None
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, BadLine, KeyError, StopIteration, TypeError):
             return ""
+        except DataError:
+            return None
 
     # Traces and their step scores
 
@@ -236,15 +223,16 @@ class ProbeResult(Ranking):
         return path
 
     def problems(self) -> dict[str, str]:
-        """The problem of each trace by id: traces of one problem are no independent draws.
+        """What the problem of each trace is known by (`Trace.problem_key`), by id.
+
+        Traces of one problem are no independent draws.
 
         Raises:
             DataError: as for `trace_file`.
         """
-        traces = read_traces(
-            self.trace_file, skip_bad=self.config.skip_bad, think_end=self.config.think_end
-        )
-        return {trace.id: trace.problem or trace.prompt for trace in traces}
+        anew = self.config.cutter is not None
+        traces = read_traces(self.trace_file, **self.config.reading, anew=anew)
+        return {trace.id: trace.problem_key for trace in traces}
 
     @property
     def has_scores(self) -> bool:
@@ -283,9 +271,10 @@ class ProbeResult(Ranking):
         traces = []
         for name in self.ranked:
             problem = problems[name] if problems else name
-            ranked = name in self.scored and RankedTrace.of(
-                self.scored[name], labels[name], problem
-            )
+            scored = self.scored.get(name)
+            if scored is not None and len(scored.scores) != len(self.table):
+                raise DataError(f"{self.folder}: scores.parquet is of other heads; probe again")
+            ranked = scored is not None and RankedTrace.of(scored, labels[name], problem)
             if not ranked:
                 raise DataError(f"{self.folder}: scores.parquet has no trace {name}; probe again")
             traces.append(ranked)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from probing.errors import DataError, ModelError
-from probing.files.headers import HEADER, SCHEMA, data_path, file_header, write_json
+from probing.choices import ANSWERS, RULES
+from probing.errors import ConfigError, DataError, ModelError
+from probing.files.headers import HEADER, SCHEMA, data_path, file_header, read_object, write_json
+from probing.files.reading import shaped
 from probing.models.identity import ModelCard
-from probing.settings import unknown
+from probing.settings import check_keys, unknown
 
 
 class HeadSetWarning(UserWarning):
@@ -35,6 +36,15 @@ class HeadFigures:
 
 
 @dataclass(frozen=True)
+class _Cut:
+    """What of `segmenter` others cut their traces by."""
+
+    name: str
+    min_chars: int | None = None
+    phrases: str | None = None
+
+
+@dataclass(frozen=True)
 class HeadSet:
     """Heads to train with, and everything needed to score steps with them in the same way.
 
@@ -46,10 +56,12 @@ class HeadSet:
     model: ModelCard
     segmenter: dict[str, Any] | None = None
     rule: str = "start"  # how steps take tokens: start or overlap
+    think_end: str | None = None  # what ended the reasoning; None: not known
+    think_end_at: str | None = None  # which one, first or last
     answer: str = "all"  # which answer tokens are F: all, values or boxed
     traces: dict[str, Any] | None = None  # file, hash, number used
     labels: dict[str, Any] | None = None
-    selection: dict[str, Any] | None = None  # by, how, split, controls, ensemble
+    selection: dict[str, Any] | None = None  # by, how, split, problems, controls, ensemble
     source: str | None = None
     caveats: tuple[str, ...] = ()
     header: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +70,14 @@ class HeadSet:
     def pairs(self) -> list[tuple[int, int]]:
         """The heads as `(layer, head)`."""
         return [(head.layer, head.head) for head in self.heads]
+
+    @property
+    def chosen_on(self) -> frozenset[str] | None:
+        """What the problems that the heads were chosen on are known by (`Trace.problem_marks`).
+
+        None where the set does not say: an older or a published one.
+        """
+        return frozenset((self.selection or {}).get("problems_chosen_on") or ()) or None
 
     def save(self, path: str | Path) -> None:
         """Write the set, whole or not at all."""
@@ -88,10 +108,7 @@ class HeadSet:
             path = data_path("heads", f"{path}.json")
         elif not path.exists() and path.suffix != ".json":
             raise DataError(f"{unknown('head set', str(path), shipped)}, or give a head file")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read as a head set ({error})") from error
+        content = read_object(path, "as a head set")
         head_set = cls._from_json(path, content)
         if config is not None:
             head_set.check(config)
@@ -100,21 +117,31 @@ class HeadSet:
         return head_set
 
     @classmethod
-    def _from_json(cls, path: Path, content: Any) -> HeadSet:
+    def _from_json(cls, path: Path, content: dict[str, Any]) -> HeadSet:
+        given = content.get(HEADER)
+        header: dict[str, Any] = given if isinstance(given, dict) else {}
+        schema = header.get("schema")
+        if type(schema) is int and schema > SCHEMA:
+            raise DataError(
+                f"{path}: written by kfh {header.get('version')} in schema {schema}; "
+                f"this kfh reads up to {SCHEMA}. Update kfh."
+            )
         try:
-            header = content[HEADER]
-            if header["schema"] > SCHEMA:
-                raise DataError(
-                    f"{path}: written by kfh {header.get('version')} in schema {header['schema']}; "
-                    f"this kfh reads up to {SCHEMA}. Update kfh."
-                )
-            known = {item.name for item in fields(cls)} - {"header", "heads", "model"}
-            rest = {name: content[name] for name in known if name in content}
-            heads = tuple(HeadFigures(**head) for head in content["heads"])
-            rest["caveats"] = tuple(rest.get("caveats", ()))
-            head_set = cls(heads, ModelCard(**content["model"]), header=header, **rest)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: not a head set, or a damaged one ({error!r})") from error
+            if type(schema) is not int:
+                raise ValueError("no header of kfh")
+            head_set = shaped(cls, {**content, "header": header})
+            for head in content["heads"]:
+                check_keys(HeadFigures, head)
+            for name, known in (("rule", RULES), ("answer", ANSWERS)):
+                if (given := getattr(head_set, name)) not in known:
+                    raise ValueError(unknown(name, given, known))
+            if head_set.segmenter is not None:
+                shaped(_Cut, head_set.segmenter)
+            for name in ("problems_chosen_on", "problems_held_out"):
+                shaped(list[str], (head_set.selection or {}).get(name) or [])
+        except (ConfigError, ValueError) as error:
+            raise DataError(f"{path}: not a head set, or a damaged one ({error})") from error
+        heads = head_set.heads
         if not heads or len(set(head_set.pairs)) != len(heads):
             raise DataError(f"{path}: a head set needs heads, and none of them twice")
         for layer, head in head_set.pairs:

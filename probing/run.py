@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from probing.attention.scores import ScoredTrace, open_capture, score_traces
 from probing.attention.store import ScoreStore
 from probing.choices import METRICS, Head
 from probing.config import ProbeConfig
-from probing.errors import DataError
+from probing.errors import DataError, NotFiniteError
 from probing.files.headers import file_hash, file_header, json_number
 from probing.folder import ProbeResult
 from probing.headset import HeadFigures, HeadSet
@@ -32,7 +32,6 @@ from probing.models.identity import (
     fits,
     model_settings,
     position_limit,
-    tokenizer_fingerprint,
     too_long,
 )
 from probing.models.load import with_random_weights
@@ -46,6 +45,8 @@ from probing.traces.tokens import EncodedTrace, SampledIds, encode_trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+NOT_FINITE = "attention that is not finite"
 
 
 def probe(
@@ -81,28 +82,31 @@ def probe(
     if processes.rank != 0:
         return None
     stored = store.load()
-    limit = position_limit(model)  # a trace that does not fit has no scores
-    scored = {name: stored[name] for name in ids if limit is None or name in stored}
+    scored = {trace_id: stored[trace_id] for trace_id in ids if trace_id in stored}
     if not scored:
-        raise DataError(f"{config.traces}: every trace has {too_long(limit)}")
+        lost = next(prepare_traces(config.source))
+        reason = _why_lost(config, model, tokenizer, lost)
+        raise DataError(f"{config.traces}: no trace is left of {len(ids)}; {lost.id}: {reason}")
     counter = _Counter(report, tokenizer, context_limit(model.config))
     rows: list[RankedTrace] = []
     random: list[RankedTrace] = []
+    marks: dict[str, set[str]] = {}
     with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
         for trace in prepare_traces(config.source):  # once more: one in memory at a time
             if trace.id not in scored:
-                counter.leave_out(too_long(limit))
+                counter.leave_out(_why_lost(config, model, tokenizer, trace))
                 continue
             row = ranked_trace(trace, scored[trace.id])
             counter.count(trace, scored[trace.id], row)
             rows += [row] if row else []
+            marks[trace.id] = trace.problem_marks
             if row and (control := of_random.get(trace.id)):
                 random += [same] if (same := ranked_trace(trace, control)) else []
             write(trace)
             bar(1, 0)
     ranking = rank_heads(config, heads, rows, progress, random)  # 4, 5
     result = _result(ranking, ModelCard.of(config.model, model.config), report, speed)
-    result.write(head_set_of(result, result.card))  # 6
+    result.write(head_set_of(result, result.card, marks))  # 6
     return result
 
 
@@ -131,12 +135,12 @@ def _score(
     mine = set(ids[processes.rank :: processes.count]) - done
     capture = open_capture(model, config.backend)
     started, tokens = time.perf_counter(), 0
-    rule, answer, limit = config.source.rule, config.answer, position_limit(model)
+    limit = position_limit(model)
 
     def encoded() -> Iterator[EncodedTrace]:
         for trace in prepare_traces(config.source):
             if trace.id in mine:
-                one = encode_trace(tokenizer, trace, rule=rule, answer=answer)
+                one = _encoded(config, tokenizer, trace)
                 if fits(len(one), limit):
                     yield one
 
@@ -147,12 +151,35 @@ def _score(
             device=next(model.parameters()).device,
             batch_tokens=config.batch_tokens,
             advance=advance,
+            lost=_pass_over if config.skip_bad else None,
         ):
             store.add(trace)
             tokens += trace.total_tokens
     seconds = time.perf_counter() - started
     speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds, "resumed": len(done)}
     return speed, capture.heads
+
+
+def _encoded(config: ProbeConfig, tokenizer: Any, trace: Trace) -> EncodedTrace:
+    return encode_trace(
+        tokenizer,
+        trace,
+        rule=config.source.rule,
+        answer=config.answer,
+        skip_bad=config.skip_bad,
+    )
+
+
+def _why_lost(config: ProbeConfig, model: PreTrainedModel, tokenizer: Any, trace: Trace) -> str:
+    """Why a trace has no scores."""
+    limit = position_limit(model)
+    if limit is None or fits(len(_encoded(config, tokenizer, trace)), limit):
+        return NOT_FINITE
+    return too_long(limit)
+
+
+def _pass_over(trace: EncodedTrace, error: NotFiniteError) -> None:
+    """The trace is missing in the store, by which it is counted."""
 
 
 def _random_scores(
@@ -180,16 +207,20 @@ class _Counter:
     """Counts what became of each trace once it is scored."""
 
     def __init__(self, report: SourceReport, tokenizer: Any, limit: int | None) -> None:
-        self.report, self.limit = report, limit
-        self.fingerprint = tokenizer_fingerprint(tokenizer)
+        self.report, self.limit, self.tokenizer = report, limit, tokenizer
 
     def count(self, trace: Trace, scored: ScoredTrace, row: RankedTrace | None) -> None:
         """Count one trace; `row` is None where no pair of its steps is left."""
         report = self.report
         if sampled := SampledIds.of(trace):
-            ours = sampled.tokenizer in (None, self.fingerprint)
-            report.as_sampled += ours
-            report.other_tokenizer += not ours
+            ours = sampled.is_of(self.tokenizer)
+            if ours and (fault := sampled.fault(self.tokenizer, trace)):
+                report.reading.note(
+                    "token_ids left out, the text tokenised", f"trace {trace.id}: they {fault}"
+                )
+            else:
+                report.as_sampled += ours
+                report.other_tokenizer += not ours
         report.beyond_context += self.limit is not None and scored.total_tokens > self.limit
         labelled = [step.label is not None for step in trace.steps]
         report.steps["without a token"] += int(((scored.tokens == 0) & labelled).sum())
@@ -197,7 +228,7 @@ class _Counter:
             self.leave_out("no answer token or no pair of steps with tokens")
 
     def leave_out(self, reason: str) -> None:
-        """Count a trace that is not used after all."""
+        """Count a trace that is not used after all, or has no scores."""
         self.report.used -= 1
         self.report.left_out[reason] += 1
 
@@ -215,8 +246,11 @@ def _result(
     return ProbeResult(**values, folder=folder, card=card, speed=speed, header=header)
 
 
-def head_set_of(ranking: Ranking, card: ModelCard) -> HeadSet:
-    """The chosen heads with everything needed to score steps with them in the same way."""
+def head_set_of(ranking: Ranking, card: ModelCard, marks: Mapping[str, set[str]]) -> HeadSet:
+    """The chosen heads with everything needed to score steps with them in the same way.
+
+    `marks` is what the problem of each trace is known by, by id: what other traces are held out by.
+    """
     config, counts = ranking.config, ranking.counts
     rows = ranking.table.set_index(["layer", "head"], drop=False)
     figures = {k: v for k, v in ranking.set_point.items() if k not in ("heads", "added")}
@@ -225,6 +259,8 @@ def head_set_of(ranking: Ranking, card: ModelCard) -> HeadSet:
         model=card,
         segmenter=config.source.segmenter_json(),
         rule=config.source.rule,
+        think_end=config.source.mark.text,
+        think_end_at=config.source.mark.at,
         answer=config.answer,
         traces={
             "file": str(config.traces),
@@ -241,6 +277,8 @@ def head_set_of(ranking: Ranking, card: ModelCard) -> HeadSet:
             "unit": "problem",
             "select_traces": len(counts["select_traces"]),
             "held_out_traces": len(counts["held_out_traces"]),
+            "problems_chosen_on": _marks_of(counts["select_traces"], marks),
+            "problems_held_out": _marks_of(counts["held_out_traces"], marks),
             "ensemble_held_out": figures,
             "controls": {
                 row["control"]: {metric: json_number(row[metric]) for metric in METRICS}
@@ -252,17 +290,27 @@ def head_set_of(ranking: Ranking, card: ModelCard) -> HeadSet:
     )
 
 
+def _marks_of(ids: Iterable[str], marks: Mapping[str, set[str]]) -> list[str]:
+    """The marks of these traces, each once, sorted."""
+    return sorted(set().union(*(marks[name] for name in ids)))
+
+
 def _head_figures(config: ProbeConfig, row: pd.Series) -> HeadFigures:
-    low, high = (json_number(row[f"balanced_{end}"]) for end in ("low", "high"))
     held_out = {metric: json_number(row[f"{metric}_held_out"]) for metric in METRICS}
     return HeadFigures(
         int(row["layer"]),
         int(row["head"]),
         sra=float(row["sra"]),
-        sra_interval=(float(row["sra_low"]), float(row["sra_high"])),
+        sra_interval=_interval(row, "sra"),
         balanced=json_number(row["balanced"]),
-        balanced_interval=None if low is None or high is None else (low, high),
+        balanced_interval=_interval(row, "balanced"),
         gating=float(row["gating"]),
         p=json_number(row.get(f"{config.by}_p")),
         held_out={metric: v for metric, v in held_out.items() if v is not None},
     )
+
+
+def _interval(row: pd.Series, metric: str) -> tuple[float, float] | None:
+    """The interval of a metric; None where there is none, as of a single problem."""
+    low, high = (json_number(row[f"{metric}_{end}"]) for end in ("low", "high"))
+    return None if low is None or high is None else (low, high)

@@ -18,6 +18,7 @@ COMMON = {
 }
 GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 WINDOW = {"sliding_window": 9}
+INKLING = ["hybrid_sliding", "hybrid"] * 2
 
 # name → (model type, what its config changes)
 FAMILIES: dict[str, tuple[str, dict]] = {
@@ -38,6 +39,17 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "phi3": ("phi3", {"num_key_value_heads": 2, **WINDOW}),
     "olmo2": ("olmo2", {"num_key_value_heads": 2}),
     "gpt_neox": ("gpt_neox", {}),
+    "phimoe": ("phimoe", {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2}),
+    "gpt_oss": ("gpt_oss", {**GROUPED, **WINDOW, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    "inkling": (
+        "inkling2_text",
+        {
+            **GROUPED,
+            **{"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8},
+            **{"sliding_window_size": 9, "d_rel": 4, "rel_extent": 16, "layer_types": INKLING},
+            **{"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2},
+        },
+    ),
     "granite": ("granite", {"num_key_value_heads": 2, "attention_multiplier": 0.3}),
 }
 
@@ -52,7 +64,18 @@ def tiny(
     options = {} if attention is None else {"attn_implementation": attention}
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                parameter.normal_()
+            elif parameter.ndim == 2:
                 parameter.mul_(8)
     return model.eval()
+
+
+def overflowing(places: slice = slice(None)) -> PreTrainedModel:
+    """A llama in float16 whose third layer overflows behind some tokens of its vocabulary."""
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[places] += 1.0
+        model.model.layers[2].self_attn.v_proj.weight.mul_(1e5).clamp_(-6e4, 6e4)
+    return model.half()

@@ -76,6 +76,25 @@ def trace_file(path: Path, count: int = 8) -> Path:
     return write_lines(path, [trace_line(n, steps=4 + n % 4) for n in range(count)])
 
 
+def text_line(id: str, response: str, **more: Any) -> dict:
+    """A correct trace that is nothing but its response."""
+    return {"id": id, "prompt": f"Q{id}", "response": response, "correct": True, **more}
+
+
+def kfh(*words: Any) -> Any:
+    """A command, called in this process; what typer's runner gives."""
+    from typer.testing import CliRunner
+
+    from kfh.cli import app
+
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def said(done: Any) -> str:
+    """What a command printed, and the error that it ended with."""
+    return f"{done.output} {done.exception or ''}"
+
+
 def model_folder(path: Path, family: str = "llama") -> Path:
     """A tiny random model saved with a tokenizer, as `--model` takes it."""
     tokenizer = byte_tokenizer()

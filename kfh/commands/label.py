@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kfh.console import console, print_tables, progress_bar, report_bad_lines, warn
+from kfh.console import console, print_tables, progress_bar, report_reading, warn
 from kfh.options import options
 from kfh.tables import Table
 from probing.errors import ConfigError
@@ -19,7 +19,7 @@ from probing.labelling.cause import CauseConfig
 from probing.models.load import ModelSource
 from probing.numbers import NONE, number
 from probing.settings import like
-from probing.traces.file import ReadReport
+from probing.traces.reports import ReadReport
 from probing.traces.source import StepSource, step_counts
 from rl.judges.config import BY_JUDGES, JudgingConfig
 
@@ -43,7 +43,7 @@ def run_judges(source: StepSource, judges: Path, out: Path, config: JudgingConfi
 
     refuse_overwriting(out, judges)
     report = judge_traces(source, Panel.load(judges), out, config, progress=progress_bar)
-    report_bad_lines(report.reading)
+    report_reading(report.reading)
     print_report(report, config.consensus)
     console.print(f"→ {out}; the judges' answers: {config.cache_beside(out)}", soft_wrap=True)
 
@@ -127,7 +127,7 @@ def run_cause(
         resume=resume,
         progress=progress_bar,
     )
-    report_bad_lines(report.reading)
+    report_reading(report.reading)
     if report.left_out:
         first = next(iter(report.left_out.values()))
         warn(f"left out {len(report.left_out)} traces, first {first}")
@@ -136,26 +136,31 @@ def run_cause(
 
 def run_rules(source: StepSource, out: Path) -> None:
     """`kfh label --by rules`: see `probing.labelling.rules`."""
-    from probing.labelling.rules import rule_labels
+    from probing.labelling.rules import no_rules, rule_labels
     from probing.traces.labels import write_labels
 
     report = ReadReport()
     sizes = step_counts(source, report)
-    report_bad_lines(report)
+    report_reading(report)
     labels: Counter[str | None] = Counter()
+    unruled: dict[str, list[str]] = {}  # why the rules do not apply → ids
 
     def lines() -> Iterator[dict[str, Any]]:
         with progress_bar("reading steps", len(sizes)) as advance:
             for trace in source.traces():
+                if why := no_rules(trace):
+                    unruled.setdefault(why, []).append(trace.id)
                 for step, label in enumerate(rule_labels(trace)):
                     labels[label] += 1
                     yield {"id": trace.id, "step": step, "label": label, "source": "rules"}
                 advance(1, 0)
 
-    settings = {"by": "rules", "traces": file_hash(source.path), "think_end": source.think_end}
+    settings = {"by": "rules", "traces": file_hash(source.path), **source.mark.to_json()}
     refuse_overwriting(out, source.path)
     write_labels(out, lines(), source.segmenter_json(), settings=settings)
     _print_counts(out, len(sizes), labels)
+    for why, ids in unruled.items():
+        warn(f"{why} in {len(ids)} traces, whose steps have no label; first {ids[0]}")
     warn("Rules are rough: hold them against others with --compare")
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kfh.console import console, print_tables, progress_bar, report_bad_lines, warn
+from kfh.console import console, print_tables, progress_bar, report_counts, report_reading, warn
 from kfh.options import options
 from probing.config import ProbeConfig
-from probing.traces.file import ReadReport
+from probing.errors import ConfigError
+from probing.traces.reports import ReadReport
 from probing.traces.source import StepSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from probing.traces.file import Trace
 
 
 @options(segmenter="attnpo")
@@ -23,35 +29,32 @@ def segment(
 ) -> None:
     """Cut the reasoning of each trace into steps that tile it."""
     from probing.files.headers import file_hash, refuse_overwriting
-    from probing.traces.file import read_traces, write_traces
-    from probing.traces.segmenters import Segmenter, segment_trace
+    from probing.traces.file import write_traces
 
-    refuse_overwriting(out, path)
-    cutter = Segmenter.parse(source.segmenter, source.min_chars)
+    refuse_overwriting(out, source.path)
+    cutter = source.cutter
+    if cutter is None:
+        raise ConfigError("--segmenter given cuts nothing: choose attnpo, line, sentence, …")
     report = ReadReport()
     steps: Counter[str] = Counter()
-
-    def segmented() -> Any:
-        for trace in read_traces(
-            path, skip_bad=source.skip_bad, think_end=source.think_end, report=report
-        ):
-            ready = segment_trace(trace, cutter)
-            steps.update(step.label or "unlabelled" for step in ready.steps)
-            yield ready
-
     with progress_bar("segmenting", 0) as advance:
 
-        def counted() -> Any:
-            for trace in segmented():
+        def counted() -> Iterator[Trace]:
+            for trace in source.traces(report):
+                steps.update(step.label or "unlabelled" for step in trace.steps)
                 advance(1, 0)
                 yield trace
 
         count = write_traces(
-            out, counted(), segmenter=cutter.to_json(), source=str(path), hash=file_hash(path)
+            out,
+            counted(),
+            segmenter=cutter.to_json(),
+            source=str(path),
+            hash=file_hash(source.path),
         )
-    report_bad_lines(report)
     labels = ", ".join(f"{number} {label}" for label, number in sorted(steps.items()))
     console.print(f"{count} traces, {sum(steps.values())} steps ({labels}) → {out}")
+    report_reading(report)
 
 
 @options
@@ -100,8 +103,7 @@ def run_probe(config: ProbeConfig) -> None:
 
 
 def _report_left_out(counts: dict[str, Any]) -> None:
-    for kind, number in counts["bad_lines"].items():
-        warn(f"left out {number} × {kind}, first {counts['first_bad_lines'][kind]}")
+    report_counts(counts)
     for reason, number in counts["left_out"].items():
         warn(f"left out {number} traces: {reason}")
     if number := counts["steps"].get("without a token"):

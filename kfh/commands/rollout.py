@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kfh.console import console, progress_bar, warn
+from kfh.console import console, progress_bar, report_cut, warn
 from kfh.options import options
 from rl.sampling.config import CollectConfig
 
@@ -33,6 +33,7 @@ def print_report(report: CollectReport, easy: float) -> None:
         f"{report.traces:7} traces, {report.with_ids} with the token ids as sampled",
     ]
     console.print("\n".join(lines), soft_wrap=True)
+    report_cut(report.cut)
     if report.with_ids < report.traces:
         warn(
             f"{report.traces - report.with_ids} traces have no token ids: the backend gives none, "
@@ -40,6 +41,8 @@ def print_report(report: CollectReport, easy: float) -> None:
         )
     if report.prompts != "as given to the model":
         warn(f"Prompts are {report.prompts}.")
+    for text in report.bad_questions:
+        warn(text)
     if report.unverified:
         warn(
             f"The verifier does not accept the reference answers of {report.unverified} problems: "

@@ -12,6 +12,7 @@ from kfh.tables import Cell, Table
 from probing.errors import DataError
 from probing.files.headers import HEADER, read_object
 from probing.numbers import NONE, Number, number
+from rl.tasks.base import left_out
 
 CUT_OFF = 0.05  # of responses; more, and their length is not known
 FEW_QUESTIONS = 100
@@ -133,6 +134,7 @@ def evaluation_caveats(content: Row) -> list[str]:
     for name, figures in content["benchmarks"].items():
         texts = benchmark_caveats(figures, settings, base.get(name))
         caveats += [f"{name}: {text}" for text in texts]
+        caveats += left_out(name, figures.get("source") or {})
     return caveats
 
 

@@ -20,6 +20,7 @@ from kfh.tables import Cell, Table
 from probing.interventions.claims import DIGITS, MEASURES, Claim
 from probing.interventions.outcomes import NONE as AS_IT_IS
 from probing.numbers import NONE, Number
+from probing.traces.reports import CutReport
 
 if TYPE_CHECKING:
     from probing.interventions.result import InterventionResult
@@ -178,6 +179,9 @@ def left_out(counts: Row) -> list[str]:
     lines = [f"left out {count} traces: {reason}" for reason, count in counts["left_out"].items()]
     for kind, count in counts["bad_lines"].items():
         lines.append(f"left out {count} × {kind}, first {counts['first_bad_lines'][kind]}")
+    lines += counts.get("remarks", ())
+    if cut := counts.get("cut"):
+        lines += CutReport.from_json(cut).warnings
     for k, count in counts["parts"].get("steps", {}).get("too_few_steps", {}).items():
         if count:
             lines.append(f"{count} traces have at most {k} steps: none for k = {k}")

@@ -55,10 +55,12 @@ def read_runs(place: Place) -> Section:
         info = run.info
         facts = header_facts(info.get(HEADER) or {})[:2]
         model = f"{info.get('model', NONE)}, {info.get('fingerprint', 'no fingerprint')}"
+        chosen = info.get("heads_chosen_on")
         section.facts += [
             (run.folder.name, "; ".join(text for _, text in facts if text)),
             (f"{run.folder.name}: model", model),
             (f"{run.folder.name}: heads", heads_text(info.get("heads") or [])),
+            *([(f"{run.folder.name}: heads chosen on", chosen)] if chosen else []),
         ]
     section.tables = [runs_table(runs)] if runs else []
     section.summary = runs_summary(runs)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from probing.errors import DataError
 from probing.traces.file import Step, Trace
+from probing.traces.marks import blank_answer
 from probing.traces.text import BOX, boxes
 from probing.traces.tokens import encode_trace
 
@@ -84,8 +85,10 @@ def encode_causes(
         limit: use the first so many tokens of the answer only (`all`, `values`); None: all.
 
     Raises:
-        DataError: no token of the answer counts.
+        DataError: the answer is empty, or no token of it counts.
     """
+    if blank_answer(trace.response[trace.answer_start :], tokenizer.all_special_tokens):
+        raise DataError(f"trace {trace.id}: empty answer, nothing follows {trace.think_end}")
     marks = [Step(trace.reasoning_end, trace.answer_start)]
     if answer == "boxed":
         spans = boxes(trace.response, trace.answer_start)[-1:]

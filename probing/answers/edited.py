@@ -6,6 +6,7 @@
    Q, the tokens from the first of `</think>` on (docs/PAPER.md, section 4): from the last of them
    the answer's first is predicted. The edited columns are the steps, or some of them.
 3. Decoding goes on over another fork (`probing.models.decode`), every pass under the edit.
+All passes over a batch are held at the length of its traces, where the RoPE follows lengths.
 
 An edit from the answer to the steps leaves the context as it was, so that all such edits share
 one reading of it; an edit at all positions needs its own. A mean edit needs the heads' mean
@@ -28,11 +29,11 @@ from torch import Tensor
 from probing.answers.context import PreparedTrace
 from probing.answers.edits import ANSWER, HeadEdit, HeadEdits, edited_rows, weighted_values
 from probing.answers.hiding import Layers
-from probing.attention.call import AttentionCall, Workspace
 from probing.attention.capture import check_heads
+from probing.attention.rows import Workspace
 from probing.attention.scores import pad_batch
 from probing.choices import Head
-from probing.errors import ModelError
+from probing.errors import ModelError, in_trace
 from probing.models.decode import (
     Sampling,
     Start,
@@ -41,6 +42,8 @@ from probing.models.decode import (
     pad_left,
     token_log_probabilities,
 )
+from probing.models.front import AttentionCall
+from probing.models.lengths import Lengths, held_at
 
 # Called with the real tokens that go in and the edited columns, before a pass under it.
 Observe = Callable[[Tensor, Tensor | None], AbstractContextManager[None]]
@@ -55,6 +58,11 @@ class Reading:
     traces: Sequence[PreparedTrace]
     cache: Any
     mask: Int[Tensor, "batch context"]
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest trace: at this length the RoPE is held in all passes."""
+        return max(map(len, self.traces))
 
     @property
     def width(self) -> int:
@@ -102,6 +110,7 @@ class EditedAnswers:
     def __init__(self, model: Any, edits: HeadEdits, ends: frozenset[int] = frozenset()) -> None:
         self.model, self.edits = model.eval(), edits
         self.ends = ends
+        self.lengths = Lengths.of(model)
         self.device = next(model.parameters()).device
 
     @property
@@ -136,7 +145,8 @@ class EditedAnswers:
         contexts = pad_left([trace.ids[: trace.context] for trace in traces])
         ids, mask = (part.to(self.device) for part in contexts)
         cache = DynamicCache(config=self.model.config)
-        with observe(mask.bool(), None) if observe else self.edits.under(edit):
+        around = observe(mask.bool(), None) if observe else self.edits.under(edit)
+        with held_at(self.model, max(map(len, traces))), around:
             cached_logits(self.model, ids, mask, cache, keep=1)  # 1
         for number, layer in enumerate(cache.layers):
             if not isinstance(layer, DynamicLayer):
@@ -175,12 +185,14 @@ class EditedAnswers:
         real = pad_batch([np.ones(len(tail) - 1, dtype=bool) for tail in tails]).to(self.device)
         columns = reading.columns(spans or every_step(reading.traces), ids.shape[1])
         mask = torch.cat([reading.mask, real.long()], dim=1)
-        with observe(real, columns) if observe else self.edits.under(edit, real, columns):
+        around = observe(real, columns) if observe else self.edits.under(edit, real, columns)
+        with held_at(self.model, reading.tokens), around:
             logits = cached_logits(self.model, ids, mask, reading.fork())  # 2
         chances = []
-        for row, tail in zip(logits, tails, strict=True):
+        for trace, row, tail in zip(reading.traces, logits, tails, strict=True):
             targets = torch.from_numpy(tail[1:])
-            log_p = token_log_probabilities(row[: len(targets)], targets)
+            with in_trace(trace.id):
+                log_p = token_log_probabilities(row[: len(targets)], targets)
             chances.append(log_p.double().cpu().numpy())
         return chances
 
@@ -206,21 +218,27 @@ class EditedAnswers:
 
         mask = torch.cat([reading.mask, torch.ones_like(ids)], dim=1)
         start, settings = Start(ids, mask, reading.fork()), Sampling.greedy(max_tokens)
-        return decode_from(self.model, start, settings, self.ends, around=under)  # 3
+        with held_at(self.model, reading.tokens):
+            return decode_from(self.model, start, settings, self.ends, around=under)  # 3
 
 
 def batches(
-    traces: Sequence[PreparedTrace], batch_tokens: int
+    traces: Sequence[PreparedTrace], batch_tokens: int, lengths: Lengths | None = None
 ) -> Iterator[Sequence[PreparedTrace]]:
     """Neighbours in batches of at most `batch_tokens` tokens, padding included.
 
     A batch has equally many tokens between context and answer, so that decoding begins together.
-    A longer trace goes alone.
+    A longer trace goes alone. No batch has traces on both sides of a length at which the model's
+    attention changes (`lengths`).
     """
+    lengths = lengths or Lengths()
     batch: list[PreparedTrace] = []
     for trace in traces:
         widest = max(map(len, [*batch, trace]))
-        same = not batch or trace.answer - trace.context == batch[0].answer - batch[0].context
+        same = not batch or (
+            trace.answer - trace.context == batch[0].answer - batch[0].context
+            and lengths.kind(len(trace)) == lengths.kind(len(batch[0]))
+        )
         if batch and (not same or (len(batch) + 1) * widest > batch_tokens):
             yield batch
             batch = []
@@ -295,7 +313,7 @@ def head_means(
         observer.queries, observer.columns = queries, columns
         return answers.edits.following(observer)
 
-    for batch in batches(traces, batch_tokens):
+    for batch in batches(traces, batch_tokens, answers.lengths):
         reading = answers.read(batch, observe=observe if where != ANSWER else None)
         answers.log_probabilities(reading, observe=observe)
         advance(sum(map(len, batch)))

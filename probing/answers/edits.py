@@ -5,11 +5,12 @@ The edited head's output z_m = Σ_n a_{m→n} v_n (before the output projection)
 - `zero`, `mean` from the answer to the steps: of z_m, m a token of the answer, the part that comes
   from the tokens of the steps becomes 0, or the mean of that part; nothing is renormalised.
 - `scale`: for the answer's tokens the weights of chosen columns are multiplied by a factor and the
-  row is made to sum to one again (docs/PAPER.md, eq. 16). Factor 0 blocks the columns.
+  row is made to sum to one again (docs/PAPER.md, eq. 16), with what an attention sink takes.
+  Factor 0 blocks the columns.
 
 As in `probing.attention.capture`, the model runs its own kernel, and only what an edit changes is
 computed here: zeros and means are written into the kernel's output; rows of edited heads are
-computed from the same queries, keys and mask (`probing.attention.call`). An edit that changes
+computed from the same queries, keys and mask (`probing.attention.rows`). An edit that changes
 nothing is not computed at all. It works on whole sequences, over a cache, and token by token while
 an answer is decoded.
 """
@@ -26,15 +27,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.attention.call import AttentionCall, InFront, Rows, Workspace, own_output, relative
-from probing.attention.capture import (
-    PROOF_TOLERANCE,
-    AttentionCapture,
-    check_heads,
-    proof_input,
-)
+from probing.attention.capture import AttentionCapture, check_heads
+from probing.attention.rows import PROOF_TOLERANCE, Rows, Workspace, proof_input, relative
 from probing.choices import MODES, Head
 from probing.errors import ConfigError, ModelError
+from probing.models.front import AttentionCall, InFront, own_output
 from probing.settings import unknown
 
 ALL, ANSWER = "all", "answer-to-steps"

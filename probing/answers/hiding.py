@@ -30,8 +30,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probing.answers.context import CauseTrace
-from probing.errors import ModelError
+from probing.errors import ModelError, in_trace
 from probing.models.decode import token_log_probabilities
+from probing.models.lengths import held_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -161,12 +162,13 @@ class StepHiding:
 
         cache = DynamicCache(config=self.model.config)
         ids = torch.from_numpy(trace.ids[: trace.context if tokens is None else tokens])
-        self.model(
-            input_ids=ids[None].to(self.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with held_at(self.model, len(trace)):
+            self.model(
+                input_ids=ids[None].to(self.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         layers = []
         for number, layer in enumerate(cache.layers):
             if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
@@ -197,14 +199,15 @@ class StepHiding:
         places = torch.arange(trace.context, trace.context + queries, device=self.device)
         wanted = torch.from_numpy(np.flatnonzero(trace.counted)).to(self.device)
         starts = torch.arange(rows, device=self.device) * queries
-        logits = self.model(
-            input_ids=ids[trace.context : -1].repeat(rows)[None],
-            attention_mask=hiding_mask(hidden, queries, self.dtype),
-            position_ids=places.repeat(rows)[None],
-            past_key_values=shared_cache(layers),
-            use_cache=True,
-            logits_to_keep=(starts[:, None] + wanted - 1 - trace.context).flatten(),
-        ).logits
+        with held_at(self.model, len(trace)):
+            logits = self.model(
+                input_ids=ids[trace.context : -1].repeat(rows)[None],
+                attention_mask=hiding_mask(hidden, queries, self.dtype),
+                position_ids=places.repeat(rows)[None],
+                past_key_values=shared_cache(layers),
+                use_cache=True,
+                logits_to_keep=(starts[:, None] + wanted - 1 - trace.context).flatten(),
+            ).logits
         return token_log_probabilities(logits.view(rows, len(wanted), -1), ids[wanted])
 
     def rows_at_once(self, trace: CauseTrace) -> int:
@@ -228,26 +231,32 @@ class StepHiding:
             trace: an encoded trace.
             deletion: one more forward pass a step, from the step on.
             advance: called with the number of tokens that went through the model.
+
+        Raises:
+            ModelError: see `context`; a NotFiniteError where log-probabilities are not finite.
         """
+        with held_at(self.model, len(trace)), in_trace(trace.id):
+            answer, others, deleted = self._sums(trace, deletion, advance)
+        total = answer - np.asarray(others)  # 3
+        empty = trace.spans[:, 0] >= trace.spans[:, 1]
+        lost = None if deleted is None else np.where(empty, np.nan, answer - np.asarray(deleted))
+        return Drops(float(answer), int(trace.counted.sum()), np.where(empty, np.nan, total), lost)
+
+    def _sums(
+        self, trace: CauseTrace, deletion: bool, advance: Callable[[int], None]
+    ) -> tuple[float, list[float], list[float] | None]:
+        """Log-probability of the answer: with nothing hidden, with each step, with it deleted."""
         layers = self.context(trace)  # 1
         advance(trace.context)
         everything = np.zeros((1, trace.context), dtype=bool)
         masks = torch.from_numpy(np.concatenate([everything, trace.hidden]))
-        sums = []
+        sums: list[float] = []
         for rows in masks.split(self.rows_at_once(trace)):
             log_p = self.log_probabilities(trace, layers, rows.to(self.device))  # 2
-            sums.append(log_p.double().sum(-1).cpu().numpy())
+            sums += log_p.double().sum(-1).tolist()
             advance(len(rows) * (len(trace) - trace.context))
-        answer, *others = np.concatenate(sums)
-        total = answer - np.asarray(others)  # 3
-        empty = trace.spans[:, 0] >= trace.spans[:, 1]
-        deleted = None
-        if deletion:
-            kept = [answer - value for value in self._deleted(trace, layers, advance)]
-            deleted = np.where(empty, np.nan, kept)
-        return Drops(
-            float(answer), int(trace.counted.sum()), np.where(empty, np.nan, total), deleted
-        )
+        deleted = list(self._deleted(trace, layers, advance)) if deletion else None
+        return sums[0], sums[1:], deleted
 
     def _deleted(
         self,
@@ -280,25 +289,16 @@ class StepHiding:
             The largest difference in nats.
 
         Raises:
-            ModelError: with the difference, where it is beyond `PROOF_TOLERANCE`.
+            ModelError: with the difference, where it is beyond `PROOF_TOLERANCE`; a NotFiniteError
+                where log-probabilities are not finite.
         """
         width = min(len(trace), trace.context + PROOF_QUERIES)
         counted = np.arange(width) > trace.context
         short = replace(trace, ids=trace.ids[:width], counted=counted)
-        layers = self.context(short)
-        masks = torch.zeros((2, trace.context), dtype=torch.bool, device=self.device)
-        masks[1, trace.context // 4 : -(trace.context // 4) or None] = True
-        rows = self.log_probabilities(short, layers, masks)
-        ids = torch.from_numpy(short.ids).to(self.device)
-        places = torch.arange(trace.context, width - 1, device=self.device)
-        logits = self.model(input_ids=ids[None], use_cache=False, logits_to_keep=places).logits
-        plain = token_log_probabilities(logits, ids[trace.context + 1 :])
-        gap = float((rows[0] - plain[0]).abs().max())
-        other = [_scrambled(keys, values, masks[1]) for keys, values in layers]
-        again = self.log_probabilities(short, other, masks)
-        leak = float((again[1] - rows[1]).abs().max())
+        with held_at(self.model, len(short)), in_trace(trace.id):
+            gap, leak, moved = self._gaps(short)
         tolerance = PROOF_TOLERANCE.get(self.dtype, 1e-3)
-        if not max(gap, leak) <= tolerance or torch.equal(again[0], rows[0]):
+        if not (max(gap, leak) <= tolerance and moved):
             raise ModelError(
                 f"{self.name}: a step cannot be hidden from the answer by a mask. With nothing "
                 f"hidden the log-probabilities differ from a plain forward pass by {gap:.2g} "
@@ -306,6 +306,23 @@ class StepHiding:
                 "Its attention takes no mask of four dimensions, or does more than attend."
             )
         return max(gap, leak)
+
+    def _gaps(self, short: CauseTrace) -> tuple[float, float, bool]:
+        """For the proof: how far the log-probabilities are from a plain pass, how far hidden tokens
+        move them, and whether tokens in sight do."""
+        layers = self.context(short)
+        masks = torch.zeros((2, short.context), dtype=torch.bool, device=self.device)
+        masks[1, short.context // 4 : -(short.context // 4) or None] = True
+        rows = self.log_probabilities(short, layers, masks)
+        ids = torch.from_numpy(short.ids).to(self.device)
+        places = torch.arange(short.context, len(short) - 1, device=self.device)
+        logits = self.model(input_ids=ids[None], use_cache=False, logits_to_keep=places).logits
+        plain = token_log_probabilities(logits, ids[short.context + 1 :])
+        gap = float((rows[0] - plain[0]).abs().max())
+        other = [_scrambled(keys, values, masks[1]) for keys, values in layers]
+        again = self.log_probabilities(short, other, masks)
+        leak = float((again[1] - rows[1]).abs().max())
+        return gap, leak, not torch.equal(again[0], rows[0])
 
 
 def _scrambled(

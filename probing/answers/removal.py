@@ -10,7 +10,8 @@
    on from there (`probing.models.decode`).
 
 A row is a text of its own: later tokens are computed without what was taken out, at positions
-that close up, as if the step had never been written.
+that close up, as if the step had never been written. Where the model's RoPE changes with the
+length, all rows are rotated as the whole trace is.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from probing.answers.context import PreparedTrace
 from probing.answers.hiding import Layers, StepHiding
+from probing.errors import in_trace
 from probing.models.decode import (
     Sampling,
     Start,
@@ -34,6 +36,7 @@ from probing.models.decode import (
     pad_left,
     token_log_probabilities,
 )
+from probing.models.lengths import held_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,8 +85,13 @@ class Answerer:
         """The answers to the trace's context without the tokens that are `gone`, row by row.
 
         Raises:
-            ModelError: a window shorter than the trace, or layers that are no plain attention.
+            ModelError: a window shorter than the trace, or layers that are no plain attention; a
+                NotFiniteError where log-probabilities are not finite.
         """
+        with held_at(self.model, len(trace)), in_trace(trace.id):
+            return self._answers(trace, gone)
+
+    def _answers(self, trace: PreparedTrace, gone: Bool[np.ndarray, "row context"]) -> list[Answer]:
         before = trace.behind - 1  # the marker's last token opens the answer's block (3)
         layers = self.hiding.context(trace, before)  # 1
         self.advance(before)

@@ -2,7 +2,7 @@
 
 The steps of `AttentionCapture.__call__`, with the same numbers in the code:
 1. The model runs its own attention function, mask and kernel (sdpa, flash, eager): our function
-   stands in front of it in the attention registry of transformers (`probing.attention.call`) and
+   stands in front of it in the attention registry of transformers (`probing.models.front`) and
    calls it for the output.
 2. For the answer tokens alone, in chunks, the softmax rows are computed from the same queries,
    keys and mask, in float32.
@@ -13,8 +13,9 @@ What one pass collects is a `CapturePass`. No T × T matrix is made: beyond the 
 is one chunk of rows and the masses.
 
 A capture proves itself before it is used: the rows times the values must equal the output of the
-model's own kernel in every layer, and the model's output must stay what it was. A family whose
-attention does not go through the registry, or does more than a softmax over keys, is refused.
+model's own kernel in every layer (`probing.attention.rows`), and the model's output must stay
+what it was. A family whose attention does not go through the registry, or does more than a softmax
+over keys (and sinks), is refused.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.attention.call import AttentionCall, InFront, Rows, Workspace, own_output, relative
+from probing.attention.rows import (
+    PROOF_TOLERANCE,
+    Difference,
+    Rows,
+    Workspace,
+    proof_input,
+    relative,
+    rows_against_kernel,
+)
 from probing.choices import Head
-from probing.errors import ModelError
-
-PROOF_TOKENS = 40
-# Largest relative difference that the proof accepts; half precision rounds values and output.
-PROOF_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+from probing.errors import ModelError, NotFiniteError
+from probing.models.front import AttentionCall, InFront, own_output
+from probing.models.lengths import Lengths, fresh_rope
 
 
 class _Enough(Exception):
@@ -70,6 +77,8 @@ class AttentionCapture(InFront):
     ) -> None:
         super().__init__(model)
         self.early_exit = early_exit
+        self.lengths = Lengths.of(model)  # which traces may share a pass
+        self.proven = 0  # tokens of the longest trace that it was proven on
         self._workspace = Workspace(chunk_bytes)
         self._pass: CapturePass | None = None
         self.layers: dict[int, int] = {}  # attention layer → its number of heads
@@ -97,7 +106,8 @@ class AttentionCapture(InFront):
 
         Returns:
             mass[b, i, n] = Σ_{m ∈ F_b} a_{m→n} for the i-th of `self.heads`, in float32. A row
-            of softmax sums to one, hence mass sums to |F_b| over n.
+            of softmax sums to one, hence mass sums to |F_b| over n, but for what attention sinks
+            take.
 
         Raises:
             ModelError: the model made no use of the registry in this pass.
@@ -126,32 +136,33 @@ class AttentionCapture(InFront):
         them padded on the left. Give real ones to check long windows too.
 
         Returns:
-            The largest relative difference over the layers.
+            The largest relative difference over the layers, on float32 copies.
 
         Raises:
-            ModelError: with the layer and the difference, where they are not the same.
+            ModelError: with the layer and the difference, where they are not the same; a
+                NotFiniteError where the model's numbers are not finite.
+            ValueError: no token of the answer is chosen.
         """
         device = self._device()
         if input_ids is None or answer is None:
             input_ids, answer, attention_mask = proof_input(self._vocabulary(), device)
+        if not answer.any():
+            raise ValueError("a proof needs at least one row: no token of the answer is chosen")
         collected = CapturePass(answer, self.heads, self._workspace, verify=True)
         before = self._hidden(input_ids, attention_mask, self.trunk)
         with nullcontext() if self._previous else self:
             after = self._run(collected, input_ids, attention_mask, self.trunk)
         name = type(self.model).__name__
-        layer, worst = max(collected.differences.items(), key=lambda item: item[1])
-        tolerance = PROOF_TOLERANCE.get(before.dtype, 1e-4)
-        if worst > tolerance:
-            raise ModelError(
-                f"{name}: the attention captured in layer {layer} is not the one that the model "
-                f"used (relative difference {worst:.2g}, {tolerance:.0e} allowed). Its attention "
-                "does more than a masked softmax over keys; kfh cannot probe it."
-            )
+        for layer, difference in collected.differences.items():
+            difference.check(name, layer, before.dtype)
         real = slice(None) if attention_mask is None else attention_mask.bool()
+        if not before[real].isfinite().all():
+            raise NotFiniteError.of(f"{name}: its last hidden state is", before.dtype)
         change = relative(after[real], before[real])
-        if change > tolerance:
+        if not change <= PROOF_TOLERANCE.get(before.dtype, 1e-4):
             raise ModelError(f"{name}: its output changes by {change:.2g} under the capture.")
-        return worst
+        self.proven = max(self.proven, input_ids.shape[1])
+        return max(difference.exact for difference in collected.differences.values())
 
     def _discover(self) -> None:
         """Learn which layers call the registry, and how many heads each has."""
@@ -201,12 +212,18 @@ class AttentionCapture(InFront):
         """The last hidden state, in eval mode; the model's mode is given back."""
         training = self.model.training
         self.model.eval()
+        fresh_rope(self.model)
         try:
             output = forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         finally:
             self.model.train(training)
         hidden: Tensor = output[0]
         return hidden
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the model."""
+        return next(self.trunk.parameters()).dtype
 
     @property
     def _busy(self) -> bool:
@@ -224,7 +241,7 @@ class AttentionCapture(InFront):
         if collected.finished(layer):
             raise _Enough  # 4
         output = own_output(call, value, stock, self._workspace.budget(call.query.device))  # 1
-        collected.verify(layer, call, value, output)
+        collected.verify(layer, call, value, output, stock)
         return output
 
 
@@ -253,7 +270,7 @@ class CapturePass:
         self.early_exit = early_exit and bool(heads)
         self.verifying = verify
         self.layers: dict[int, int] = {}  # those entered, and the number of their heads
-        self.differences: dict[int, float] = {}
+        self.differences: dict[int, Difference] = {}
         self.shape = answer.shape
         # Positions of the answer of each trace; planned on the CPU, whatever the device.
         self.rows: list[Int[Tensor, "row"]] = [row.nonzero()[:, 0] for row in answer.cpu()]
@@ -267,7 +284,7 @@ class CapturePass:
 
         Raises:
             ModelError: a second call in the same layer, for which the layer × head table has no
-                place; or tokens that stand in a cache.
+                place; or keys that are not the tokens (compressed ones, or those of a cache).
         """
         if layer in self.layers:
             raise ModelError(
@@ -275,7 +292,10 @@ class CapturePass:
                 "shared layers): this family cannot be probed"
             )
         if query.shape[2] != key.shape[2]:
-            raise ModelError("the capture needs the whole sequence in one pass, without a cache")
+            raise ModelError(
+                f"layer {layer} has {query.shape[2]} queries and {key.shape[2]} keys: the capture "
+                "needs a key for every token of the sequence, in one pass and without a cache"
+            )
         self.layers[layer] = query.shape[1]
 
     def finished(self, layer: int) -> bool:
@@ -300,30 +320,19 @@ class CapturePass:
                 mass[trace, chunk.kv, :, : chunk.probs.shape[-1]] += chunk.probs.sum(dim=1)  # 3
         self.masses[layer] = mass.flatten(1, 2)
 
-    def verify(self, layer: int, call: AttentionCall, value: Tensor, output: Tensor) -> None:
-        """Hold rows × values of all heads against the kernel's output for the same rows.
-
-        Args:
-            layer: its number.
-            call: its arguments.
-            value: (batch, kv, token, dim).
-            output: (batch, token, head, dim), the kernel's.
-        """
-        if not self.verifying:
-            return
-        rows = Rows(call, None, self.workspace)
-        ours, theirs = [], []
-        for trace, at in enumerate(self.rows):
-            if not len(at):
-                continue
-            there = at.to(output.device)
-            kernel = output[trace, there].unflatten(1, (-1, rows.group)).transpose(0, 1)
-            for chunk in rows.chunks(trace, there, int(at[-1])):
-                probs = chunk.probs.flatten(1, 2)
-                values = value[trace, chunk.kv, : probs.shape[-1]].float()
-                ours.append((probs @ values).flatten())
-                theirs.append(kernel[chunk.kv, chunk.rows].float().flatten())
-        self.differences[layer] = relative(torch.cat(ours), torch.cat(theirs))
+    def verify(
+        self,
+        layer: int,
+        call: AttentionCall,
+        value: Tensor,
+        output: Tensor,
+        stock: Callable[..., Any] | None,
+    ) -> None:
+        """Hold rows × values of all heads against the kernel; see `rows_against_kernel`."""
+        if self.verifying:
+            self.differences[layer] = rows_against_kernel(
+                layer, call, value, output, stock, self.rows, self.workspace
+            )
 
     def mass(self) -> Float[Tensor, "batch head token"]:
         """The masses of all layers in the order of `heads`.
@@ -358,14 +367,3 @@ def check_heads(model: str, layers: Mapping[int, int], heads: Sequence[Head]) ->
                 f"{model} has no head {layer}.{head}: it has {len(layers)} attention layers of "
                 f"{max(layers.values())} heads"
             )
-
-
-def proof_input(vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Two random sequences, the second padded on the left; the second half of each answers."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, vocabulary, (2, PROOF_TOKENS), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[1, : PROOF_TOKENS // 4] = 0
-    answer = torch.zeros_like(ids, dtype=torch.bool)
-    answer[:, PROOF_TOKENS // 2 :] = True
-    return ids.to(device), answer.to(device), mask.to(device)

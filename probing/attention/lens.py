@@ -15,6 +15,7 @@ from torch import Tensor
 
 from probing.choices import Head
 from probing.errors import ModelError
+from probing.models.lengths import Lengths, fresh_rope
 
 
 def open_bridge(model: torch.nn.Module) -> Any:
@@ -44,7 +45,9 @@ class LensCapture:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
+        self.lengths = Lengths.of(model)  # which traces may share a pass
         self.bridge = open_bridge(model)
+        self.dtype = next(self.bridge.parameters()).dtype
         layers, heads = int(self.bridge.cfg.n_layers), int(self.bridge.cfg.n_heads)
         self.heads: list[Head] = [(layer, head) for layer in range(layers) for head in range(heads)]
         self.layers = dict.fromkeys(range(layers), heads)
@@ -74,6 +77,7 @@ class LensCapture:
             masses[layer] = rows.sum(dim=2)
 
         hooks = [(f"blocks.{layer}.attn.hook_pattern", keep) for layer in self.layers]
+        fresh_rope(self.bridge)
         self.bridge.run_with_hooks(input_ids, fwd_hooks=hooks, return_type=None)
         missing = sorted(set(self.layers) - set(masses))
         if missing:

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 
 from probing.choices import BACKENDS, BATCH_TOKENS, Head
-from probing.errors import ConfigError
+from probing.errors import ConfigError, DataError, NotFiniteError
 from probing.models.identity import shortest_window
+from probing.models.lengths import Lengths
 from probing.settings import unknown
 from probing.traces.tokens import EncodedTrace
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 Scores = Float[np.ndarray, "head step"]
+PROOF_ROWS = 16  # of a trace that a capture is proven on once more
 STRETCH = 32  # batches' worth of traces that are in memory at once, to be sorted by length
 
 
@@ -29,6 +31,7 @@ class Capture(Protocol):
     """What a backend gives: heads, and the attention mass of a batch padded on the right."""
 
     heads: list[Head]
+    lengths: Lengths  # which traces may share a pass
 
     def __enter__(self) -> Any:
         """Begin to capture."""
@@ -42,13 +45,24 @@ class Capture(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ScoredTrace:
-    """Step scores of one trace for every head, and the sizes that the baseline needs."""
+    """Step scores of one trace for every head, and the sizes that the baseline needs.
+
+    Raises:
+        DataError: a score that is not finite, of a step with tokens.
+    """
 
     id: str
     scores: Scores
     tokens: Int[np.ndarray, "step"]  # |s_k|
     answer_tokens: int  # |F|
     total_tokens: int  # |q ⊕ o|
+
+    def __post_init__(self) -> None:
+        """Check the scores: not-a-number would be ranked like any other."""
+        if not np.isfinite(self.scores[:, self.tokens > 0]).all():
+            raise DataError(
+                f"trace {self.id}: scores that are not finite; score it again (--no-resume)"
+            )
 
     @property
     def base(self) -> float:
@@ -124,6 +138,8 @@ def batch_masses(
             modules are sharded every process must make as many passes.
         device: of the model.
         forward: called instead of the model's trunk, see `AttentionCapture.__call__`.
+
+    Masses that are not finite are given as they are; see `check_finite`.
     """
     ids = pad_batch([trace.ids for trace in traces] or [np.zeros(1, dtype=np.int64)])
     answer = pad_batch([trace.answer for trace in traces] or [np.zeros(1, dtype=bool)])
@@ -132,24 +148,76 @@ def batch_masses(
     return [mass[row, :, : len(trace)] for row, trace in enumerate(traces)]
 
 
-def score_batch(
-    capture: Capture, traces: Sequence[EncodedTrace], device: torch.device
-) -> list[ScoredTrace]:
-    """Step scores of a batch of traces, in one forward pass; see `batch_masses`."""
-    return [
-        ScoredTrace(
-            trace.id,
-            step_scores(mass, trace.spans).astype(np.float32),
-            trace.spans[:, 1] - trace.spans[:, 0],
-            int(trace.answer.sum()),
-            len(trace),
+def check_finite(
+    what: str, mass: Float[np.ndarray, "head token"], heads: Sequence[Head], dtype: object
+) -> None:
+    """Raise NotFiniteError where a mass is not finite: with its trace, first layer and head.
+
+    Args:
+        what: whose mass it is, for the message.
+        mass: of its tokens.
+        heads: in the order of the masses.
+        dtype: of the model.
+    """
+    lost = np.flatnonzero(~np.isfinite(mass).all(axis=-1))
+    if len(lost):
+        layer, head = min(heads[int(place)] for place in lost)
+        raise NotFiniteError.of(
+            f"{what}: the attention of head {layer}.{head} (layer {layer}), and of "
+            f"{len(lost) - 1} other heads of {len(heads)}, is",
+            dtype,
         )
-        for trace, mass in zip(traces, batch_masses(capture, traces, device), strict=True)
-    ]
+
+
+Lost = Callable[[EncodedTrace, NotFiniteError], None]
+
+
+def score_batch(
+    capture: Capture,
+    traces: Sequence[EncodedTrace],
+    device: torch.device,
+    *,
+    dtype: object = torch.float32,
+    lost: Lost | None = None,
+) -> list[ScoredTrace]:
+    """Step scores of a batch of traces, in one forward pass; see `batch_masses`.
+
+    Args:
+        capture: entered.
+        traces: of one batch.
+        device: of the model.
+        dtype: of the model, for messages.
+        lost: called with a trace whose attention is not finite, which is left out.
+
+    Raises:
+        NotFiniteError: there is such a trace, and `lost` is None.
+    """
+    scored = []
+    for trace, mass in zip(traces, batch_masses(capture, traces, device), strict=True):
+        try:
+            check_finite(f"trace {trace.id}", mass, capture.heads, dtype)
+        except NotFiniteError as error:
+            if lost is None:
+                raise
+            lost(trace, error)
+            continue
+        scored.append(
+            ScoredTrace(
+                trace.id,
+                step_scores(mass, trace.spans).astype(np.float32),
+                trace.spans[:, 1] - trace.spans[:, 0],
+                int(trace.answer.sum()),
+                len(trace),
+            )
+        )
+    return scored
 
 
 def batches_by_length(
-    traces: Iterable[EncodedTrace], batch_tokens: int = BATCH_TOKENS, rows: int | None = None
+    traces: Iterable[EncodedTrace],
+    batch_tokens: int = BATCH_TOKENS,
+    rows: int | None = None,
+    lengths: Lengths | None = None,
 ) -> Iterator[list[EncodedTrace]]:
     """Batches of at most `batch_tokens` tokens, padding included, longest trace first.
 
@@ -160,6 +228,7 @@ def batches_by_length(
         traces: consumed lazily.
         batch_tokens: of a batch; a longer trace goes alone.
         rows: at most so many traces a batch; None: as many as the tokens allow.
+        lengths: of the model: at which its attention changes. No batch lies on both sides.
 
     Raises:
         ConfigError: a batch that holds no token or no row.
@@ -168,24 +237,26 @@ def batches_by_length(
         raise ConfigError(f"batch tokens must be positive, are {batch_tokens}")
     if rows is not None and rows < 1:
         raise ConfigError(f"a batch needs at least 1 row, not {rows}")
+    lengths = lengths or Lengths()
     stretch: list[EncodedTrace] = []
     tokens = 0
     for trace in traces:
         stretch.append(trace)
         tokens += len(trace)
         if tokens >= STRETCH * batch_tokens:
-            yield from _sorted_batches(stretch, batch_tokens, rows)
+            yield from _sorted_batches(stretch, batch_tokens, rows, lengths)
             stretch, tokens = [], 0
-    yield from _sorted_batches(stretch, batch_tokens, rows)
+    yield from _sorted_batches(stretch, batch_tokens, rows, lengths)
 
 
 def _sorted_batches(
-    traces: list[EncodedTrace], batch_tokens: int, rows: int | None
+    traces: list[EncodedTrace], batch_tokens: int, rows: int | None, lengths: Lengths
 ) -> Iterator[list[EncodedTrace]]:
     batch: list[EncodedTrace] = []
     for trace in sorted(traces, key=len, reverse=True):
-        full = len(batch) == rows or (len(batch) + 1) * len((batch or [trace])[0]) > batch_tokens
-        if batch and full:
+        longest = len((batch or [trace])[0])
+        full = len(batch) == rows or (len(batch) + 1) * longest > batch_tokens
+        if batch and (full or lengths.kind(longest) != lengths.kind(len(trace))):
             yield batch
             batch = []
         batch.append(trace)
@@ -200,39 +271,63 @@ def score_traces(
     device: torch.device | str = "cpu",
     batch_tokens: int = BATCH_TOKENS,
     advance: Callable[[int, int], None] = lambda traces, tokens: None,
+    lost: Lost | None = None,
 ) -> Iterator[ScoredTrace]:
     """Score traces one batch after another, longest first within a stretch.
 
     Args:
-        capture: a proven capture, not entered. It is proven again on the first (longest) trace
-            where that reaches beyond a sliding window, which the load-time proof does not.
+        capture: a proven capture, not entered; see `prove_longer`.
         traces: encoded traces; consumed lazily.
         device: of the model.
         batch_tokens: tokens in a batch, padding included.
         advance: called after each batch with its number of traces and of tokens.
-    """
-    from probing.attention.capture import AttentionCapture
+        lost: called with a trace whose attention is not finite, which is left out.
 
-    first = True
+    Raises:
+        NotFiniteError: there is such a trace, and `lost` is None.
+    """
+    place = torch.device(device)
+    dtype = getattr(capture, "dtype", torch.float32)
     with capture:
-        for batch in batches_by_length(traces, batch_tokens):
-            if first and isinstance(capture, AttentionCapture):
-                _prove_on(capture, batch[0], torch.device(device))
-                first = False
-            yield from score_batch(capture, batch, torch.device(device))
+        for batch in batches_by_length(traces, batch_tokens, lengths=capture.lengths):
+            prove_longer(capture, batch, place, lost is not None)
+            yield from score_batch(capture, batch, place, dtype=dtype, lost=lost)
             advance(len(batch), sum(map(len, batch)))
 
 
-def _prove_on(capture: Any, trace: EncodedTrace, device: torch.device) -> None:
-    """Prove the capture where the model looks through a window shorter than the trace."""
-    window = shortest_window(capture.model.config)
-    if window is None or window >= len(trace):
+def prove_longer(
+    capture: Any, batch: Sequence[EncodedTrace], device: torch.device, skip_bad: bool = False
+) -> None:
+    """Prove the capture on a batch longer than any that it was proven on, where that matters.
+
+    It does where a layer looks through a window shorter than the trace, or the RoPE changes with
+    the length: the proof at loading reaches neither. The last rows of the longest trace are taken,
+    which see the most; whether they are of the answer plays no part.
+
+    Args:
+        capture: of any backend; a proof has `AttentionCapture` alone.
+        batch: the longest trace first.
+        device: of the model.
+        skip_bad: a trace whose numbers are not finite is passed over for the next one.
+    """
+    from probing.attention.capture import AttentionCapture
+
+    if not isinstance(capture, AttentionCapture):
         return
-    answer = np.zeros_like(trace.answer)
-    answer[np.flatnonzero(trace.answer)[:16]] = True
-    capture.prove(
-        torch.from_numpy(trace.ids)[None].to(device), torch.from_numpy(answer)[None].to(device)
-    )
+    window = shortest_window(capture.model.config)
+    for trace in batch:
+        beyond = (window is not None and window < len(trace)) or capture.lengths
+        if not beyond or len(trace) <= capture.proven:
+            return
+        rows = np.zeros(len(trace), dtype=bool)
+        rows[-PROOF_ROWS:] = True
+        inputs = (torch.from_numpy(given)[None].to(device) for given in (trace.ids, rows))
+        try:
+            capture.prove(*inputs)
+            return
+        except NotFiniteError as error:
+            if not skip_bad:
+                raise NotFiniteError(f"trace {trace.id}: {error}") from error
 
 
 def step_scores(

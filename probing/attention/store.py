@@ -19,11 +19,15 @@ from typing import Any
 import numpy as np
 
 from probing.attention.scores import ScoredTrace
-from probing.choices import Head
+from probing.choices import LABELS, Head
 from probing.errors import DataError
-from probing.files.headers import HEADER, file_header, whole_file, write_json
+from probing.files.headers import HEADER, file_header, read_object, whole_file, write_json
 from probing.files.jsonl import refuse_other_settings
+from probing.files.reading import parse_json, shaped
+from probing.files.tables import READ, WRITTEN, damaged
 from probing.traces.file import Trace
+
+PART, TABLE = "remove it and run again", "probe again, with --no-resume"
 
 
 class ScoreStore:
@@ -59,10 +63,9 @@ class ScoreStore:
         write_json(path, {HEADER: file_header("scoring settings"), "settings": self.settings})
 
     def _same_settings(self, path: Path) -> None:
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: damaged ({error}); remove it or use --no-resume") from error
+        stored = read_object(path).get("settings")
+        if not isinstance(stored, dict):
+            raise DataError(f"{path}: damaged; remove it or use --no-resume")
         refuse_other_settings(self.folder, "scores", stored, self.settings)
 
     def _part(self, trace_id: str) -> Path:
@@ -97,17 +100,12 @@ class ScoreStore:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="numpy") as file:
-                sizes = file.get_tensor("sizes")
-                return ScoredTrace(
-                    file.metadata()["id"],
-                    file.get_tensor("scores"),
-                    file.get_tensor("tokens"),
-                    int(sizes[0]),
-                    int(sizes[1]),
-                )
-        except (SafetensorError, KeyError) as error:
-            raise DataError(f"{path}: damaged ({error}); remove it and run again") from error
+            with damaged(path, PART), safe_open(path, framework="numpy") as file:
+                sizes = file.get_tensor("sizes").tolist()
+                scores, tokens = file.get_tensor("scores"), file.get_tensor("tokens")
+                return _scored(file.metadata()["id"], scores, tokens, sizes)
+        except SafetensorError as error:
+            raise DataError(f"{path}: damaged ({error}); {PART}") from error
 
     @contextmanager
     def table_writer(
@@ -131,35 +129,40 @@ class ScoreStore:
         numbers = np.array([head for _, head in heads], dtype=np.int16)
         with whole_file(self.table) as temporary:
             schema = _schema().with_metadata(metadata)
-            with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            with pq.ParquetWriter(temporary, schema, compression="zstd", **WRITTEN) as writer:
                 yield lambda trace: writer.write_table(
                     _row_group(trace, scored[trace.id], layers, numbers, schema)
                 )
         shutil.rmtree(self.parts, ignore_errors=True)
 
-    def _table_sizes(self) -> dict[str, list[int]]:
+    def _table_sizes(self) -> dict[str, tuple[int, int]]:
         """Sizes of the answer and of the whole, by the ids in the table."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if not self.table.exists():
             return {}
-        try:
-            sizes: dict[str, list[int]] = json.loads(pq.read_schema(self.table).metadata[b"sizes"])
-        except (pa.ArrowInvalid, KeyError, TypeError) as error:
-            raise DataError(f"{self.table}: damaged ({error}); use --no-resume") from error
-        return sizes
+        with damaged(self.table, TABLE):
+            return shaped(dict[str, tuple[int, int]], parse_json(_metadata(self.table)[b"sizes"]))
 
     def _read_table(self) -> dict[str, ScoredTrace]:
         sizes = self._table_sizes()
-        if not sizes:
-            return {}
         traces = {}
-        for name, columns in _row_groups(self.table, "tokens", "score"):
-            scores = np.ascontiguousarray(columns["score"].T)
-            tokens = columns["tokens"][:, 0].astype(np.int64)
-            traces[name] = ScoredTrace(name, scores, tokens, *sizes[name])
+        for name, columns in _row_groups(self.table, "tokens", "score") if sizes else ():
+            scores, tokens = np.ascontiguousarray(columns["score"].T), columns["tokens"][:, 0]
+            with damaged(self.table, TABLE):
+                traces[name] = _scored(name, scores, tokens, sizes[name])
         return traces
+
+
+def _scored(name: str, scores: np.ndarray, tokens: np.ndarray, sizes: Sequence[int]) -> ScoredTrace:
+    """A trace as it was stored.
+
+    Raises:
+        ValueError: the parts do not fit together.
+    """
+    answer, total = sizes
+    fit = scores.ndim == 2 and scores.dtype.kind == "f" and tokens.dtype.kind == "i"
+    if not fit or tokens.shape != scores.shape[1:] or not 0 <= answer <= total or not total:
+        raise ValueError(f"the scores of trace {name} do not fit together")
+    return ScoredTrace(name, scores, tokens.astype(np.int64), int(answer), int(total))
 
 
 def stored_settings(table: Path) -> dict[str, Any]:
@@ -168,36 +171,52 @@ def stored_settings(table: Path) -> dict[str, Any]:
     Raises:
         DataError: it is no such file, or damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        header = json.loads(pq.read_schema(table).metadata[HEADER.encode()])
-        return dict(header["settings"])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{table}: not the scores of a probe, or damaged ({error!r})") from error
+    with damaged(table, "not the scores of a probe? Probe again"):
+        settings = parse_json(_metadata(table)[HEADER.encode()])["settings"]
+        texts = [settings[name] for name in ("weights", "dtype", "rule", "answer")]
+        shaped(list[str], texts), shaped(dict[str, Any], settings["segmenter"])
+        return dict(settings)
 
 
 def stored_labels(table: Path) -> dict[str, list[str | None]]:
-    """The labels of the steps of each trace in a `scores.parquet`; None where there is none."""
-    return {
+    """The labels of the steps of each trace in a `scores.parquet`; None where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    found = {
         name: [label if isinstance(label, str) else None for label in columns["label"][:, 0]]
         for name, columns in _row_groups(table, "label")
     }
+    for label in {label for labels in found.values() for label in labels} - {*LABELS}:
+        raise DataError(f"{table}: damaged, it holds the label {label!r:.40}; {TABLE}")
+    return found
+
+
+def _metadata(table: Path) -> dict[bytes, bytes]:
+    import pyarrow.parquet as pq
+
+    return dict(pq.read_schema(table).metadata or {})
 
 
 def _row_groups(table: Path, *columns: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """The id of each trace, and its columns as (step, head)."""
+    """The id of each trace, and its columns as (step, head).
+
+    Raises:
+        DataError: the table is damaged.
+    """
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(table)
-    for number in range(file.num_row_groups):
-        group = file.read_row_group(number, columns=["trace", "step", *columns])
-        steps = int(group["step"][-1].as_py()) + 1
-        yield (
-            str(group["trace"][0].as_py()),
-            {name: group[name].to_pandas().to_numpy().reshape(steps, -1) for name in columns},
-        )
+    with damaged(table, TABLE):
+        file = pq.ParquetFile(table, **READ)
+        for number in range(file.num_row_groups):
+            group = file.read_row_group(number, columns=["trace", "step", *columns])
+            steps = int(group["step"][-1].as_py()) + 1
+            values = {name: group[name].to_pandas().to_numpy() for name in columns}
+            name = group["trace"][0].as_py()
+            if not isinstance(name, str):
+                raise ValueError(f"a trace is called {name!r:.40}")
+            yield name, {key: column.reshape(steps, -1) for key, column in values.items()}
 
 
 def _schema() -> Any:

@@ -1,4 +1,4 @@
-"""Files: headers, hashes, JSON, and the one reader and store of lines.
+"""Files: headers, hashes, what others wrote read with care, the one store of lines.
 
 In: paths. Out: objects with a header that says what made them. Every file of the project is
 written here, whole or line by line; nothing is ever unpickled.

@@ -16,6 +16,7 @@ import math
 import os
 import shlex
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -24,9 +25,11 @@ from pathlib import Path
 from typing import Any, SupportsFloat, cast
 
 from probing.errors import ConfigError, DataError
+from probing.files.reading import read_json
 
 HEADER = "kfh"
 SCHEMA = 1
+PROBLEM_DIGITS = 16  # two of a million problems share a hash with a chance of 3e-8
 # Kind of result → the file that holds it, and the kind that the file's header names.
 RESULTS = {
     "probe": ("run.json", "probe run"),
@@ -144,16 +147,33 @@ def text_hash(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+def problem_hash(text: str) -> str:
+    r"""A problem text as 16 hexadecimal digits: the first of its SHA-256.
+
+    Two texts that differ in white space or in the form of their characters alone (Unicode NFKC)
+    are one problem.
+
+    Example:
+        >>> problem_hash("What is 2 + 2?")
+        '38d46ad3618826cf'
+        >>> problem_hash(" What is\n２ + ２? ") == problem_hash("What is 2 + 2?")
+        True
+    """
+    return text_hash(normal_text(text)).removeprefix("sha256:")[:PROBLEM_DIGITS]
+
+
+def normal_text(text: str) -> str:
+    """A text in Unicode's form NFKC, its white space collapsed."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def read_object(path: Path, what: str = "") -> dict[str, Any]:
+    """A JSON file that holds an object; `what` it should be read as goes into the message.
 
     Raises:
         DataError: it does not, or is not there.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    content = read_json(path, what)
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds no JSON object")
     return content

@@ -10,6 +10,7 @@ from typing import Any
 
 from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_header, whole_file
+from probing.files.reading import parse_json
 
 Row = dict[str, Any]
 HEADING = f'{{"{HEADER}"'.encode()
@@ -142,7 +143,7 @@ def _objects(path: Path, *, with_end: bool = False) -> Iterator[tuple[int, int, 
                 continue
             ended = line.endswith(b"\n")
             try:
-                row = json.loads(line) if ended or not with_end else None
+                row = parse_json(line) if ended or not with_end else None
             except ValueError as error:
                 if ended:
                     raise _damaged(path, number, error) from error

@@ -20,7 +20,9 @@ from probing.answers.context import PreparedTrace
 from probing.answers.edited import EditedAnswers, Reading
 from probing.answers.edits import HeadEdit
 from probing.answers.hiding import StepHiding
+from probing.errors import in_trace
 from probing.interventions.setup import generator
+from probing.models.lengths import held_at
 from probing.traces.text import value_spans
 from probing.traces.tokens import decode_with_offsets, token_spans
 
@@ -110,18 +112,19 @@ def hiding_drops(
         counted[start:end] = True
     end = int(np.flatnonzero(counted)[-1]) + 1
     cut = replace(trace, ids=trace.ids[:end], counted=counted[:end])
-    layers = reading.layers_of(row) or hiding.context(cut)  # which names the window
-    nothing = np.zeros((1, trace.context), dtype=bool)
-    masks = torch.from_numpy(np.concatenate([nothing, trace.hidden]))
-    steps = torch.from_numpy(trace.hidden.any(0)).to(hiding.device)
-    rows = []
-    for hidden in masks.split(hiding.rows_at_once(cut)):
-        packed = len(hidden) * (end - trace.context - 1)
-        queries = torch.ones((1, packed), dtype=torch.bool, device=hiding.device)
-        columns = torch.cat([steps[None], ~queries], dim=1)
-        with answers.edits.under(edit, queries, columns):
-            chances = hiding.log_probabilities(cut, layers, hidden.to(hiding.device))
-        rows.append(chances.double().cpu().numpy())
+    with held_at(hiding.model, len(trace)), in_trace(trace.id):
+        layers = reading.layers_of(row) or hiding.context(cut)  # which names the window
+        nothing = np.zeros((1, trace.context), dtype=bool)
+        masks = torch.from_numpy(np.concatenate([nothing, trace.hidden]))
+        steps = torch.from_numpy(trace.hidden.any(0)).to(hiding.device)
+        rows = []
+        for hidden in masks.split(hiding.rows_at_once(cut)):
+            packed = len(hidden) * (end - trace.context - 1)
+            queries = torch.ones((1, packed), dtype=torch.bool, device=hiding.device)
+            columns = torch.cat([steps[None], ~queries], dim=1)
+            with answers.edits.under(edit, queries, columns):
+                chances = hiding.log_probabilities(cut, layers, hidden.to(hiding.device))
+            rows.append(chances.double().cpu().numpy())
     everything, *others = np.concatenate(rows)
     return np.asarray(everything - np.asarray(others).reshape(-1, len(everything)))
 

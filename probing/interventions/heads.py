@@ -112,7 +112,7 @@ def silence_heads(setup: Setup) -> Iterator[list[Outcome]]:
         answers.check(heads)
         work = HeadWork(setup, answers, sources=True)
         arms = head_arms(setup, answers, heads)
-        for traces in batches(setup.traces, setup.config.batch_tokens):
+        for traces in batches(setup.traces, setup.config.batch_tokens, answers.lengths):
             batch = work.prepare(traces)
             outcomes: list[list[Outcome]] = [[] for _ in traces]
             before = None

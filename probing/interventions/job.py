@@ -20,7 +20,7 @@ import numpy as np
 from probing.answers.context import CauseTrace, PreparedTrace, encode_causes
 from probing.attention.capture import AttentionCapture
 from probing.attention.scores import score_traces
-from probing.errors import ConfigError, DataError
+from probing.errors import ConfigError, DataError, NotFiniteError
 from probing.headset import HeadSet
 from probing.interventions.heads import silence_heads
 from probing.interventions.outcomes import OutcomeStore
@@ -157,20 +157,65 @@ def prepare_answers(
 ) -> Iterator[PreparedTrace]:
     """Encode the chosen traces and score their steps by the head set, longest first.
 
-    Left out and counted: traces none of whose answer tokens count, or too long for the model.
+    Left out and counted: traces none of whose answer tokens count, whose ids do not fit, or which
+    are too long for the model; with `skip_bad` those whose attention is not finite.
 
     Raises:
         ModelError: the head set is of another model, or attention cannot be captured.
         DataError: no trace is left.
     """
-    model, tokenizer, heads, config = setup.model, setup.tokenizer, setup.heads, setup.config
+    model, heads, config = setup.model, setup.heads, setup.config
     heads.check(model.config)
+    causes, encoded = encode_answers(setup, chosen)
+    capture = AttentionCapture(model, heads.pairs)
+    device = next(model.parameters()).device
+
+    def lost(trace: EncodedTrace, error: NotFiniteError) -> None:
+        chosen.report.left_out["attention that is not finite"] += 1
+        chosen.report.used -= 1
+
+    for scored in score_traces(
+        capture,
+        encoded,
+        device=device,
+        batch_tokens=config.batch_tokens,
+        advance=advance,
+        lost=lost if chosen.skip_bad else None,
+    ):
+        cause, trace, prompt_tokens = causes.pop(scored.id)
+        yield PreparedTrace(
+            **{item.name: getattr(cause, item.name) for item in fields(cause)},
+            group=trace.problem or trace.prompt,
+            prompt_tokens=prompt_tokens,
+            answer=_answer_at(cause, config),
+            scores=scored.scores.mean(axis=0).astype(np.float64),
+            labels=tuple(step.label for step in trace.steps),
+            own_correct=own_correct(trace),
+        )
+
+
+def encode_answers(
+    setup: Setup, chosen: ChosenTraces
+) -> tuple[dict[str, tuple[CauseTrace, Trace, int]], list[EncodedTrace]]:
+    """The chosen traces as token ids: what is answered from, by id, and what is scored.
+
+    Left out and counted: traces none of whose answer tokens count, whose ids do not fit, or which
+    are too long for the model.
+
+    Raises:
+        DataError: no trace is left.
+    """
+    tokenizer, heads, config = setup.tokenizer, setup.heads, setup.config
     causes: dict[str, tuple[CauseTrace, Trace, int]] = {}
     encoded: list[EncodedTrace] = []
-    positions = position_limit(model)  # for a new answer, too
+    positions = position_limit(setup.model)  # for a new answer, too
     limit, left_out = config.answer_limit or None, chosen.report.left_out
     for trace in chosen.traces:
-        whole = encode_trace(tokenizer, trace, rule=chosen.rule, answer=heads.answer)
+        try:
+            whole = encode_trace(tokenizer, trace, rule=chosen.rule, answer=heads.answer)
+        except DataError:
+            left_out["token_ids that do not fit its text"] += 1
+            continue
         try:
             cause = encode_causes(
                 tokenizer, trace, rule=chosen.rule, answer=config.answer, limit=limit
@@ -191,21 +236,7 @@ def prepare_answers(
     if not encoded:
         why = ", ".join(f"{count} × {reason}" for reason, count in left_out.items())
         raise DataError(f"{chosen.name}: every trace was left out: {why}")
-    capture = AttentionCapture(model, heads.pairs)
-    device = next(model.parameters()).device
-    for scored in score_traces(
-        capture, encoded, device=device, batch_tokens=config.batch_tokens, advance=advance
-    ):
-        cause, trace, prompt_tokens = causes.pop(scored.id)
-        yield PreparedTrace(
-            **{item.name: getattr(cause, item.name) for item in fields(cause)},
-            group=trace.problem or trace.prompt,
-            prompt_tokens=prompt_tokens,
-            answer=_answer_at(cause, config),
-            scores=scored.scores.mean(axis=0).astype(np.float64),
-            labels=tuple(step.label for step in trace.steps),
-            own_correct=own_correct(trace),
-        )
+    return causes, encoded
 
 
 def _answer_at(cause: CauseTrace, config: InterventionConfig) -> int:

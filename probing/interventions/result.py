@@ -80,7 +80,7 @@ class InterventionResult:
             lines = read_lines(folder / OUTCOMES)[0] if (folder / OUTCOMES).is_file() else []
             outcomes = [Outcome(**outcome) for line in lines for outcome in line["outcomes"]]
             return cls.from_json(read_object(folder / RESULT), outcomes)
-        except (DataError, KeyError, TypeError) as error:
+        except (AttributeError, DataError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{folder}: no finished intervention ({error}); run `kfh ablate --out {folder}` "
                 "first"

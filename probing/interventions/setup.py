@@ -17,11 +17,10 @@ import numpy as np
 from probing.answers.context import PreparedTrace
 from probing.choices import BATCH_TOKENS, MIN_CHARS, Answer, Mode
 from probing.errors import ConfigError, DataError
-from probing.files.headers import file_hash
 from probing.headset import HeadSet
 from probing.interventions.outcomes import Outcome
 from probing.settings import check, choice, to_json
-from probing.traces.file import Trace
+from probing.traces.file import Trace, header_of
 from probing.traces.source import (
     SourceReport,
     TraceChoosing,
@@ -29,7 +28,7 @@ from probing.traces.source import (
     TraceReading,
     TraceSource,
     cut_traces,
-    prepare_traces,
+    trace_path,
 )
 
 if TYPE_CHECKING:
@@ -100,7 +99,9 @@ class TraceChoice(TraceReading, TraceChoosing):
         "Trace file (JSONL, .gz too); pocket: the embedded model's.",
         panel=TRACES,
     )
-    only: Only = choice("held-out", "Leave out what the heads were chosen on.", panel=TRACES)
+    only: Only = choice(
+        "held-out", "Leave out the problems that the heads were chosen on.", panel=TRACES
+    )
     limit: int | None = choice(None, "The first so many; default all.", least=1, panel=TRACES)
 
     def __post_init__(self) -> None:
@@ -114,13 +115,16 @@ class TraceChoice(TraceReading, TraceChoosing):
 
     def source(self, heads: HeadSet) -> TraceSource:
         """The file cut as the head set's traces were; a published set: by the paper's rules."""
-        cut = heads.segmenter or {}
+        cut, reading = heads.segmenter or {}, self.reading
+        if "think_end" not in header_of(trace_path(self.traces)):
+            for name in ("think_end", "think_end_at"):
+                reading[name] = reading[name] or getattr(heads, name)
         return TraceSource(
             self.traces,
+            **reading,
             segmenter=cut.get("phrases") or cut.get("name", "attnpo"),
             min_chars=cut.get("min_chars", MIN_CHARS),
-            skip_bad=self.skip_bad,
-            think_end=self.think_end,
+            openings=cut.get("openings", "strict"),
             labels=self.labels,
             keep=self.keep,
         )
@@ -128,23 +132,28 @@ class TraceChoice(TraceReading, TraceChoosing):
     def choose(self, heads: HeadSet) -> ChosenTraces:
         """The traces to intervene on, cut into steps; labels may be missing.
 
-        Where the head set was chosen on half of this very file, that half is left out, unless
-        `only` is `all`.
+        Traces of the problems that the heads were chosen on are left out, whatever file they
+        stand in, unless `only` is `all`.
 
         Raises:
-            DataError: a bad line, or no trace is left.
+            DataError: a bad line; no trace is left; or the head set does not say on which problems
+                its heads were chosen, so that none can be left out.
         """
         source = self.source(heads)
         report = SourceReport()
         traces: list[Trace] = []
-        used, held_out = selected_on(source, heads)
-        if self.only == "all" and used:
-            used, held_out = set(), "no: the heads were chosen on some of these traces"
+        used = heads.chosen_on if self.only == "held-out" else frozenset()
+        if used is None:
+            raise DataError(
+                f"the head set of {heads.model.describe()} does not say on which problems its "
+                "heads were chosen (it is an older or a published one): nothing can be held out. "
+                "Probe again for a set that does, or take every trace with --only all"
+            )
         for trace in cut_traces(source, report):
             if not trace.steps:
                 report.left_out["no steps"] += 1
-            elif trace.id in used:
-                report.left_out["the heads were chosen on it"] += 1
+            elif used and used & trace.problem_marks:
+                report.left_out["the heads were chosen on its problem"] += 1
             elif self.limit is not None and len(traces) >= self.limit:
                 report.left_out["beyond --limit"] += 1
             else:
@@ -163,7 +172,10 @@ class TraceChoice(TraceReading, TraceChoosing):
             "only": self.only,  # both decide what means of heads are taken over
             "limit": self.limit,
         }
-        return ChosenTraces(traces, source.rule, settings, held_out, report, str(source.path))
+        words = held_out(traces, heads)
+        return ChosenTraces(
+            traces, source.rule, settings, words, report, str(source.path), self.skip_bad
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +189,7 @@ class ChosenTraces:
         held_out: whether they are held out from the choice of heads, in words.
         report: counts.
         name: for messages.
+        skip_bad: leave out, and count, traces whose attention is not finite.
     """
 
     traces: Sequence[Trace]
@@ -185,43 +198,31 @@ class ChosenTraces:
     held_out: str
     report: SourceReport
     name: str
+    skip_bad: bool = False
 
     @classmethod
     def of(cls, traces: Iterable[Trace], heads: HeadSet) -> ChosenTraces:
         """Traces in memory, all of them; steps take tokens as the head set's did."""
         given = TraceList(tuple(traces), heads.rule)
         report = SourceReport(used=len(given.given))
-        unknown = "unknown: the traces were given in memory"
-        return cls(given.given, given.rule, given.settings(), unknown, report, "the given traces")
+        words = held_out(given.given, heads)
+        return cls(given.given, given.rule, given.settings(), words, report, "the given traces")
 
     def to_json(self) -> dict[str, Any]:
         """Counts for the result's file."""
         return {**self.report.to_json(), "held_out": self.held_out}
 
 
-def selected_on(source: TraceSource, heads: HeadSet) -> tuple[set[str], str]:
-    """Ids of the traces that the heads were chosen on, and in words what is known of it.
-
-    A head set names its trace file by hash, and the rule that dealt the halves; the half is made
-    again, and trusted if its size is the one that the set gives.
-    """
-    from probing.ranking.select import halves  # torch is not loaded for the settings
-
-    of, selection = heads.traces or {}, heads.selection or {}
-    if not of.get("hash"):
-        return set(), "unknown: the head set does not name its traces"
-    if of["hash"] != file_hash(source.path):
-        return set(), "yes: the heads were chosen on another trace file"
-    if (heads.labels or {}).get("source") != source.labels:
-        return set(), "unknown: the heads were chosen with other labels of this trace file"
-    ranked = [(t.id, t.problem or t.prompt) for t in prepare_traces(source)]
-    if not selection or len(ranked) != of.get("ranked"):
-        return set(), "unknown: the half that the heads were chosen on cannot be made again"
-    ids, groups = [name for name, _ in ranked], [group for _, group in ranked]
-    places = halves(ids, groups)[0]
-    if len(places) != selection.get("select_traces"):
-        return set(), "unknown: the half that the heads were chosen on cannot be made again"
-    return {ids[place] for place in places}, "yes: the half that the heads were not chosen on"
+def held_out(traces: Iterable[Trace], heads: HeadSet) -> str:
+    """Whether traces are held out from the choice of heads, in words: compared by problem."""
+    if heads.chosen_on is None:
+        return "unknown: the head set does not say on which problems its heads were chosen"
+    seen = [bool(heads.chosen_on & trace.problem_marks) for trace in traces]
+    if any(seen):
+        return (
+            f"no: the heads were chosen on the problems of {sum(seen)} of these {len(seen)} traces"
+        )
+    return "yes: the heads were chosen on none of these problems"
 
 
 def generator(trace: str, *before: int, after: Sequence[int] = ()) -> np.random.Generator:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probing.choices import Answer
-from probing.errors import ConfigError, DataError
+from probing.errors import ConfigError, DataError, NotFiniteError
 from probing.files.headers import json_number, refuse_overwriting
 from probing.files.jsonl import LineStore
 from probing.models.identity import fits, model_settings, position_limit, too_long
 from probing.settings import Progress, check, choice, no_progress, to_json
-from probing.traces.file import ReadReport, Trace
+from probing.traces.file import Trace
+from probing.traces.reports import ReadReport
 from probing.traces.source import StepSource, TraceList, step_counts
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def label_by_cause(
     done = labelled_already(store, sizes, resume, report)  # 2
     missing = (trace for trace in source.traces() if trace.id in sizes.keys() - done)
     with progress("hiding steps", len(sizes) - len(done)) as advance:
-        hide_steps(model, tokenizer, missing, source.rule, config, store, report, advance)
+        hide_steps(model, tokenizer, missing, source, config, store, report, advance)
     if not report.traces:
         first = next(iter(report.left_out.values()))
         raise DataError(f"{source.path or out}: no trace could be labelled; first {first}")
@@ -142,35 +143,42 @@ def hide_steps(
     model: PreTrainedModel,
     tokenizer: Any,
     traces: Iterable[Trace],
-    rule: str,
+    source: StepSource | TraceList,
     config: CauseConfig,
     store: LineStore,
     report: CauseReport,
     advance: Any,
 ) -> None:
-    """Label the steps of each trace, and keep the lines and the counts."""
+    """Label the steps of each trace, and keep the lines and the counts.
+
+    Left out and counted: traces none of whose answer tokens count, or too long for the model; where the
+    source skips what is bad, those whose log-probabilities are not finite.
+    """
     from probing.answers.context import encode_causes  # torch is not loaded for the settings
     from probing.answers.hiding import StepHiding
 
-    hiding, limit = StepHiding(model), position_limit(model)
+    hiding, positions = StepHiding(model), position_limit(model)
     proven = False
+    limit, skip_bad = config.answer_limit or None, getattr(source, "skip_bad", False)
     for trace in traces:
         try:
             encoded = encode_causes(
-                tokenizer, trace, rule=rule, answer=config.answer, limit=config.answer_limit or None
+                tokenizer, trace, rule=source.rule, answer=config.answer, limit=limit
             )  # 3
-            if not fits(len(encoded), limit):
-                raise DataError(f"trace {trace.id}: {too_long(limit)}")
-        except DataError as error:
+            if not fits(len(encoded), positions):
+                raise DataError(f"trace {trace.id}: {too_long(positions)}")
+            if not proven:
+                hiding.prove(encoded)  # 4
+                proven = True
+            drops = hiding.drops(
+                encoded, deletion=config.deletion, advance=lambda tokens: advance(0, tokens)
+            )  # 5
+        except (DataError, NotFiniteError) as error:
+            if isinstance(error, NotFiniteError) and not skip_bad:
+                raise
             report.left_out[trace.id] = str(error)
             advance(1, 0)
             continue
-        if not proven:
-            hiding.prove(encoded)  # 4
-            proven = True
-        drops = hiding.drops(
-            encoded, deletion=config.deletion, advance=lambda tokens: advance(0, tokens)
-        )  # 5
         lines = label_lines(encoded, drops, config)
         store.add(lines)
         report.traces += 1

@@ -10,6 +10,8 @@ fits a step labels it:
 4. A step with a result that a later step which is not confused states: essential.
 5. A step with a result that nothing after it states: redundant. It led nowhere.
 6. Any other step: no label.
+Where the answer states no number (a letter, a word), or there is none, the rules do not apply: no
+step has a label (`no_rules` says why).
 The rules know nothing of what follows from what. How far they agree with labels of another origin
 is for `kfh label --compare` to say; docs/LOG.md has two such comparisons.
 """
@@ -17,26 +19,36 @@ is for `kfh label --compare` to say; docs/LOG.md has two such comparisons.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from probing.files.headers import data_path
 from probing.traces.file import Trace
+from probing.traces.marks import blank_answer
 from probing.traces.phrases import Phrases, opening
+from probing.traces.text import EQUALS, NO_NAME, UNSPACED
 
 REPEATED = 0.8  # share of a step's words and numbers that one earlier step has
 MIN_WORDS = 4  # shorter steps repeat something by chance
 
-_NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
-_WORD = re.compile(r"[a-z]+|\d[\d,.]*\d|\d", re.IGNORECASE)
+_NUMBER = re.compile(rf"{NO_NAME}\d[\d,]*(?:\.\d+)?")
+# Where words have no space between them each character stands for one.
+_WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[^\W\d_])+|\d[\d,.]*\d|\d")
 
 
 def numbers(text: str) -> list[str]:
-    """The numbers of a text in one spelling: no thousands separators, no leading zeros.
+    """The numbers of a text in one spelling: no thousands separators, no leading zeros, 0 to 9.
 
     Example:
-        >>> numbers("so 1,024 + 07 = 1031.50")
-        ['1024', '7', '1031.50']
+        >>> numbers("so 1,024 + 07 = 1031.50"), numbers("答案是９２")
+        (['1024', '7', '1031.50'], ['92'])
     """
-    return [re.sub(r"^0+(?=\d)", "", found.replace(",", "")) for found in _NUMBER.findall(text)]
+    found = (_western(number.replace(",", "")) for number in _NUMBER.findall(text))
+    return [re.sub(r"^0+(?=\d)", "", number) for number in found]
+
+
+def _western(number: str) -> str:
+    """The digits of other scripts, and wide ones, as 0 to 9."""
+    return "".join(str(unicodedata.decimal(char, char)) for char in number)
 
 
 def results(text: str) -> list[str]:
@@ -46,7 +58,15 @@ def results(text: str) -> list[str]:
         >>> results("First, 4 * 97 = 388, so w = 88."), results("it gives 12")
         (['88'], ['12'])
     """
-    return numbers(text.rpartition("=")[2])
+    return numbers(re.split(f"[{EQUALS}]", text)[-1])
+
+
+def no_rules(trace: Trace) -> str | None:
+    """Why the rules cannot label a trace; None where they can."""
+    answer = trace.response[trace.answer_start :]
+    if blank_answer(answer):
+        return "the answer is empty"
+    return None if numbers(answer) else "the answer states no number"
 
 
 def rule_labels(trace: Trace, phrases: Phrases | None = None) -> list[str | None]:
@@ -55,7 +75,12 @@ def rule_labels(trace: Trace, phrases: Phrases | None = None) -> list[str | None
     Args:
         trace: with its steps.
         phrases: which phrases are confused; default the published list.
+
+    Returns:
+        Of a trace that the rules cannot label (`no_rules`) None throughout.
     """
+    if no_rules(trace):
+        return [None] * len(trace.steps)
     phrases = phrases or Phrases.load(data_path("phrases", "attnpo.json"))
     texts = [trace.response[step.start : step.end] for step in trace.steps]
     kinds = [opening(trace.response, step, phrases)[0] for step in trace.steps]
@@ -73,7 +98,7 @@ def rule_labels(trace: Trace, phrases: Phrases | None = None) -> list[str | None
     labels = []
     for place, text in enumerate(texts):
         new = set(results(text)) - known
-        bag = frozenset(word.lower() for word in _WORD.findall(text))
+        bag = frozenset(_western(word).casefold() for word in _WORD.findall(text))
         label = None
         if (confused[place] and not new) or _repeats(bag, bags):  # 1, 2
             label = "redundant"

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.errors import ModelError
+from probing.errors import DataError, ModelError
+from probing.files.reading import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,10 +52,10 @@ class Adapter:
         if found is None:
             return None
         try:
-            settings = json.loads(Path(found).read_text(encoding="utf-8"))
-            base = settings.get("base_model_name_or_path")
-        except (OSError, ValueError, AttributeError) as error:
-            raise ModelError(f"{found}: cannot be read as an adapter's ({error})") from error
+            settings = read_json(Path(found), "as the settings of an adapter")
+        except DataError as error:
+            raise ModelError(str(error)) from error
+        base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
         if not isinstance(base, str) or not base:
             raise ModelError(f"{found}: names no base model (base_model_name_or_path)")
         beside = Path(found).parent / base

@@ -6,6 +6,9 @@
 3. A token is chosen for each row: the greatest, or one drawn from the row's own stream of random
    numbers, so that a row depends on no other.
 4. Rows that have ended leave the batch.
+5. Where the model's RoPE changes with the length (`probing.models.lengths`), rows share a batch
+   only while their texts are of one kind. A row that grows into another kind goes through the
+   model anew, as a text that begins there: keys that were kept are of the old kind.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.errors import ConfigError
+from probing.errors import ConfigError, NotFiniteError
 from probing.models.identity import check_ids, context_limit
+from probing.models.lengths import Lengths, fresh_rope
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,15 +92,22 @@ class Draws:
     """Uniform random numbers, a stream a row, drawn in blocks."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = list(seeds)
         self.streams = [np.random.default_rng(seed) for seed in seeds]
-        self.block = np.empty((0, 0))
+        self.drawn = np.empty((len(self.seeds), 0))
 
-    def take(self, step: int, rows: Int[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
-        """The numbers of these rows at this step, each in [0, 1); steps are asked for in order."""
-        place = step % _DRAWS
-        if place == 0:
-            self.block = np.stack([stream.random(_DRAWS) for stream in self.streams])
-        return np.asarray(self.block[rows, place])
+    def of(self, rows: Sequence[int]) -> Draws:
+        """The streams of some rows, from their beginning."""
+        return Draws([self.seeds[row] for row in rows])
+
+    def take(
+        self, step: int | Int[np.ndarray, "row"], rows: Int[np.ndarray, "row"]
+    ) -> Float[np.ndarray, "row"]:
+        """The numbers of these rows at this step, or each at its own, each in [0, 1)."""
+        while np.max(step, initial=0) >= self.drawn.shape[1]:
+            block = np.stack([stream.random(_DRAWS) for stream in self.streams])
+            self.drawn = np.concatenate([self.drawn, block], axis=1)
+        return np.asarray(self.drawn[rows, step])
 
 
 def row_seed(seed: int, prompt: str, number: int) -> int:
@@ -128,16 +139,41 @@ def decode(
 
     Raises:
         ConfigError: a prompt fills the model's context.
+        NotFiniteError: logits that are not finite.
     """
-    ids, mask = pad_left(prompts)
-    most, limit, width = settings.max_tokens, context_limit(model.config), ids.shape[1]
+    most, limit, width = settings.max_tokens, context_limit(model.config), max(map(len, prompts))
     if limit is not None:
         if width >= limit:
             raise ConfigError(f"a prompt has {width} tokens, the model's context {limit}")
         most = min(most, limit - width)
-    device = next(model.parameters()).device
-    start = Start(ids.to(device), mask.to(device))
-    return decode_from(model, start, settings, ends, most=most, draws=draws, change=change)
+    device, lengths = next(model.parameters()).device, Lengths.of(model)
+    written: list[list[int]] = [[] for _ in prompts]
+    going = list(range(len(prompts)))
+    ended = [[end] for end in ends]
+    while going:  # 5; once, where nothing changes with the length
+        texts = {row: [*prompts[row], *written[row]] for row in going}
+        kind = lengths.kind(len(texts[going[0]]))
+        rows = [row for row in going if lengths.kind(len(texts[row])) == kind]
+        rooms = [lengths.room(len(texts[row])) for row in rows]
+        ids, mask = pad_left([texts[row] for row in rows])
+        fresh_rope(model)
+        decode_from(
+            model,
+            Start(ids.to(device), mask.to(device)),
+            settings,
+            ends,
+            draws=draws and draws.of(rows),
+            change=change,
+            written=[written[row] for row in rows],
+            most=[
+                most if room is None else min(most, len(written[row]) + room)
+                for row, room in zip(rows, rooms, strict=True)
+            ],
+        )
+        going = [
+            row for row in going if len(written[row]) < most and written[row][-1:] not in ended
+        ]
+    return written
 
 
 @torch.inference_mode()
@@ -147,10 +183,11 @@ def decode_from(
     settings: Sampling,
     ends: frozenset[int],
     *,
-    most: int | None = None,
+    most: Sequence[int] | None = None,
     draws: Draws | None = None,
     change: Change | None = None,
     around: Around | None = None,
+    written: list[list[int]] | None = None,
 ) -> list[list[int]]:
     """New token ids of each row behind a start, the end token included.
 
@@ -159,12 +196,14 @@ def decode_from(
         start: on the model's device.
         settings: temperature, top-p and the greatest number of new tokens.
         ends: the ids that end a row.
-        most: a smaller number of new tokens.
+        most: of each row, how many ids it may have written in the end; default `max_tokens`.
         draws: a stream a row; None where the temperature is 0.
         change: changes the logits before a token is chosen.
         around: makes the context that each pass runs in.
+        written: what each row has written so far; it is added to.
 
     Raises:
+        NotFiniteError: logits that are not finite.
         ValueError: a temperature above 0 without draws.
     """
     from transformers import DynamicCache
@@ -175,26 +214,39 @@ def decode_from(
     cache = DynamicCache(config=model.config) if start.cache is None else start.cache
     stop = torch.tensor(sorted(ends), dtype=torch.long, device=ids.device)
     rows = torch.arange(len(ids), device=ids.device)
-    written: list[list[int]] = [[] for _ in range(len(ids))]
-    for step in range(settings.max_tokens if most is None else most):
+    written = [[] for _ in range(len(ids))] if written is None else written
+    most = most or [settings.max_tokens] * len(ids)
+    left = torch.tensor([end - len(own) for end, own in zip(most, written, strict=True)]).to(stop)
+    while True:
         with around(rows, ids, mask) if around else nullcontext():  # 2
             logits = cached_logits(model, ids, mask, cache, keep=1)[:, -1]
-        if change is not None:
-            logits = change(logits, [written[row] for row in rows.tolist()])
-        numbers = None if draws is None else draws.take(step, rows.cpu().numpy())
-        token = choose(logits, settings, numbers)  # 3
-        for row, value in zip(rows.tolist(), token.tolist(), strict=True):
-            written[row].append(value)
-        going = ~torch.isin(token, stop)
+        own = [written[row] for row in rows.tolist()]
+        steps = np.array([len(row) for row in own])
+        numbers = None if draws is None else draws.take(steps, rows.cpu().numpy())
+        logits = finite_logits(logits)
+        token = choose(change(logits, own) if change else logits, settings, numbers)  # 3
+        for row, value in zip(own, token.tolist(), strict=True):
+            row.append(value)
+        left -= 1
+        going = ~torch.isin(token, stop) & (left > 0)
         if not going.any():
-            break
+            return written
         if not going.all():  # 4
             kept = going.nonzero().flatten()
             cache.batch_select_indices(kept)
-            rows, token, mask = rows[kept], token[kept], mask[kept]
-        ids = token[:, None]
-        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-    return written
+            rows, token, mask, left = rows[kept], token[kept], mask[kept], left[kept]
+        ids, mask = token[:, None], torch.nn.functional.pad(mask, (0, 1), value=1)
+
+
+def finite_logits(logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, "row vocabulary"]:
+    """The same logits; tokens that the model rules out may stand at minus infinity.
+
+    Raises:
+        NotFiniteError: a row whose greatest logit is not finite.
+    """
+    if not logits.amax(-1).isfinite().all():
+        raise NotFiniteError.of("the logits of the next token are", logits.dtype)
+    return logits
 
 
 def choose(
@@ -268,6 +320,9 @@ def token_log_probabilities(
 
     Rows are worked through one after another: their logits are what takes memory.
 
+    Raises:
+        NotFiniteError: one of them is not finite.
+
     Example:
         >>> token_log_probabilities(torch.log(torch.tensor([[0.25, 0.75]])), torch.tensor([1]))
         tensor([-0.2877])
@@ -275,7 +330,10 @@ def token_log_probabilities(
     rows = logits.reshape(-1, *logits.shape[-2:])
     targets = ids.to(logits.device)[:, None]
     chances = [row.float().log_softmax(-1).gather(-1, targets)[:, 0] for row in rows]
-    return torch.stack(chances).reshape(logits.shape[:-1])
+    found = torch.stack(chances).reshape(logits.shape[:-1])
+    if not found.isfinite().all():
+        raise NotFiniteError.of("the log-probabilities of an answer are", logits.dtype)
+    return found
 
 
 def pad_left(

@@ -15,7 +15,6 @@ from probing.config import ProbeConfig
 from probing.errors import DataError
 from probing.files.headers import json_number, part_json
 from probing.intervals import bootstrap_interval, mean_over_traces
-from probing.numbers import Number, exists
 from probing.ranking.metrics import (
     BUILT_IN,
     CONTROLS,
@@ -120,17 +119,26 @@ def rank_heads(
             for metric, (_, best) in null.items()
             if len(best)
         },
-        counts={
-            "ranked": len(traces),
-            "problems": len({trace.group for trace in traces}),
-            "select_problems": len({traces[place].group for place in halves[0]}),
-            "held_out_problems": len({traces[place].group for place in halves[1]}),
-            "pairs": int(sum(t.essential.sum() * (~t.essential).sum() for t in traces)),
-            "both_orders": int((~np.isnan(values["balanced"][0])).sum()),
-            "select_traces": [traces[place].id for place in halves[0]],
-            "held_out_traces": [traces[place].id for place in halves[1]],
-        },
+        counts=_counts(traces, values, halves),
     )
+
+
+def _counts(
+    traces: Sequence[RankedTrace],
+    values: dict[str, Float[np.ndarray, "head trace"]],
+    halves: tuple[list[int], list[int]],
+) -> dict[str, Any]:
+    """Traces, problems and pairs that were ranked, and the ids of both halves."""
+    counts: dict[str, Any] = {
+        "ranked": len(traces),
+        "problems": len({trace.group for trace in traces}),
+        "pairs": int(sum(t.essential.sum() * (~t.essential).sum() for t in traces)),
+        "both_orders": int((~np.isnan(values["balanced"][0])).sum()),
+    }
+    for name, half in zip(("select", "held_out"), halves, strict=True):
+        counts[f"{name}_problems"] = len({traces[place].group for place in half})
+        counts[f"{name}_traces"] = [traces[place].id for place in half]
+    return counts
 
 
 def best_control(controls: pd.DataFrame, metric: str) -> tuple[str, float] | None:
@@ -154,15 +162,17 @@ def set_caveats(controls: pd.DataFrame, point: Mapping[str, Any]) -> list[str]:
     if control is None or beaten(control[1], point["sra_low"]):
         return []
     how = "is not shown to beat" if control[1] < point["sra"] else "is no better than"
+    low, high = point["sra_low"], point["sra_high"]
+    ends = "" if low is None else f" ({low:.3f}–{high:.3f})"  # one problem leaves none
     return [
         f"The head set {how} {control[0]} on traces that it was not chosen on: SRA "
-        f"{Number.column(point, 'sra')} against {control[1]:.3f}."
+        f"{point['sra']:.3f}{ends} against {control[1]:.3f}."
     ]
 
 
 def beaten(control: float, low: float | None) -> bool:
     """Whether a control lies below a whole interval; where there is no interval it does not."""
-    return exists(low) and low is not None and control < low
+    return low is not None and control < low  # false for what is not a number, too
 
 
 def _add_figures(

@@ -6,6 +6,8 @@ from .labels import LabelFile as LabelFile
 from .labels import read_labels as read_labels
 from .labels import write_labels as write_labels
 from .phrases import Phrases as Phrases
+from .reports import CutReport as CutReport
+from .reports import ReadReport as ReadReport
 from .segmenters import Segmenter as Segmenter
 from .segmenters import carry_labels as carry_labels
 from .segmenters import segment as segment

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from probing.errors import DataError
-from probing.files.headers import data_path, file_hash
+from probing.files.headers import data_path, file_hash, read_object
+from probing.files.reading import shaped
 from probing.settings import unknown
 from probing.traces.file import Step
+from probing.traces.text import UNSPACED
 
 KINDS = ("confused", "branching", "forward", "backward", "special")
 # What the paper calls confused and summary; forward phrases are neither.
@@ -21,6 +22,13 @@ PHRASE_GROUPS = {
     "forward": ("forward",),
     "summary": ("backward", "special"),
 }
+# What may stand between the start of a line and its first word: blanks, then marks of a list, of
+# a heading or of a quotation, each with a blank behind it, then bold face.
+LIST_MARK = r"(?:[*+\-•◦▪‣–—·#>]+|\(?(?:\d{1,3}|[A-Za-z])[.):]|\(\d{1,3}\)|\d{1,3}、)"
+_BEFORE = re.compile(rf"([^\S\n]*(?:{LIST_MARK}[^\S\n]+)*)(?:\*{{1,3}}|_{{1,3}})?")
+LONGEST_BEFORE = 60  # characters
+# A letter of a script that puts spaces between words.
+_LETTER = re.compile(rf"(?![{UNSPACED}])[^\W\d_]")
 
 
 @dataclass(frozen=True)
@@ -40,9 +48,9 @@ class Phrases:
             DataError: not JSON, an unknown kind, an empty phrase, or a phrase in two kinds.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            groups = content["kinds"].items()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            content = read_object(path)
+            groups = shaped(dict[str, list[str]], content.get("kinds")).items()
+        except (DataError, ValueError) as error:
             raise DataError(
                 f'{path}: no phrase file ({error}); it needs {{"kinds": {{"confused": […], …}}}}'
             ) from error
@@ -65,30 +73,103 @@ class Phrases:
         longest_first = sorted(self.kinds, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)))
 
-    def counted(self, text: str) -> Iterator[tuple[re.Match[str], str]]:
-        """The phrases that count in a text, each with its kind, left to right, not overlapping.
+    @cached_property
+    def loose_pattern(self) -> re.Pattern[str]:
+        """As `pattern`, but with a straight or a curly apostrophe, and ending with a word."""
+        longest_first = sorted(self.kinds, key=len, reverse=True)
+        return re.compile("|".join(map(_as_words, longest_first)))
 
-        A forward or backward phrase counts only right after a newline; the others anywhere.
+    @cached_property
+    def loose_kinds(self) -> dict[str, str]:
+        """Kinds of the phrases, all with straight apostrophes."""
+        return {_straight(phrase): kind for phrase, kind in self.kinds.items()}
+
+    def counted(
+        self, text: str, openings: str = "strict"
+    ) -> Iterator[tuple[re.Match[str], str, int]]:
+        """The phrases that count in a text, left to right, not overlapping.
+
+        A forward or backward phrase counts only at the start of a line, but not of the text; the
+        others anywhere.
+
+        Args:
+            text: a reasoning.
+            openings: `strict`: the paper's rules, by which a line starts right behind a newline,
+                and a phrase may be a part of a word. `loose`: blanks and marks of a list may
+                stand before it, its apostrophe may be curly, and it is made of whole words.
+
+        Yields:
+            The match, the kind of its phrase, and where a step that it opens starts: at the
+            phrase, or with what stands before it on its line (`loose`).
         """
-        for match in self.pattern.finditer(text):
-            kind, start = self.kinds[match.group()], match.start()
-            if kind not in ("forward", "backward") or text[start - 1 : start] == "\n":
-                yield match, kind
+        if openings == "strict":
+            for match in self.pattern.finditer(text):
+                kind, start = self.kinds[match.group()], match.start()
+                if kind not in ("forward", "backward") or text[start - 1 : start] == "\n":
+                    yield match, kind, start
+            return
+        for match in self._whole_words(text):
+            kind = self.loose_kinds[_straight(match.group())]
+            line = line_start(text, match.start())
+            if kind not in ("forward", "backward") or (line is not None and text[:line].strip()):
+                yield match, kind, match.start() if line is None else line
+
+    def _whole_words(self, text: str) -> Iterator[re.Match[str]]:
+        """The matches of `loose_pattern` that do not begin inside a word."""
+        # Looked at here, since a look behind each place of the text would take 100 times as long.
+        place = 0
+        while match := self.loose_pattern.search(text, place):
+            start = match.start()
+            if start and _letter(text[start]) and _letter(text[start - 1]):
+                place = start + 1
+            else:
+                place = match.end()
+                yield match
+
+
+def line_start(text: str, place: int) -> int | None:
+    """Where the line of a place starts, if blanks and marks of a list alone lie between."""
+    start = text.rfind("\n", max(0, place - LONGEST_BEFORE), place) + 1
+    if start == 0 and place > LONGEST_BEFORE:
+        return None
+    return start if _BEFORE.fullmatch(text, start, place) else None
+
+
+def _straight(phrase: str) -> str:
+    return phrase.replace("’", "'")
+
+
+def _letter(char: str) -> bool:
+    return _LETTER.match(char) is not None
+
+
+def _as_words(phrase: str) -> str:
+    """A phrase as an expression that takes both apostrophes and does not end inside a word."""
+    after = f"(?!{_LETTER.pattern})" if _letter(phrase[-1]) else ""
+    return re.escape(_straight(phrase)).replace("'", "['’]") + after
 
 
 def opening(text: str, step: Step, phrases: Phrases) -> tuple[str | None, str | None]:
     """Kind of a step and the phrase that it opens with, None where it opens with none.
 
-    A segmenter's own kind stands, but for branching, which it counts as confused.
+    A segmenter's own kind stands, but for branching, which it counts as confused. Blanks and marks
+    of a list before the phrase are skipped.
 
     Example:
         >>> opening("So. Wait, no", Step(4, 12), Phrases("p", {"Wait": "confused"}, ""))
         ('confused', 'Wait')
     """
-    cut = text[step.start : step.end]
-    match = phrases.pattern.match(cut.lstrip())
+    cut = text[step.start : step.end].lstrip()
+    match = phrases.pattern.match(cut) if step.kind else None  # what cut it there, by the paper
+    kind = phrases.kinds[match.group()] if match else None
+    if match is None:
+        before = _BEFORE.match(cut)
+        # `**` may be a part of the phrase.
+        places = (0, before.end(1), before.end()) if before else (0,)
+        found = (phrases.loose_pattern.match(cut, place) for place in places)
+        match = next(filter(None, found), None)
+        kind = phrases.loose_kinds[_straight(match.group())] if match else None
     phrase = match.group() if match else None
-    kind = phrases.kinds[phrase] if phrase else None
     if step.kind is not None and not (step.kind == "confused" and kind == "branching"):
         kind = step.kind
     return kind, phrase
@@ -104,6 +185,6 @@ def phrase_counts(text: str, phrases: Phrases | None = None) -> dict[str, int]:
     phrases = phrases or Phrases.load(data_path("phrases", "attnpo.json"))
     group = {kind: name for name, kinds in PHRASE_GROUPS.items() for kind in kinds}
     counts = dict.fromkeys(PHRASE_GROUPS, 0)
-    for _, kind in phrases.counted(text):
+    for _, kind, _ in phrases.counted(text):
         counts[group[kind]] += 1
     return counts

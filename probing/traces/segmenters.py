@@ -5,7 +5,10 @@ The segmenter `attnpo` (paper section 3, docs/PAPER.md section 1), in the number
 2. A forward or backward phrase counts only right after a newline; the others count anywhere.
 3. Cut at every phrase that counts, and at 0. A piece has the kind of its opening phrase.
 4. Merge pieces shorter than `min_chars`.
-`line`, `sentence` and `paragraph` cut at a pattern instead of (1–3) and do not merge.
+With `openings="loose"` (1) takes whole words and both apostrophes, and (2) lets blanks and marks of
+a list stand before the phrase, with which the step then begins: for indented or bulleted text.
+`line`, `sentence` and `paragraph` cut at a pattern instead of (1–3) and do not merge; no step of
+theirs is blank.
 
 A segmenter of your own is a function `text → list[Step]`, given as `segmenter=cut`, or by name as
 `--segmenter module:cut`. Its name and the hash of its source go into the headers of what is made.
@@ -20,23 +23,36 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from probing.choices import MIN_CHARS
+from probing.choices import MIN_CHARS, OPENINGS
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, load_part, part_json
 from probing.settings import unknown
 from probing.traces.file import Step, Trace
-from probing.traces.phrases import Phrases
+from probing.traces.marks import BLANK_REASONING
+from probing.traces.phrases import LIST_MARK, Phrases
 
 SegmentFunction = Callable[[str], Sequence[Step]]
 
 SHORT_TAIL = 15  # a backward piece with at most so many characters beside its phrase goes right
 
+_NEWLINE = r"(?:\r\n|[\n\r\x85\u2028\u2029])"
+_BLANK = r"[^\S\n\r\x85\u2028\u2029]"  # on a line: also a space that does not break, or a wide one
+_CLOSING = "\"')\\]”’」』）"  # quotes and brackets that close behind a sentence
 # Each pattern matches what ends a step; the step keeps what it matched.
 _ENDS = {
-    "line": re.compile(r"\n+"),
-    "paragraph": re.compile(r"\n[ \t]*\n\s*"),
+    "line": re.compile(rf"{_NEWLINE}(?:{_BLANK}*{_NEWLINE})*"),
+    "paragraph": re.compile(rf"{_NEWLINE}{_BLANK}*{_NEWLINE}\s*|\u2029\s*"),
     # A full stop inside a number or an abbreviation of one letter ends no sentence.
-    "sentence": re.compile(r"(?:(?<!\b[A-Za-z])[.!?]+[\"')\]]*\s+(?=\S)|[。！？]+\s*|\n+\s*)"),
+    "sentence": re.compile(
+        rf"(?:(?<!\b[A-Za-z])[.!?]+[{_CLOSING}]*\s+(?=\S)|[。！？｡]+[{_CLOSING}]*\s*|{_NEWLINE}\s*)"
+    ),
+}
+_NUMBERED = rf"(?:{LIST_MARK}|\d{{1,3}}(?:\.\d+)*\.|[ivxIVX]+\.)"
+# What is no step by itself, but stands before one: of a sentence the number in a list, too.
+_NO_STEP = {
+    "line": re.compile(r"\s*"),
+    "paragraph": re.compile(r"\s*"),
+    "sentence": re.compile(rf"\s*(?:{_NUMBERED}{_BLANK}+)*(?:{_NUMBERED})?"),
 }
 
 
@@ -49,19 +65,28 @@ class Segmenter:
         min_chars: pieces shorter than this are merged (`attnpo` only).
         phrases: a phrase file of the user's (`attnpo` only); default the published list.
         function: a segmenter of the user's, `text → list[Step]`; then `name` is `module:name`.
+        openings: where a phrase opens a step, `strict` (the paper) or `loose` (`attnpo` only).
     """
 
     name: str = "attnpo"
     min_chars: int = MIN_CHARS
     phrases: str | None = None
     function: SegmentFunction | None = None
+    openings: str = "strict"
 
     def __post_init__(self) -> None:
         """Check the settings.
 
         Raises:
-            ConfigError: no such segmenter.
+            ConfigError: no such segmenter, or a setting that it does not have.
         """
+        if self.openings not in OPENINGS:
+            raise ConfigError(unknown("openings", self.openings, OPENINGS))
+        if self.openings != "strict" and self.name != "attnpo":
+            raise ConfigError(
+                f"openings {self.openings} are for phrases (attnpo); the segmenter {self.name} "
+                "knows none"
+            )
         if self.function is None and self.name not in ("attnpo", *_ENDS):
             known = ["attnpo", *_ENDS, "a phrase file (*.json)", "a function (module:name)"]
             raise ConfigError(unknown("segmenter", self.name, known))
@@ -69,17 +94,25 @@ class Segmenter:
             raise ConfigError(f"min_chars must not be negative, is {self.min_chars}")
 
     @classmethod
-    def parse(cls, text: str | SegmentFunction, min_chars: int = MIN_CHARS) -> Segmenter:
+    def parse(
+        cls,
+        text: str | SegmentFunction,
+        min_chars: int = MIN_CHARS,
+        openings: str = "strict",
+    ) -> Segmenter:
         """A segmenter by its name, the path of a phrase file (`*.json`), or a function.
 
         Raises:
-            ConfigError: an unknown name, or `module:name` that is no function.
+            ConfigError: an unknown name, or `module:name` that is no function; openings of a
+                segmenter without phrases.
         """
         if not isinstance(text, str):
-            return cls(part_json(text)["name"], min_chars, function=text)
+            name = part_json(text)["name"]
+            return cls(name, min_chars, function=text, openings=openings)
         if text.endswith(".json"):
-            return cls("attnpo", min_chars, text)
-        return cls(text, min_chars, function=load_part(text) if ":" in text else None)
+            return cls("attnpo", min_chars, text, openings=openings)
+        function = load_part(text) if ":" in text else None
+        return cls(text, min_chars, function=function, openings=openings)
 
     @property
     def phrase_path(self) -> Path:
@@ -97,6 +130,8 @@ class Segmenter:
             "min_chars": self.min_chars,
             "phrases": self.phrases,
             "phrases_hash": Phrases.load(self.phrase_path).file_hash,
+            # Of the paper's rules older files say nothing.
+            **({} if self.openings == "strict" else {"openings": self.openings}),
         }
 
     def cut(self, text: str) -> list[Step]:
@@ -106,10 +141,16 @@ class Segmenter:
         if self.function:
             return _checked(self.function(text), text, self.name)
         if self.name in _ENDS:
-            return _cut_at_ends(text, _ENDS[self.name])
+            return _cut_at_ends(text, _ENDS[self.name], _NO_STEP[self.name])
         phrases = Phrases.load(self.phrase_path)
-        pieces = _merge_short(_cut_at_phrases(text, phrases), self.min_chars)
+        pieces = _merge_short(_cut_at_phrases(text, phrases, self.openings), self.min_chars)
         return [Step(p.start, p.end, kind=p.kind) for p in pieces]
+
+    def cut_reasoning(self, text: str) -> list[Step]:
+        """As `cut`, of all that stands before the end of the reasoning: an empty block of it, that
+        is blanks, or a start mark and blanks, has no step.
+        """
+        return [] if BLANK_REASONING.fullmatch(text) else self.cut(text)
 
 
 def segment(
@@ -117,6 +158,7 @@ def segment(
     segmenter: str | Segmenter | SegmentFunction = "attnpo",
     *,
     min_chars: int = MIN_CHARS,
+    openings: str = "strict",
 ) -> list[Step]:
     """Cut a reasoning text into steps.
 
@@ -125,6 +167,7 @@ def segment(
         segmenter: a name (`attnpo`, `line`, `sentence`, `paragraph`), the path of a phrase
             file, a `Segmenter`, or a function `text → list[Step]`.
         min_chars: minimum length of a step in characters (`attnpo` only).
+        openings: where a phrase opens a step, `strict` or `loose` (`attnpo` only).
 
     Returns:
         Steps whose character offsets tile `text`: the first starts at 0, each starts where the
@@ -139,13 +182,13 @@ def segment(
         [0, 5]
     """
     if not isinstance(segmenter, Segmenter):
-        segmenter = Segmenter.parse(segmenter, min_chars)
+        segmenter = Segmenter.parse(segmenter, min_chars, openings)
     return segmenter.cut(text)
 
 
 def segment_trace(trace: Trace, segmenter: Segmenter) -> Trace:
     """The trace with new steps; labels of its old steps are carried over (`carry_labels`)."""
-    steps = segmenter.cut(trace.response[: trace.reasoning_end])
+    steps = segmenter.cut_reasoning(trace.response[: trace.reasoning_end])
     return trace.with_steps(carry_labels(trace.steps, steps), segmenter=segmenter.to_json())
 
 
@@ -190,10 +233,15 @@ def _checked(steps: Sequence[Step], text: str, name: str) -> list[Step]:
     return list(steps)
 
 
-def _cut_at_ends(text: str, ends: re.Pattern[str]) -> list[Step]:
-    cuts = [0, *(m.end() for m in ends.finditer(text) if m.end() > m.start()), len(text)]
-    cuts = sorted(set(cuts))
-    return [Step(start, end) for start, end in pairwise(cuts)]
+def _cut_at_ends(text: str, ends: re.Pattern[str], no_step: re.Pattern[str]) -> list[Step]:
+    """Steps between the ends; what is no step goes to the one behind it, at the end before it."""
+    cuts = [0]
+    for match in ends.finditer(text):
+        if match.end() > match.start() and not no_step.fullmatch(text, cuts[-1], match.end()):
+            cuts.append(match.end())
+    if len(cuts) > 1 and not text[cuts[-1] :].strip():
+        cuts.pop()
+    return [Step(start, end) for start, end in pairwise([*cuts, len(text)])]
 
 
 @dataclass
@@ -208,19 +256,20 @@ class _Piece:
         return self.end - self.start
 
 
-def _cut_at_phrases(text: str, phrases: Phrases) -> list[_Piece]:
+def _cut_at_phrases(text: str, phrases: Phrases, openings: str = "strict") -> list[_Piece]:
     """Pieces from phrase to phrase (1–3); branching counts as confused."""
     pieces = [_Piece(0, len(text), "forward", 0)]
-    for match, kind in phrases.counted(text):
-        start = match.start()
-        piece = _Piece(
-            start, len(text), "confused" if kind == "branching" else kind, len(match.group())
-        )
-        if start == 0:
-            pieces = [piece]
+    for match, kind, start in phrases.counted(text, openings):
+        if openings == "loose" and not text[:start].strip():
+            start = 0
+        start = max(start, pieces[-1].start)
+        kind = "confused" if kind == "branching" else kind
+        piece = _Piece(start, len(text), kind, match.end() - start)
+        if start == pieces[-1].start:
+            pieces.pop()
         else:
             pieces[-1].end = start
-            pieces.append(piece)
+        pieces.append(piece)
     return pieces
 
 

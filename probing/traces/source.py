@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from probing.choices import GIVEN, MIN_CHARS, POCKET, THINK_END, Keep
+from probing.choices import GIVEN, MIN_CHARS, POCKET, EndAt, Keep, Offsets, Openings
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, file_hash, text_hash
 from probing.settings import check, choice
-from probing.traces.file import ReadReport, Trace, read_traces
+from probing.traces.file import Trace, end_mark, header_of, read_traces
 from probing.traces.labels import LabelFile, read_labels
+from probing.traces.marks import EndMark
+from probing.traces.reports import FIRST, ReadReport
 from probing.traces.segmenters import Segmenter, SegmentFunction, segment_trace
 
 STEPS = "Steps and labels"  # panel of the command line
+UNLABELLED = "no label in the label file"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,24 @@ class TraceReading:
 
     _: KW_ONLY
     skip_bad: bool = choice(False, "Leave bad lines out, counted.", panel=STEPS)
-    think_end: str = choice(THINK_END, "The text that ends the reasoning.", panel=STEPS)
+    think_end: str | None = choice(
+        None,
+        "The text that ends the reasoning; default: as the file's header says, else </think>.",
+        panel=STEPS,
+    )
+    think_end_at: EndAt | None = choice(
+        None,
+        "Which one, where there are several; default: as the header says, else first.",
+        panel=STEPS,
+    )
+    offsets: Offsets = choice(
+        "characters", "What the offsets of the file's steps count.", panel=STEPS
+    )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """These settings alone, by name."""
+        return {item.name: getattr(self, item.name) for item in fields(TraceReading)}
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,23 @@ class StepCutting:
     min_chars: int = choice(
         MIN_CHARS, "Steps shorter than this are merged (attnpo).", least=0, panel=STEPS
     )
+    openings: Openings = choice(
+        "strict",
+        "Phrases open steps (attnpo) by the paper's rules; loose: behind blanks and list marks, "
+        "too, whole words, any apostrophe.",
+        panel=STEPS,
+    )
+
+    @property
+    def cutter(self) -> Segmenter | None:
+        """What cuts the steps anew; None: they are the file's.
+
+        Raises:
+            ConfigError: there is no such segmenter, or it has no such settings.
+        """
+        if self.segmenter == GIVEN:
+            return None
+        return Segmenter.parse(self.segmenter, self.min_chars, self.openings)
 
 
 @dataclass(frozen=True)
@@ -76,11 +113,24 @@ class StepSource(TraceReading, StepCutting):
         """How steps take tokens: given spans by overlap, tiles by where they start."""
         return "overlap" if self.segmenter == GIVEN else "start"
 
+    @property
+    def mark(self) -> EndMark:
+        """What ends the reasoning of these traces.
+
+        Raises:
+            ConfigError: what is given contradicts the header of the file, whose steps are used.
+        """
+        return end_mark(
+            self.path,
+            header_of(self.path),
+            think_end=self.think_end,
+            think_end_at=self.think_end_at,
+            anew=self.segmenter != GIVEN,
+        )
+
     def segmenter_json(self) -> dict[str, Any]:
         """The segmenter as it stands in headers and head sets."""
-        if self.segmenter == GIVEN:
-            return {"name": GIVEN}
-        return Segmenter.parse(self.segmenter, self.min_chars).to_json()
+        return self.cutter.to_json() if self.cutter else {"name": GIVEN}
 
     def settings(self) -> dict[str, Any]:
         """What of the traces decides a result made of them, for going on with it."""
@@ -88,18 +138,24 @@ class StepSource(TraceReading, StepCutting):
             "traces": file_hash(self.path),
             "segmenter": self.segmenter_json(),
             "rule": self.rule,
-            "think_end": self.think_end,
+            "think_end": self.mark.text,
+            **({} if self.mark.at == "first" else {"think_end_at": self.mark.at}),
+            **({} if self.offsets == "characters" else {"offsets": self.offsets}),
         }
 
     def traces(self, report: ReadReport | None = None) -> Iterator[Trace]:
-        """The traces with their steps, wrong answers and traces without a step included."""
-        cutter = None
-        if self.segmenter != GIVEN:
-            cutter = Segmenter.parse(self.segmenter, self.min_chars)
-        for trace in read_traces(
-            self.path, skip_bad=self.skip_bad, think_end=self.think_end, report=report
-        ):
-            yield segment_trace(trace, cutter) if cutter else trace
+        """The traces with their steps, wrong answers and traces without a step included.
+
+        `report` counts them, and what the cut did where they are cut anew.
+        """
+        report = report if report is not None else ReadReport()
+        cutter = self.cutter
+        report.cut.segmenter = cutter.to_json() if cutter else None
+        for trace in read_traces(self.path, **self.reading, anew=bool(cutter), report=report):
+            if cutter:
+                trace = segment_trace(trace, cutter)
+                report.cut.add([step.kind for step in trace.steps])
+            yield trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +188,8 @@ class TraceList:
 class TraceSource(StepSource, TraceChoosing):
     """The traces of a probe: their steps, whose labels, and which of them."""
 
-    def label_file(self) -> LabelFile | None:
-        """The label file; None for the trace file's own labels.
+    def label_file(self, report: ReadReport | None = None) -> LabelFile | None:
+        """The label file; None for the trace file's own labels. `report` counts its bad lines.
 
         Raises:
             ConfigError: it labels the steps of another segmenter.
@@ -141,16 +197,24 @@ class TraceSource(StepSource, TraceChoosing):
         """
         if self.labels == "steps":
             return None
-        found = read_labels(Path(self.labels))
+        found = read_labels(Path(self.labels), skip_bad=self.skip_bad, report=report)
         theirs, ours = found.segmenter or {}, self.segmenter_json()
         # The path of a phrase file may differ; its hash may not.
-        for key in ("name", "min_chars", "phrases_hash", "hash"):
+        strict = {"openings": "strict"} if theirs else {}
+        theirs, ours = {**strict, **theirs}, {**strict, **ours}
+        for key in ("name", "min_chars", "phrases_hash", "hash", "openings"):
             if theirs.get(key) is not None and theirs[key] != ours.get(key):
                 raise ConfigError(
                     f"{self.labels} labels the steps of the segmenter {theirs.get('name')!r} with "
                     f"{key} {theirs[key]!r}; here {key} is {ours.get(key)!r} (--segmenter "
                     f"{self.segmenter})"
                 )
+        if found.mark is not None and found.mark != self.mark:
+            raise ConfigError(
+                f"{self.labels} labels steps before the {found.mark.at} {found.mark.text}; here "
+                f"the reasoning ends at the {self.mark.at} {self.mark.text} (--think-end, "
+                "--think-end-at)"
+            )
         return found
 
     def label_json(self) -> dict[str, Any]:
@@ -169,16 +233,32 @@ class SourceReport:
     left_out: Counter[str] = field(default_factory=Counter)
     steps: Counter[str] = field(default_factory=Counter)
     beyond_context: int = 0  # traces longer than the model was made for; they are used
+    labels: str = "steps"  # the label file, or the traces' own
+    unlabelled: set[str] = field(default_factory=set)  # ids that the label file lacks
+    without_trace: list[str] = field(default_factory=list)  # ids that the label file alone has
     as_sampled: int = 0  # traces scored on the very ids that were sampled
     other_tokenizer: int = 0  # traces whose ids are another tokenizer's: tokenised anew
 
+    def remarks(self) -> list[str]:
+        """What is odd about traces and labels that are used, in sentences."""
+        said = self.reading.remarks() if self.reading.remarked else []
+        if self.without_trace:
+            said.append(
+                f"{self.labels} labels {len(self.without_trace)} traces that are not there, such "
+                f"as {', '.join(self.without_trace[:FIRST])}"
+            )
+        return said
+
     def to_json(self) -> dict[str, Any]:
         """Counts for the run file."""
+        reading = self.reading
         return {
-            "read": self.reading.read,
+            "read": reading.read,
+            "bad_lines": dict(reading.bad),
+            "first_bad_lines": reading.first_bad,
+            "remarks": self.remarks(),
+            **({"cut": reading.cut.to_json()} if reading.cut.sizes else {}),
             "used": self.used,
-            "bad_lines": dict(self.reading.bad),
-            "first_bad_lines": self.reading.first_bad,
             "left_out": dict(self.left_out),
             "steps": dict(self.steps),
             "beyond_context": self.beyond_context,
@@ -190,8 +270,8 @@ class SourceReport:
 def prepare_traces(source: TraceSource, report: SourceReport | None = None) -> Iterator[Trace]:
     """Stream the traces of a source with their final steps and labels.
 
-    Left out and counted: wrong answers (`keep="correct"`), traces without a step, and traces
-    that have not both an essential and a redundant step.
+    Left out and counted: wrong answers (`keep="correct"`), traces without a step, those that the
+    label file does not know, and those that have not both an essential and a redundant step.
 
     Raises:
         DataError: a bad line (without `skip_bad`), or no trace that can be ranked.
@@ -200,7 +280,12 @@ def prepare_traces(source: TraceSource, report: SourceReport | None = None) -> I
     for ready in cut_traces(source, report):
         found = {step.label for step in ready.steps}
         if not {"essential", "redundant"} <= found:
-            reason = "no steps" if not ready.steps else "labels of one kind only, or none"
+            if not ready.steps:
+                reason = "no steps"
+            elif ready.id in report.unlabelled:
+                reason = UNLABELLED
+            else:
+                reason = "labels of one kind only, or none"
             report.left_out[reason] += 1
             continue
         report.used += 1
@@ -211,23 +296,30 @@ def prepare_traces(source: TraceSource, report: SourceReport | None = None) -> I
         raise DataError(
             f"{source.path}: no trace can be ranked ({reasons}). Ranking needs correct traces "
             "whose steps are labelled essential and redundant; see --keep and --labels."
+            + "".join(f" {text}." for text in report.remarks())
         )
 
 
 def cut_traces(source: TraceSource, report: SourceReport) -> Iterator[Trace]:
     """Stream the traces of a source with their final steps and labels, labelled or not.
 
-    Wrong answers (`keep="correct"`) are left out and counted.
+    Wrong answers (`keep="correct"`) are left out and counted; so are, once all traces are read,
+    ids of a label file that no trace has.
 
     Raises:
         DataError: a bad line (without `skip_bad`).
     """
-    labels = source.label_file()
+    labels, report.labels = source.label_file(report.reading), source.labels
+    unseen = dict.fromkeys(labels.labels) if labels else {}
     for trace in source.traces(report.reading):
+        if labels and trace.id not in unseen:
+            report.unlabelled.add(trace.id)
+        unseen.pop(trace.id, None)
         if source.keep == "correct" and trace.correct is False:
             report.left_out["wrong answer"] += 1
             continue
         yield labels.apply(trace) if labels else trace
+    report.without_trace = list(unseen)
 
 
 def pocket_traces() -> Path:

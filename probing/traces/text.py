@@ -6,8 +6,26 @@ import re
 
 from probing.choices import THINK_END
 
-# Numbers (with sign, decimals, fraction) and what follows an equals sign up to a space.
-_VALUE = re.compile(r"(?<==)[ \t]*[^\s=]+|(?<![\w.])-?\d[\d,./]*")
+# Characters of scripts that put no space between words (Thai, Lao, Burmese, Khmer, Han, kana),
+# for a class of a regular expression.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+EQUALS = "=\uff1d"  # the second one as wide as an ideograph
+_WIDE_STOPS = "\u3000-\u303f\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"  # such as 。，：
+# A letter of the Latin alphabet makes what follows a name (x2); one of another script may stand
+# right before a number (答案是92).
+NO_NAME = r"(?<![A-Za-z_.\d])"
+# Where the reasoning ends, as FIND_END[at](response, mark): the character at which the mark starts,
+# −1 where there is none.
+FIND_END = {"first": str.find, "last": str.rfind}
+# Numbers (with sign, decimals, fraction) and what follows an equals sign up to a space, or up to
+# where a text without spaces goes on.
+_VALUE = re.compile(
+    rf"(?<=[{EQUALS}])[ \t\u00a0\u3000]*[^\s{EQUALS}{_WIDE_STOPS}{UNSPACED}]+"
+    rf"|{NO_NAME}[-\u2212]?\d[\d,./]*"
+)
 BOX = "\\boxed{"
 # A box is opened, or holds a bare number or capital; a character is escaped (a backslash, too), or
 # a brace stands by itself.
@@ -23,6 +41,8 @@ def value_spans(text: str, start: int = 0) -> list[tuple[int, int]]:
     Example:
         >>> value_spans("x = y, so 12")
         [(3, 6), (10, 12)]
+        >>> value_spans("答案是92。")
+        [(3, 5)]
     """
     return [match.span() for match in _VALUE.finditer(text, start)]
 
@@ -62,12 +82,13 @@ def last_box(text: str) -> str | None:
     return text[slice(*spans[-1])].strip() if spans else None
 
 
-def answer_part(response: str, think_end: str = THINK_END) -> str | None:
-    """What stands after the first end of the reasoning; None where it never ends.
+def answer_part(response: str, think_end: str = THINK_END, at: str = "first") -> str | None:
+    """What stands after the end of the reasoning; None where it never ends.
 
-    An empty `think_end` means a model that does not reason: all is answer.
+    An empty `think_end` means a model that does not reason: all is answer. With several, `at`
+    says which one counts, `first` or `last`.
     """
     if not think_end:
         return response
-    _, closed, answer = response.partition(think_end)
-    return answer if closed else None
+    end = FIND_END[at](response, think_end)
+    return None if end < 0 else response[end + len(think_end) :]

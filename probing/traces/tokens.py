@@ -16,16 +16,14 @@ from jaxtyping import Bool, Int
 
 from probing.choices import ANSWERS, RULES
 from probing.errors import ConfigError, DataError
+from probing.files.reading import BadLine
 from probing.models.identity import check_ids, tokenizer_fingerprint
 from probing.settings import unknown
-from probing.traces.file import Trace
+from probing.traces.file import TOKEN_IDS, Trace, check_token_ids
 from probing.traces.text import boxes, value_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-TOKEN_IDS = "token_ids"  # the field of a trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +104,7 @@ def encode_trace(
     *,
     rule: str = "start",
     answer: str = "all",
+    skip_bad: bool = False,
 ) -> EncodedTrace:
     """Tokenise prompt + response and place steps and answer on the tokens.
 
@@ -119,14 +118,22 @@ def encode_trace(
         answer: which tokens after `</think>` are F: `all` (the paper: those that start at or
             after its end), `values` (of these, numbers and what follows an equals sign), or
             `boxed` (of these, what stands in the last \\boxed{…}).
+        skip_bad: tokenise the text where the trace's ids do not fit it.
 
     Raises:
-        DataError: the trace's `token_ids` are not of its response, or the model has no embedding
-            for one of its tokens.
+        DataError: the trace's `token_ids` are not of its prompt and response, or no tokens; or the
+            model has no embedding for one of its tokens.
     """
     sampled = SampledIds.of(trace)
-    if sampled and sampled.tokenizer in (None, tokenizer_fingerprint(tokenizer)):
-        return _encode_sampled(tokenizer, trace, sampled, rule, answer)
+    if sampled and sampled.is_of(tokenizer):
+        fault = sampled.fault(tokenizer, trace)
+        if not fault:
+            return _encode_sampled(tokenizer, trace, sampled, rule, answer)
+        if not skip_bad:
+            raise DataError(
+                f"trace {trace.id}: {TOKEN_IDS} {fault}. Was one of the two changed? Without the "
+                "field, or with --skip-bad, the text is tokenised"
+            )
     ids, offsets = token_offsets(tokenizer, trace.prompt + trace.response)
     check_ids(tokenizer, ids, f"trace {trace.id}")
     shift = len(trace.prompt)
@@ -164,15 +171,30 @@ class SampledIds:
         if field is None:
             return None
         try:
-            parts = [field[name] for name in ("prompt", "response")]
-            good = all(type(token) is int and token >= 0 for part in parts for token in part)
-        except (KeyError, TypeError):
-            good = False
-        if not good:
-            raise DataError(
-                f'trace {trace.id}: {TOKEN_IDS} must be {{"prompt": [id, …], "response": [id, …]}}'
-            )
-        return cls(tuple(parts[0]), tuple(parts[1]), field.get("end"), field.get("tokenizer"))
+            check_token_ids(field)
+        except BadLine as error:
+            raise DataError(f"trace {trace.id}: {error}") from error
+        prompt, response = tuple(field["prompt"]), tuple(field["response"])
+        return cls(prompt, response, field.get("end"), field.get("tokenizer"))
+
+    def is_of(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether the ids are this tokenizer's."""
+        return self.tokenizer in (None, tokenizer_fingerprint(tokenizer))
+
+    def fault(self, tokenizer: PreTrainedTokenizerBase, trace: Trace) -> str | None:
+        """Why the ids cannot stand for the text of the trace, in words; None where they can."""
+        known = tokenizer.backend_tokenizer.id_to_token
+        for token in dict.fromkeys((*self.prompt, *self.response)):
+            if known(token) is None:
+                return f"hold {token}, which is no token of this tokenizer"
+        for name, ids, text in (
+            ("prompt", self.prompt, trace.prompt),
+            ("response", self.response, trace.response),
+        ):
+            given, _ = decode_with_offsets(tokenizer, np.asarray(ids, dtype=np.int64))
+            if given != text and not (name == "prompt" and _reads_as(tokenizer, ids, given, text)):
+                return f"do not decode to its {name} (they give {given!r:.60})"
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """The field as it stands in a trace line."""
@@ -184,21 +206,30 @@ class SampledIds:
         }
 
 
+def _reads_as(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], given: str, text: str
+) -> bool:
+    """Whether prompt ids stand for a prompt that they do not decode to, letter by letter.
+
+    A BOS may stand before them, and a tokenizer that changes a text (spaces, Unicode) does not
+    give it back: then its own ids for it count.
+    """
+    bos = getattr(tokenizer, "bos_token", None)
+    if bos and given.removeprefix(bos) == text.removeprefix(bos):
+        return True
+    return any(
+        list(ids) == tokenizer(text, add_special_tokens=added, verbose=False)["input_ids"]
+        for added in (True, False)
+    )
+
+
 def _encode_sampled(
     tokenizer: PreTrainedTokenizerBase, trace: Trace, sampled: SampledIds, rule: str, answer: str
 ) -> EncodedTrace:
     """The ids as sampled, with the offsets of the ids themselves; see `encode_trace`."""
-    try:
-        response = np.asarray(sampled.response, dtype=np.int64)
-        text, offsets = decode_with_offsets(tokenizer, response)
-    except OverflowError as error:
-        raise DataError(f"trace {trace.id}: {TOKEN_IDS} holds no token ids ({error})") from error
-    if text != trace.response:
-        raise DataError(
-            f"trace {trace.id}: {TOKEN_IDS} do not decode to its response (they give "
-            f"{text!r:.60}); was one of the two changed? Without the field the text is tokenised"
-        )
     check_ids(tokenizer, (*sampled.prompt, *sampled.response), f"trace {trace.id}: {TOKEN_IDS}")
+    response = np.asarray(sampled.response, dtype=np.int64)
+    text, offsets = decode_with_offsets(tokenizer, response)
     # The prompt's tokens lie before the response, all at its character 0, as a BOS does.
     before = len(sampled.prompt)
     offsets = np.concatenate([np.zeros((before, 2), dtype=np.int64), offsets])

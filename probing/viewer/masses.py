@@ -92,13 +92,15 @@ def token_masses(
     place = next(model.parameters()).device
     by_id = {trace.id: trace for trace in traces}
 
+    how = {"rule": settings["rule"], "answer": settings["answer"], "skip_bad": config.skip_bad}
+
     def encoded() -> Iterator[EncodedTrace]:
         for trace in traces:
-            yield encode_trace(tokenizer, trace, rule=settings["rule"], answer=settings["answer"])
+            yield encode_trace(tokenizer, trace, **how)
 
     capture = AttentionCapture(model, list(heads))
     rows = probe.places(heads)
-    batches = batches_by_length(encoded(), config.batch_tokens)
+    batches = batches_by_length(encoded(), config.batch_tokens, lengths=capture.lengths)
     with progress("reading attention", len(traces)) as advance, capture:
         for batch in batches:
             for own, mass in zip(batch, batch_masses(capture, batch, place), strict=True):

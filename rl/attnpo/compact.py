@@ -12,7 +12,9 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from probing.errors import ConfigError
 from probing.models.decode import Draws, Sampling, decode, encode_prompt
+from probing.models.lengths import Lengths
 
 # Log-probabilities and entropies (row, token), and a scalar loss; what is not asked for is None.
 Logps = tuple[Tensor, Tensor | None, Tensor | None]
@@ -89,3 +91,24 @@ def margins(mask: Int[Tensor, "row token"], keep: int) -> tuple[int, int]:
         return 0, 0
     right = mask.shape[1] - 1 - int(used[-1])
     return int(used[0]), min(right, keep - 1)
+
+
+def refuse_longer(lengths: Lengths, tokens: int) -> None:
+    """Refuse passes of the policy that reach beyond a length at which its attention changes.
+
+    The rows of such a pass would change each other's log-probabilities: its width, padding
+    included, decides for all of them.
+
+    Args:
+        lengths: of the policy.
+        tokens: width of the pass.
+
+    Raises:
+        ConfigError: it is too wide.
+    """
+    if lengths and tokens > lengths.first:
+        raise ConfigError(
+            f"prompts and responses are up to {tokens} tokens wide, and the model's RoPE changes "
+            f"beyond {lengths.first}: a response's log-probability would depend on what it is "
+            "batched with. Lower max_completion_length (and the length of prompts)"
+        )

@@ -20,7 +20,9 @@ from probing.choices import MIN_CHARS, THINK_END
 from probing.errors import ConfigError, DataError, ModelError
 from probing.headset import HeadSet
 from probing.traces.file import Step
+from probing.traces.marks import EndMark
 from probing.traces.segmenters import Segmenter
+from probing.traces.text import FIND_END
 from probing.traces.tokens import answer_tokens, decode_with_offsets, token_spans
 from rl.attnpo.rescale import Rescaling, needs_scores
 
@@ -52,6 +54,19 @@ class Completion:
         return self.finished and self.reasoned
 
 
+def end_mark(
+    head_set: HeadSet | None, think_end: str | None = None, think_end_at: str | None = None
+) -> EndMark:
+    """What ends the reasoning: what is given, else as of the head set's traces.
+
+    Raises:
+        ConfigError: a value that is no choice.
+    """
+    of = head_set
+    said = {"think_end": of.think_end, "think_end_at": of.think_end_at} if of else None
+    return EndMark.chosen(said, think_end, think_end_at, anew=True)
+
+
 @dataclass(frozen=True)
 class Cutter:
     """Cuts responses; everything about it is stored in the head set or the recipe.
@@ -63,6 +78,7 @@ class Cutter:
         rule: how steps take tokens, `start` or `overlap`.
         answer: which tokens after the reasoning are F, `all`, `values` or `boxed`.
         think_end: the text that ends the reasoning.
+        think_end_at: which one, where there are several: `first` or `last`.
 
     Raises:
         ModelError: the tokenizer is a slow one, which knows no offsets.
@@ -74,6 +90,7 @@ class Cutter:
     rule: str = "start"
     answer: str = "all"
     think_end: str = THINK_END
+    think_end_at: str = "first"
 
     def __post_init__(self) -> None:
         """Refuse a tokenizer that cannot give offsets."""
@@ -92,14 +109,16 @@ class Cutter:
         *,
         segmenter: str | None = None,
         min_chars: int | None = None,
+        openings: str | None = None,
         answer: str | None = None,
-        think_end: str = THINK_END,
+        think_end: str | None = None,
+        think_end_at: str | None = None,
     ) -> Cutter:
         """Cuts as the head set was made (or as the paper does), but for what is given.
 
         Raises:
             ConfigError: the head set was made on steps of the trace file, and no segmenter is
-                given; or there is no such segmenter.
+                given; or there is no such segmenter, or it has no such setting.
         """
         stored = dict((head_set.segmenter if head_set else None) or {})
         name = segmenter or stored.get("name") or "attnpo"
@@ -110,12 +129,15 @@ class Cutter:
                 "segmenter"
             )
         minimum = min_chars if min_chars is not None else stored.get("min_chars", MIN_CHARS)
-        cuts = Segmenter.parse(name, minimum)
         if segmenter is None and stored.get("phrases"):
-            cuts = Segmenter("attnpo", minimum, stored["phrases"])
+            name = stored["phrases"]
+        if openings is None:  # a segmenter of another name has phrases of its own, or none
+            openings = stored.get("openings", "strict") if segmenter is None else "strict"
+        cuts = Segmenter.parse(name, minimum, openings)
+        mark = end_mark(head_set, think_end, think_end_at)
         which = answer or (head_set.answer if head_set else "all")
         # Cut steps tile the text, hence the rule `start`; `overlap` is for spans of any origin.
-        return cls(tokenizer, tuple(end_ids), cuts, "start", which, think_end)
+        return cls(tokenizer, tuple(end_ids), cuts, "start", which, mark.text, mark.at)
 
     def __call__(self, ids: Sequence[int]) -> Completion:
         """Returns one response, cut; `ids` may go on after the end token."""
@@ -123,8 +145,8 @@ class Cutter:
         finished = len(ends) > 0
         sampled = np.asarray(ids[: ends[0]] if finished else ids, dtype=np.int64)
         text, offsets = decode_with_offsets(self.tokenizer, sampled)
-        end = text.find(self.think_end)
-        steps = tuple(self.segmenter.cut(text[:end])) if end >= 0 else ()
+        end = FIND_END[self.think_end_at](text, self.think_end)
+        steps = tuple(self.segmenter.cut_reasoning(text[:end])) if end >= 0 else ()
         answer = np.zeros(len(sampled), dtype=bool)
         if end >= 0:
             answer = answer_tokens(offsets, text, end + len(self.think_end), self.answer)

@@ -8,7 +8,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from probing.choices import ANSWERS, THINK_END
+from probing.choices import ANSWERS, END_AT, OPENINGS
 from probing.errors import ConfigError
 from probing.files.headers import load_part, part_json
 from probing.models.processes import check_processes
@@ -77,7 +77,13 @@ class AttnPOConfig(GRPOConfig):
     answer: str | None = choice(None, "Answer tokens that are F; default: the head set's.")
     segmenter: str | None = choice(None, "How responses are cut; default: as the set's traces.")
     min_chars: int | None = choice(None, "The segmenter's least length of a step.")
-    think_end: str = choice(THINK_END, "The text that ends the reasoning.")
+    openings: str | None = choice(None, "strict or loose; default: as the set's traces.")
+    think_end: str | None = choice(
+        None, "The text that ends the reasoning; default: as in the set's traces."
+    )
+    think_end_at: str | None = choice(
+        None, "Which one, first or last; default: as in the set's traces, else first."
+    )
     rows_per_forward: int | None = choice(
         None,
         "Rows of a forward pass of the update, sorted by length and trimmed, so that little "
@@ -112,6 +118,8 @@ class AttnPOConfig(GRPOConfig):
             ("advantage", ADVANTAGES),
             ("signal", signal_names()),
             ("answer", (*ANSWERS, None)),
+            ("openings", (*OPENINGS, None)),
+            ("think_end_at", (*END_AT, None)),
             ("rollouts", (*ROLLOUTS, None)),
         ):
             if getattr(self, name) not in known:

@@ -26,6 +26,8 @@ from probing.attention.capture import AttentionCapture
 from probing.attention.scores import (
     batch_masses,
     batches_by_length,
+    check_finite,
+    prove_longer,
     step_baseline,
     step_scores,
 )
@@ -120,13 +122,17 @@ class AttentionSignal:
     def __call__(self, batch: Batch) -> list[Scores]:
         """Scores of the responses that need them, of the others NaN; a pass has `rows` of them.
 
-        Sorted by length, so that little is padded. Where parameters are sharded, every process
-        makes as many passes as the one that needs most.
+        Rows of a pass are of one kind where the model's RoPE changes with the length. Sorted by
+        length, so that little is padded. Where parameters are sharded, every process makes as many
+        passes as the one that needs most.
+
+        Raises:
+            NotFiniteError: attention that is not finite; with its response, layer and head.
         """
         scores: list[Scores] = [np.full(len(each.spans), np.nan) for each in batch.responses]
         wanted = batch.needs_scores.nonzero()[:, 0].tolist()
         traces = [encoded(row, batch.prompts[row], batch.responses[row]) for row in wanted]
-        batches = list(batches_by_length(traces, NO_LIMIT, self.rows))
+        batches = list(batches_by_length(traces, NO_LIMIT, self.rows, self.capture.lengths))
         forward, passes = None, len(batches)
         if self.passes is not None:
             forward, passes = self.passes.forward, self.passes.most(passes)
@@ -135,10 +141,16 @@ class AttentionSignal:
         device = next(self.capture.trunk.parameters()).device
         with self.capture:
             for together in batches:
+                if self.passes is None:  # sharded processes must all make the same passes
+                    prove_longer(self.capture, together, device)
                 masses = batch_masses(self.capture, together, device, forward=forward)
                 for trace, mass in zip(together, masses, strict=True):
+                    self._check(int(trace.id), mass)
                     scores[int(trace.id)] = step_scores(mass, trace.spans).mean(axis=0)
         return scores
+
+    def _check(self, row: int, mass: Float[np.ndarray, "head token"]) -> None:
+        check_finite(f"response {row} of the batch", mass, self.capture.heads, self.capture.dtype)
 
     def in_passing(
         self,
@@ -170,6 +182,8 @@ class AttentionSignal:
         self.capture.early_exit = False  # the pass is another's
         with self.capture:
             mass = self.capture(ids, answer, mask, forward=run).cpu().numpy()
+        for row, own in enumerate(mass):
+            self._check(row, own)
         pairs = zip(responses, mass, strict=True)
         scores = [step_scores(row, each.spans + prompt).mean(axis=0) for each, row in pairs]
         return results[0], scores

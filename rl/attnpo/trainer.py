@@ -34,8 +34,9 @@ from trl.trainer.utils import RepeatSampler
 from probing.choices import Head
 from probing.errors import ConfigError, DataError
 from probing.headset import HeadSet
+from probing.models.lengths import Lengths
 from probing.traces.file import Step
-from rl.attnpo.compact import Logps, compact_rollouts, in_trimmed_rows
+from rl.attnpo.compact import Logps, compact_rollouts, in_trimmed_rows, refuse_longer
 from rl.attnpo.completions import Batch, Completion, Cutter, Outcomes, check_reasoning
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.credit import credit, step_figures, step_sums
@@ -179,6 +180,8 @@ class AttnPOTrainer(ResumableTrainer):
         if args.rollouts == "compact":
             options.setdefault("rollout_func", compact_rollouts)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **options)
+        self.lengths = Lengths.of(self.accelerator.unwrap_model(self.model))
+        refuse_longer(self.lengths, (args.max_completion_length or 0) + 1)
         self.label_func = label_func
         self.head_set = HeadSet.load(heads) if isinstance(heads, (str, Path)) else heads
         self.cutter = self._cutter()
@@ -200,8 +203,10 @@ class AttnPOTrainer(ResumableTrainer):
             self.eos_token_ids,
             segmenter=args.segmenter,
             min_chars=args.min_chars,
+            openings=args.openings,
             answer=args.answer,
             think_end=args.think_end,
+            think_end_at=args.think_end_at,
         )
         cutter.check_room(args.max_completion_length)
         return cutter
@@ -256,7 +261,7 @@ class AttnPOTrainer(ResumableTrainer):
         passage.outcomes = Outcomes.gathered(passage.responses, rewards[:, 0], group)
         if training and self.state.global_step == 0:
             limit, device = args.max_completion_length, self.accelerator.device
-            check_reasoning(passage.responses, device, args.think_end, limit)
+            check_reasoning(passage.responses, device, self.cutter.think_end, limit)
         if training:
             rewards[:, 0] = shaped_reward(  # 1, rewards
                 passage.outcomes.correct.view(-1, group),
@@ -276,7 +281,7 @@ class AttnPOTrainer(ResumableTrainer):
             raise DataError("the training set is empty: give at least one prompt") from error
         if "prompt" not in row:
             raise DataError(f"the training set has no column 'prompt'; it has {', '.join(row)}")
-        text, end = f"{self.args.think_end}\n\n\\boxed{{0}}", next(iter(self.cutter.end_ids))
+        text, end = f"{self.cutter.think_end}\n\n\\boxed{{0}}", next(iter(self.cutter.end_ids))
         with faults_told(f"when it was tried on the response {text!r} to the first prompt"):
             super()._calculate_rewards([dict(row)], [row["prompt"]], [text], [[int(end)]])
 
@@ -341,6 +346,7 @@ class AttnPOTrainer(ResumableTrainer):
         **options: Any,
     ) -> Logps:
         """TRL's, on rows sorted by length and trimmed (4), scoring steps in passing (2)."""
+        refuse_longer(self.lengths, input_ids.shape[1])
         compute, passage = super()._get_per_token_logps_and_entropies, self._passage
         tensors, rows = (input_ids, attention_mask, logits_to_keep), self.args.rows_per_forward
         signal = self._signal_in_passing()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from probing.choices import THINK_END
 from probing.errors import ConfigError, DataError
-from probing.files.headers import data_path
+from probing.files.headers import data_path, read_object
 from probing.intervals import Estimate, estimate_mean, estimate_rate, estimate_share
 from probing.traces.phrases import PHRASE_GROUPS, Phrases, phrase_counts
 from probing.traces.text import answer_part
@@ -196,12 +195,12 @@ class Base:
         """Read `eval.json`, or the one in a folder."""
         file = path / "eval.json" if path.is_dir() else path
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_object(file)
             benchmarks = content["benchmarks"]
             for figures in benchmarks.values():
                 float(figures["accuracy"]["value"]), float(figures["tokens"]["value"])
             return cls(file, benchmarks, content["settings"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file}: no evaluation of kfh eval ({error!r})") from error
 
     def check(self, sets: Sequence[QuestionSet]) -> None:

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from probing.errors import ModelError
+from probing.files.reading import parse_json
 from rl.judges.panel import NO_KEY, BadVerdict, Judge, parse_verdict
 from rl.sampling.endpoints import message_text
 
@@ -102,7 +103,7 @@ class AnswerCache:
             ValueError: the file is damaged.
         """
         try:
-            content = json.loads(self.path(name).read_text(encoding="utf-8"))
+            content = parse_json(self.path(name).read_bytes())
         except FileNotFoundError:
             return None
         if not isinstance(content, dict) or not isinstance(content.get("labels"), list):

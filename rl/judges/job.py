@@ -21,8 +21,9 @@ from typing import Any
 from probing.errors import DataError
 from probing.files.headers import file_hash, refuse_overwriting
 from probing.settings import Progress, no_progress
-from probing.traces.file import ReadReport, Trace
+from probing.traces.file import Trace
 from probing.traces.labels import write_labels
+from probing.traces.reports import ReadReport
 from probing.traces.source import StepSource
 from rl.judges.client import AnswerCache, JudgeClient, NoVerdict
 from rl.judges.config import JudgingConfig
@@ -116,7 +117,7 @@ def judge_traces(
         source="judges",
         traces=str(source.path),
         traces_hash=file_hash(source.path),
-        think_end=source.think_end,
+        **source.mark.to_json(),
         consensus=config.consensus,
         **panel.to_json(),
         counts=report.to_json(),

@@ -19,7 +19,6 @@ A judge file is YAML:
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from probing.errors import ConfigError
 from probing.files.headers import data_path, text_hash
+from probing.files.reading import parse_json
 from probing.settings import unknown
 from probing.traces.file import Trace
 
@@ -173,7 +173,7 @@ class Panel:
             content = yaml.safe_load(text)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
             raise ConfigError(f"{path}{where}: no YAML") from None
@@ -293,7 +293,7 @@ def parse_verdict(text: str, count: int) -> list[str]:
     bare = text.rpartition("</think>")[2].strip()
     fenced = re.fullmatch(r"```(?:json)?\s*\n(.*)\n\s*```", bare, re.DOTALL)
     try:
-        content = json.loads(fenced[1] if fenced else bare)
+        content = parse_json(fenced[1] if fenced else bare)
     except ValueError as error:
         raise BadVerdict("invalid JSON", f"not JSON ({error})") from error
     steps = content.get("steps") if isinstance(content, dict) else None

@@ -24,7 +24,10 @@ from probing.models.decode import encode_prompt
 from probing.models.identity import tokenizer_fingerprint
 from probing.settings import Progress, no_progress
 from probing.traces.file import Trace, write_traces
+from probing.traces.marks import blank_answer
+from probing.traces.reports import CutReport
 from probing.traces.segmenters import segment_trace
+from probing.traces.text import answer_part
 from probing.traces.tokens import TOKEN_IDS, SampledIds, decode_with_offsets
 from rl.sampling.base import Sampler
 from rl.sampling.config import CollectConfig
@@ -54,8 +57,10 @@ class CollectReport:
     with_ids: int = 0  # traces that hold the ids as sampled
     left_out: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)  # of the verifier; counted as wrong
+    bad_questions: list[str] = field(default_factory=list)  # lines left out, in sentences
     unverified: int = 0  # problems whose reference answer the verifier does not accept
     prompts: str = ""
+    cut: CutReport = field(default_factory=CutReport)  # of the traces that are cut
 
     def to_json(self) -> dict[str, Any]:
         """Counts for the header."""
@@ -68,6 +73,7 @@ class CollectReport:
             "left_out": dict(self.left_out),
             "verifier_faults": dict(self.faults),
             "unverified_problems": self.unverified,
+            "bad_questions": self.bad_questions,
         }
 
 
@@ -93,6 +99,7 @@ def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> C
     tokenizer = prompt_tokenizer(config)
     sampler = open_backend(config, tokenizer, keep_ids=True)
     report = CollectReport(prompts=_prompts(sampler, tokenizer))
+    report.bad_questions = [text for questions in sets for text in questions.left_out]
     stores = []
     for questions in sets:  # 2
         store, new = ask_set(
@@ -164,10 +171,10 @@ def _reason(config: CollectConfig, response: Response) -> str:
     """Why a response by itself is no trace; empty where it is one."""
     if not response.finished:
         return CUT_OFF
-    _, closed, answer = response.text.partition(config.think_end)
-    if not closed:
+    answer = answer_part(response.text, config.think_end, config.think_end_at)
+    if answer is None:
         return NO_END
-    if not answer.strip():
+    if blank_answer(answer):
         return NO_ANSWER
     return WRONG if config.keep == "correct" and not response.correct else ""
 
@@ -186,6 +193,7 @@ class _TraceMaker:
     def write(self, parts: list[tuple[QuestionSet, ResponseStore, set[tuple[str, int]]]]) -> None:
         """Write the trace file; the header, which counts, is made before the traces."""
         config, report = self.config, self.report
+        report.cut.segmenter = config.cutter.to_json() if config.cutter else None
         report.unverified = sum(len(questions.unverified) for questions, _, _ in parts)
         report.with_ids = sum(
             response.token_ids is not None and self.tokenizer is not None
@@ -256,8 +264,12 @@ class _TraceMaker:
             problem=question.question,
             extra=extra,
             think_end=config.think_end,
+            think_end_at=config.think_end_at,
         )
-        return segment_trace(trace, config.cutter) if config.cutter else trace
+        if config.cutter:
+            trace = segment_trace(trace, config.cutter)
+            self.report.cut.add([step.kind for step in trace.steps])
+        return trace
 
     def _ids(self, ids: tuple[int, ...], prompt: str) -> tuple[str, dict[str, Any]]:
         """The text that the ids decode to, of which steps are cut, and the ids for the trace."""

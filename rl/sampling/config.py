@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.choices import POCKET, THINK_END, Keep
+from probing.choices import POCKET, THINK_END, EndAt, Keep
 from probing.errors import ConfigError
 from probing.models.load import MODEL, ModelSource, pocket_model
 from probing.settings import check, choice
@@ -40,6 +40,7 @@ class AskConfig(ModelSource):
     )
     out: Path = choice(help="Folder for the results.")
     limit: int | None = choice(None, "Questions of each set; default all.", least=1)
+    skip_bad: bool = choice(False, "Leave bad lines of a question file out, counted.")
     resume: bool = choice(True, "Go on with the responses that are there.")
     samples: int = choice(1, "Responses a question.", least=1, panel=SAMPLING)
     temperature: float = choice(0.6, "0 is greedy.", panel=SAMPLING)
@@ -49,6 +50,9 @@ class AskConfig(ModelSource):
     template: Template = choice("auto", "How a question becomes a prompt.", panel=SAMPLING)
     think_end: str = choice(
         THINK_END, "The text that ends the reasoning; empty: there is none.", panel=SAMPLING
+    )
+    think_end_at: EndAt = choice(
+        "first", "Which one ends it, where there are several.", panel=SAMPLING
     )
     batch: int = choice(BATCH, "Responses, or requests, at a time.", least=1, panel=MODEL)
     backend: Backend = choice("transformers", "Where it runs; openai: any endpoint.", panel=MODEL)
@@ -132,7 +136,7 @@ class CollectConfig(AskConfig, StepCutting):
         """Cuts the steps at once; None leaves that to `kfh segment`."""
         if self.segmenter == "none":
             return None
-        return Segmenter.parse(self.segmenter, self.min_chars)
+        return Segmenter.parse(self.segmenter, self.min_chars, self.openings)
 
     def selection_json(self) -> dict[str, Any]:
         """The selection as it stands in the header."""

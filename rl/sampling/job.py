@@ -8,6 +8,7 @@ from typing import Any
 
 from probing.errors import ConfigError, DataError
 from probing.settings import Progress
+from probing.traces.marks import EndMark
 from rl.sampling.backends import TransformersSampler, open_sampler
 from rl.sampling.base import Sampler
 from rl.sampling.config import AskConfig
@@ -23,7 +24,10 @@ def load_sets(config: AskConfig) -> list[QuestionSet]:
         DataError: a set that cannot be loaded, or a folder without one.
     """
     specs = [one for spec in config.data for one in _specs(spec)]
-    sets = [load_questions(spec, limit=config.limit, seed=config.seed) for spec in specs]
+    sets = [
+        load_questions(spec, limit=config.limit, seed=config.seed, skip_bad=config.skip_bad)
+        for spec in specs
+    ]
     names = [questions.name for questions in sets]
     if len(set(names)) < len(names):
         raise ConfigError(f"two question sets have one name ({', '.join(names)}): rename one")
@@ -84,7 +88,7 @@ def response_settings(
         "backend": config.backend,
         "raw": config.raw,
         "template": config.template,
-        "think_end": config.think_end,
+        **EndMark(config.think_end, config.think_end_at).to_json(),
         "samples": config.samples_of(questions.name),
         "temperature": config.temperature,
         "top_p": config.top_p,
@@ -127,6 +131,6 @@ def ask_set(
     store.open(config.resume)
     pending = [q for q in questions.questions if q.id not in store.responses]
     with progress(questions.name, len(pending) * n) as advance:
-        asking = Asking(config.template, config.think_end, keep_ids)
+        asking = Asking(config.template, config.think_end, keep_ids, config.think_end_at)
         ask(sampler, tokenizer, questions, pending, config.sampling, n, asking, store.add, advance)
     return store, len(pending) * n

@@ -47,6 +47,7 @@ class Asking:
     template: str = "auto"
     think_end: str = THINK_END
     keep_ids: bool = False
+    think_end_at: str = "first"
 
 
 def ask(
@@ -107,7 +108,9 @@ def _verified(
     questions: QuestionSet, question: Question, number: int, sample: Any, asking: Asking
 ) -> Response:
     before = Counter(questions.faults)
-    correct = questions.correct(question, sample.text, think_end=asking.think_end)
+    correct = questions.correct(
+        question, sample.text, think_end=asking.think_end, think_end_at=asking.think_end_at
+    )
     fault = next(iter(questions.faults - before), None)
     return Response(
         question.id,

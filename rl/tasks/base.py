@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -133,6 +133,20 @@ class Task(ABC):
         return type(self).label is not Task.label
 
 
+def left_out(name: str, source: Mapping[str, Any]) -> list[str]:
+    """The lines that were left out of the question set of this name, in sentences.
+
+    Args:
+        name: of the set.
+        source: of the set, as headers have it.
+    """
+    first = source.get("first_bad_lines", {})
+    return [
+        f"{name}: left out {number} × {kind}, first {first[kind]}"
+        for kind, number in source.get("bad_lines", {}).items()
+    ]
+
+
 @dataclass(frozen=True)
 class QuestionSet:
     """Questions of one task, which verifies.
@@ -155,16 +169,29 @@ class QuestionSet:
         return len(self.questions)
 
     @property
+    def left_out(self) -> list[str]:
+        """The lines of its file that were left out, in sentences."""
+        return left_out(self.name, self.source)
+
+    @property
     def instruction(self) -> str:
         """The sentence that stands after each question; empty where there is none."""
         return self.task.instruction
 
-    def correct(self, question: Question, response: str, *, think_end: str = THINK_END) -> bool:
+    def correct(
+        self,
+        question: Question,
+        response: str,
+        *,
+        think_end: str = THINK_END,
+        think_end_at: str = "first",
+    ) -> bool:
         """Whether a response (the text generated after the prompt) is right.
 
-        Without `think_end` it is wrong, whatever its reasoning says.
+        Without `think_end` it is wrong, whatever its reasoning says; with several the first or
+        the last counts (`think_end_at`).
         """
-        answer = answer_part(response, think_end)
+        answer = answer_part(response, think_end, think_end_at)
         return answer is not None and self._counted(self.task.correct, question, answer)
 
     def verifies(self, question: Question) -> bool:

@@ -11,17 +11,18 @@ A set is named by a spec:
 from __future__ import annotations
 
 import difflib
-import gzip
-import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_hash
+from probing.files.reading import BadLine, parse_line, text_lines
+from probing.traces.reports import ReadReport
 from rl.tasks.base import TASKS, Question, QuestionSet, Task, load_task, task_source
 from rl.tasks.maths import final_answer, maths_correct, maths_readable, maths_unstated
 from rl.tasks.prompts import MATHS_INSTRUCTION
@@ -35,6 +36,7 @@ class Maths(Task):
 
     name = "maths"
     instruction = MATHS_INSTRUCTION
+    skip_bad = False  # whether bad lines and rows are left out, counted
 
     def questions(self, spec: str, limit: int | None, seed: int) -> QuestionSet:
         """The rows of `FILE.jsonl[.gz]` or `hub:owner/name[@config][:split]`, in their order.
@@ -57,13 +59,16 @@ class Maths(Task):
         return maths_readable(question.answer) and super().verifies(question)
 
 
-def load_questions(spec: str, *, limit: int | None = None, seed: int = 0) -> QuestionSet:
+def load_questions(
+    spec: str, *, limit: int | None = None, seed: int = 0, skip_bad: bool = False
+) -> QuestionSet:
     """Load and check a question set.
 
     Args:
         spec: see the top of this file.
         limit: at most so many questions, the first ones; the size of a generated set (500).
         seed: of generated sets (`rg:`, and `pocket` where the spec names none).
+        skip_bad: leave bad lines of a file, or rows of a data set, out; `source` counts them.
 
     Raises:
         DataError: no such file, task or column; a bad line; ids twice; no question; or not one
@@ -72,6 +77,8 @@ def load_questions(spec: str, *, limit: int | None = None, seed: int = 0) -> Que
     if limit is not None and limit < 1:
         raise DataError(f"{spec}: a limit of {limit} leaves no question")
     task = find_task(spec)
+    if isinstance(task, Maths):
+        task.skip_bad = skip_bad
     return _checked(task.questions(spec, limit, seed))
 
 
@@ -120,69 +127,71 @@ def _checked(loaded: QuestionSet) -> QuestionSet:
     return replace(loaded, source=source, unverified=unverified, faults=Counter())
 
 
-def _question(row: Mapping[str, Any], columns: tuple[str, str], where: str, name: str) -> Question:
-    """The question of a row of a file or data set; the other fields are kept in `meta`."""
-    asked, answer = (row[column] for column in columns)
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
-        answer = str(answer)
-    for column, value in zip(columns, (asked, answer), strict=True):
+def _question(row: Mapping[str, Any], columns: tuple[str, str], name: str) -> Question:
+    """The question of a row of a file or data set; the other fields are kept in `meta`.
+
+    Raises:
+        BadLine: what is wrong with it.
+    """
+    texts = []
+    for column in columns:
+        value: Any = row.get(column)
+        if type(value) in (int, float) and column == columns[1] and abs(value) < math.inf:
+            value = str(value)
         if not isinstance(value, str) or not value.strip():
-            raise DataError(f"{where}: {column} must be a text that is not empty, is {value!r:.60}")
+            said = f"{column} must be a text that is not empty, is {value!r:.60}"
+            raise BadLine("missing field" if value is None else "wrong type", said)
+        texts.append(value)
+    given = row.get("id")
+    if isinstance(given, (bool, dict, list)):
+        raise BadLine("wrong type", f"id {given!r:.60} is neither text nor number")
     meta = {key: value for key, value in row.items() if key not in (*columns, "id")}
-    return Question(str(row.get("id", name)), asked, final_answer(answer), meta)
+    asked, answer = texts
+    return Question(name if given is None else str(given), asked, final_answer(answer), meta)
 
 
-def _columns(names: Iterable[str], where: str) -> tuple[str, str]:
-    """The columns of question and answer among those of a data set."""
+def _columns(names: Iterable[str]) -> tuple[str, str]:
+    """The columns of question and answer among those of a data set.
+
+    Raises:
+        BadLine: there is none.
+    """
     names = list(names)
     asked = next((name for name in QUESTION_FIELDS if name in names), None)
     answer = next((name for name in ANSWER_FIELDS if name in names), None)
     if asked is None or answer is None:
         missing = ("answer", ANSWER_FIELDS) if asked else ("question", QUESTION_FIELDS)
-        raise DataError(
-            f"{where}: no {missing[0]} ({', '.join(missing[1])}) among {', '.join(names)}"
+        raise BadLine(
+            "missing field", f"no {missing[0]} ({', '.join(missing[1])}) among {', '.join(names)}"
         )
     return asked, answer
 
 
-def _file_set(task: Task, spec: str, limit: int | None) -> QuestionSet:
+def _file_set(task: Maths, spec: str, limit: int | None) -> QuestionSet:
     path = Path(spec).expanduser()
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
     questions: list[Question] = []
-    for number, row in _lines(path):
+    report, seen = ReadReport(), set()
+    for number, text in text_lines(path):
         if limit is not None and len(questions) == limit:
             break
-        where = f"{path}, line {number}"
-        columns = _columns(row, where)
-        questions.append(_question(row, columns, where, f"{name}/{len(questions)}"))
-    source = {"spec": str(path), "hash": file_hash(path)}
+        try:
+            row = parse_line(text)
+            if HEADER in row:
+                continue
+            question = _question(row, _columns(row), f"{name}/{len(questions)}")
+            if question.id in seen:
+                raise BadLine("duplicate id", f"the id {question.id!r} stands on an earlier line")
+        except BadLine as error:
+            report.bad_line(error, f"{path}, line {number}", task.skip_bad)
+            continue
+        seen.add(question.id)
+        questions.append(question)
+    source = {"spec": str(path), "hash": file_hash(path), **report.bad_json()}
     return QuestionSet(name, tuple(questions), task, source)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSONL file with their line numbers, without header and empty lines."""
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as file
-        ):
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{path}, line {number}: no JSON ({error})") from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}, line {number}: {line.strip()!r:.60} is no object")
-                if HEADER not in row:
-                    yield number, row
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-
-
-def _hub_set(task: Task, spec: str, limit: int | None) -> QuestionSet:
+def _hub_set(task: Maths, spec: str, limit: int | None) -> QuestionSet:
     from datasets import DatasetDict, load_dataset
 
     parts = re.fullmatch(r"hub:([^@:]+)(?:@([^:]+))?(?::([^:]+))?", spec)
@@ -198,11 +207,16 @@ def _hub_set(task: Task, spec: str, limit: int | None) -> QuestionSet:
             raise DataError(f"{spec}: which split? add one of {', '.join(f':{k}' for k in data)}")
         data = next(iter(data.values()))
     short = name.rstrip("/").rpartition("/")[2].lower()
-    columns = _columns(data.column_names, spec)
     rows = data.select(range(min(limit or len(data), len(data))))
-    questions = tuple(
-        _question(row, columns, f"{spec}, row {number}", f"{short}/{number}")
-        for number, row in enumerate(rows)
-    )
-    source = {"spec": spec, "fingerprint": data._fingerprint}
-    return QuestionSet(short, questions, task, source)
+    questions, report = [], ReadReport()
+    try:
+        columns = _columns(data.column_names)
+    except BadLine as error:
+        raise DataError(f"{spec}: {error}") from error
+    for number, row in enumerate(rows):
+        try:
+            questions.append(_question(row, columns, f"{short}/{number}"))
+        except BadLine as error:
+            report.bad_line(error, f"{spec}, row {number}", task.skip_bad)
+    source = {"spec": spec, "fingerprint": data._fingerprint, **report.bad_json()}
+    return QuestionSet(short, tuple(questions), task, source)

@@ -96,6 +96,8 @@ def question_of(trace: Trace, boxed: bool = False) -> Question:
     """
     reference = trace.extra.get(TRUTH)
     if reference is None and trace.correct is not False:
-        given = boxed_answers(answer_part(trace.response, trace.think_end) or "")
+        given = boxed_answers(
+            answer_part(trace.response, trace.think_end, trace.think_end_at) or ""
+        )
         reference = ", ".join(given[-1:] if boxed else given)
     return Question(trace.id, trace.problem or trace.prompt, str(reference or ""))

@@ -23,12 +23,21 @@ from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from probing.errors import ConfigError, DataError
-from probing.files.headers import HEADER, file_header, read_object, write_json
+from probing.files.headers import (
+    HEADER,
+    file_header,
+    problem_hash,
+    read_object,
+    write_json,
+)
+from probing.headset import HeadSet
 from probing.models.checkpoint import check_trainable
 from probing.models.decode import encode_prompt
 from probing.models.identity import ModelCard, fits, position_limit
 from probing.models.load import ModelSource
+from probing.traces.marks import EndMark
 from probing.traces.source import trace_path
+from rl.attnpo.completions import end_mark
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.trainer import AttnPOTrainer
 from rl.tasks.base import Question, QuestionSet
@@ -54,7 +63,7 @@ def train(
             only `rl.training.recipe.MAY_CHANGE` may be new.
         resume: go on where the folder holds this run.
         watch: callbacks that show progress.
-        tell: is told each caveat of the head set before the first step.
+        tell: is told each caveat of the head set and the questions before the first step.
 
     Returns:
         The content of `run.json`: `status` is `done`, or `interrupted` after a SIGINT.
@@ -70,7 +79,9 @@ def train(
         if former["status"] == "done" and same_length:
             return former
     args = trainer_settings(config)
-    questions = load_questions(config.data, limit=config.limit, seed=args.seed)  # 2
+    questions = load_questions(  # 2
+        config.data, limit=config.limit, seed=args.seed, skip_bad=config.skip_bad
+    )
     trainer = build_trainer(config, args, questions)  # 3
     interrupt, metrics = Interrupt(), MetricsFile(out)
     for callback in (metrics, interrupt, *_probes(config, trainer), *watch):
@@ -131,6 +142,7 @@ def build_trainer(
     Raises:
         ConfigError, ModelError, DataError: see `AttnPOTrainer`.
     """
+    heads = HeadSet.load(config.heads) if config.heads else None
     model, tokenizer = ModelSource(
         config.model,
         device="cpu",  # the trainer places it
@@ -143,8 +155,8 @@ def build_trainer(
     _check_positions(model, tokenizer, prompts["prompt"], args.max_completion_length)
     given = {
         "model": model,
-        "reward_funcs": Verifier(questions, args.think_end),
-        "heads": config.heads,
+        "reward_funcs": Verifier(questions, end_mark(heads, args.think_end, args.think_end_at)),
+        "heads": heads,
         "label_func": questions.label_func,
         "train_dataset": prompts,
         **options,
@@ -207,8 +219,8 @@ class Verifier:
 
     __name__ = "correct"
 
-    def __init__(self, questions: QuestionSet, think_end: str) -> None:
-        self.questions, self.think_end = questions, think_end
+    def __init__(self, questions: QuestionSet, mark: EndMark) -> None:
+        self.questions, self.mark = questions, mark
 
     def __call__(
         self, completions: Sequence[str], question_index: Sequence[int], **_: Any
@@ -218,7 +230,9 @@ class Verifier:
         return [float(self._correct(self.questions.questions[i], text)) for text, i in pairs]
 
     def _correct(self, question: Question, text: str) -> bool:
-        return self.questions.correct(question, text, think_end=self.think_end)
+        return self.questions.correct(
+            question, text, think_end=self.mark.text, think_end_at=self.mark.at
+        )
 
 
 def prompt_dataset(questions: QuestionSet, tokenizer: Any, config: TrainConfig) -> Dataset:
@@ -250,6 +264,14 @@ def _without_start(tokenizer: Any, prompt: str) -> str:
     return prompt.removeprefix(start) if ids[:2] == [tokenizer.bos_token_id] * 2 else prompt
 
 
+def _chosen_on(heads: HeadSet, questions: QuestionSet) -> str:
+    """On how many of the questions that are trained on the heads were chosen, in words."""
+    if heads.chosen_on is None:
+        return "unknown: the head set does not say on which problems its heads were chosen"
+    asked = [problem_hash(question.question) for question in questions.questions]
+    return f"{sum(mark in heads.chosen_on for mark in asked)} of the {len(asked)} questions"
+
+
 def _run_content(
     config: TrainConfig, args: AttnPOConfig, questions: QuestionSet, trainer: AttnPOTrainer
 ) -> dict[str, Any]:
@@ -264,9 +286,18 @@ def _run_content(
         "fingerprint": ModelCard.of(config.model, policy.config).fingerprint,
         "steps": args.max_steps,
         "heads": trainer.heads,
-        "caveats": list(heads.caveats) if heads and args.signal == "heads" else [],
+        "caveats": [
+            *(heads.caveats if heads and args.signal == "heads" else ()),
+            *questions.left_out,
+        ],
         "data": questions.source,
-        "cut": {**cutter.segmenter.to_json(), "rule": cutter.rule, "answer": cutter.answer},
+        "heads_chosen_on": _chosen_on(heads, questions) if heads else None,
+        "cut": {
+            **cutter.segmenter.to_json(),
+            **EndMark(cutter.think_end, cutter.think_end_at).to_json(),
+            "rule": cutter.rule,
+            "answer": cutter.answer,
+        },
         "rescaling": vars(args.rescaling) if args.rescales else None,
         "length_penalty": args.length_penalty,
         "advantage": args.advantage,

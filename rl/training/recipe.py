@@ -57,6 +57,7 @@ class TrainConfig:
     out: Path = choice(help="Folder of the run.")
     heads: str | None = choice(None, "Head file of `kfh probe`, or a shipped head set.")
     limit: int | None = choice(None, "At most so many questions.", least=1)
+    skip_bad: bool = choice(False, "Leave bad lines of a question file out, counted.")
     template: str = choice("auto", "Prompt template, see rl.tasks.prompts.")
     think_start: str = choice("<think>\n", "What opens the reasoning.")
     dtype: Dtype = choice("float32", "Of the weights; with bf16: true, float32 is the usual way.")
@@ -135,7 +136,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of settings to values")

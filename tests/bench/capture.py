@@ -168,8 +168,8 @@ def _runner(method: str, model: Any) -> Any:
     """A function of (ids, answer) that does one forward pass by the method."""
     import torch
 
-    from probing.attention.call import trunk_of
     from probing.attention.capture import AttentionCapture
+    from probing.models.front import trunk_of
 
     trunk = trunk_of(model)
     if method == "trunk":

@@ -74,6 +74,14 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     )
 
 
+def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["probe", "--traces", f"{tmp_path}/a\nb.jsonl", "--model", "x", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main(words)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("kfh: ") and "no such trace file" in said
+
+
 def test_no_help_loads_what_is_heavy() -> None:
     code = "import sys; from kfh.cli import whole; whole(); print(*{*sys.modules} & {*sys.argv})"
     assert kfh_process(*HEAVY.split(), code=code).communicate()[0].strip() == ""

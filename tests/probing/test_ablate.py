@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -24,7 +25,12 @@ from probing.files.headers import data_path
 from probing.headset import HeadFigures, HeadSet
 from probing.interventions.job import intervene, prepare_answers
 from probing.interventions.result import InterventionResult
-from probing.interventions.setup import InterventionConfig, Setup, TraceChoice
+from probing.interventions.setup import (
+    ChosenTraces,
+    InterventionConfig,
+    Setup,
+    TraceChoice,
+)
 from probing.interventions.steps import removals, remove_steps
 from probing.models.identity import ModelCard
 from probing.models.load import ModelSource, load_tokenizer
@@ -180,7 +186,7 @@ def test_traces_are_prepared_as_the_head_set_says(tmp_path: Path) -> None:
     )
     source = TraceChoice(path).source(heads)
     assert (source.segmenter, source.rule) == ("given", "overlap")
-    choice = TraceChoice(path).choose(heads)
+    choice = TraceChoice(path, only="all").choose(heads)
     assert choice.rule == "overlap" and choice.report.left_out == {"wrong answer": 1, "no steps": 1}
     config = InterventionConfig(answer="boxed")
     setup = Setup(model, tokenizer, heads, (), (), config, lambda trace, ids: True)
@@ -204,9 +210,12 @@ def test_traces_are_prepared_as_the_head_set_says(tmp_path: Path) -> None:
 def test_traces_that_the_heads_were_chosen_on_are_left_out(tmp_path: Path) -> None:
     heads, path = HeadSet.load("pocket"), data_path("pocket", "traces.jsonl")
     choice = TraceChoice(path).choose(heads)
-    assert choice.report.left_out == {"the heads were chosen on it": 225, "wrong answer": 50}
-    assert len(choice.traces) == 225 and choice.held_out.startswith("yes: the half")
-    assert len(TraceChoice(path, only="all").choose(heads).traces) == 450
+    left_out = {"the heads were chosen on its problem": 225, "wrong answer": 50}
+    assert choice.report.left_out == left_out
+    assert len(choice.traces) == 225 and choice.held_out.startswith("yes")
+    every = TraceChoice(path, only="all").choose(heads)
+    assert len(every.traces) == 450
+    assert every.held_out == "no: the heads were chosen on the problems of 225 of these 450 traces"
     again = TraceChoice(path, limit=3).choose(heads)
     assert [t.id for t in again.traces] == [t.id for t in choice.traces[:3]]
     ranked = [t for t in read_traces(path) if t.correct]
@@ -215,9 +224,41 @@ def test_traces_that_the_heads_were_chosen_on_are_left_out(tmp_path: Path) -> No
         [RankedTrace(t.id, t.problem or "", none, both, np.ones(2, int), 1.0) for t in ranked]
     )
     assert [t.id for t in choice.traces] == [ranked[place].id for place in halves[1]]
-    lines = path.read_text(encoding="utf-8").splitlines()[1:9]
-    other = write_lines(tmp_path / "few.jsonl", lines)
-    assert "another trace file" in TraceChoice(other).choose(heads).held_out
+    held = [trace.id for trace in choice.traces]
+    named = HeadSet.load("pocket").selection or {}
+    marks = {mark for trace in choice.traces for mark in trace.problem_marks}
+    assert marks == {*named["problems_held_out"]} and not marks & (heads.chosen_on or marks)
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    changed = [json.loads(line) for line in lines]
+    for line in changed:
+        line["problem"] = line["problem"].replace(" ", " \u00a0\n")
+    bare = [{k: v for k, v in json.loads(line).items() if k != "problem"} for line in lines]
+    files = {
+        "less.jsonl": lines[:1] + lines[2:],  # without its header and a line
+        "packed.jsonl.gz": lines,
+        "spaces.jsonl": changed,
+        "bare.jsonl": bare,  # known by their prompts
+    }
+    for name, content in files.items():
+        file = tmp_path / name
+        text = "\n".join(x if isinstance(x, str) else json.dumps(x) for x in content)
+        file.write_bytes(gzip.compress(text.encode()) if file.suffix == ".gz" else text.encode())
+        found = [trace.id for trace in TraceChoice(file).choose(heads).traces]
+        assert (
+            found == [name for name in held if name != json.loads(lines[1])["id"]] or found == held
+        )
+
+
+@pytest.mark.parametrize("selection", [None, {"by": "sra"}, {"select_traces": 225}])
+def test_nothing_is_held_out_where_the_head_set_does_not_say_what(selection: object) -> None:
+    heads = replace(HeadSet.load("pocket"), selection=selection)
+    path = data_path("pocket", "traces.jsonl")
+    with pytest.raises(DataError, match=r"does not say on which problems .* --only all"):
+        TraceChoice(path).choose(heads)
+    chosen = TraceChoice(path, only="all", limit=5).choose(heads)
+    assert len(chosen.traces) == 5 and chosen.held_out.startswith("unknown")
+    assert ChosenTraces.of(chosen.traces, heads).held_out.startswith("unknown")
+    assert ChosenTraces.of(chosen.traces, HeadSet.load("pocket")).held_out.startswith("no: ")
 
 
 def test_answers_are_judged_by_the_task() -> None:
@@ -306,7 +347,8 @@ def test_interventions_in_memory_are_those_of_the_folder(tmp_path: Path) -> None
     assert again.to_json() == result.to_json() == InterventionResult.load(out).to_json()
     assert "3 problems are few: the intervals are rough." in result.caveats
     assert "3 problems are few" in result._repr_html_() and "matched" in result._repr_html_()
-    choice = TraceChoice(write_lines(tmp_path / "traces.jsonl", lines)).choose(heads)
+    path = write_lines(tmp_path / "traces.jsonl", lines)
+    choice = TraceChoice(path, only="all").choose(heads)
     of_file = intervene(model, tokenizer, heads, choice, even, **both)
     assert of_file.table.equals(result.table)
     with pytest.raises(ConfigError, match=r"holds outcomes made with .*traces"):
@@ -327,6 +369,7 @@ def test_labels_and_answers_may_be_missing(tmp_path: Path) -> None:
         "model": str(folder),
         "heads": str(tmp_path / "heads.json"),
         "traces": write_lines(tmp_path / "traces.jsonl", lines),
+        "only": "all",
     }
     with pytest.raises(DataError, match=r"no right answer is known of 1 traces, first t/2"):
         ablated(tmp_path / "out", **own)
@@ -355,8 +398,13 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         ({"config": {"draws": 0}}, ConfigError, "draws must be"),
         ({"config": {"answer": "some"}}, ConfigError, "unknown answer"),
         ({"traces": wrong}, DataError, "no trace is left .*1 wrong answer"),
-        ({"heads": "deepseek-r1-distill-qwen-1.5b"}, ModelError, "does not fit"),
-        ({"traces": short, "config": {"remove": (99,)}}, DataError, "more than 99 steps"),
+        ({"heads": "deepseek-r1-distill-qwen-1.5b"}, DataError, "say on which problems"),
+        ({"heads": "deepseek-r1-distill-qwen-1.5b", "only": "all"}, ModelError, "does not fit"),
+        (
+            {"traces": short, "only": "all", "config": {"remove": (99,)}},
+            DataError,
+            "more than 99 steps",
+        ),
     ):
         with pytest.raises(error, match=said):
             ablated(out, **changes)

@@ -96,7 +96,7 @@ def test_silenced_heads_are_heads_without_output_weights(family: str) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.0, 4.0])
-@pytest.mark.parametrize("family", ["llama", "qwen2-window", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2-window", "gemma2", "gpt_oss"])
 def test_scale_is_ln_factor_added_to_the_scores(
     family: str, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,12 +124,14 @@ def test_scale_is_ln_factor_added_to_the_scores(
         same = whole(model, edits, trace, trace.ids, HeadEdit("scale", HEADS, ANSWER, 1.0))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
     assert torch.equal(same, plain), "a factor of 1 changes nothing, not even the last digit"
-    assert torch.equal(found[: trace.context], plain[: trace.context])
+    # Experts multiply all tokens that are sent to them at once: another token moves the last digit.
+    allowed = 1e-5 if family == "gpt_oss" else 0
+    assert (found - plain)[: trace.context].abs().max() <= allowed
     assert (found - plain).abs().max() > 0.05
 
 
 @pytest.mark.parametrize(
-    "family", ["llama-multi-query", "qwen2-window", "gemma2", "gemma3", "gpt_neox"]
+    "family", ["llama-multi-query", "qwen2-window", "gemma2", "gemma3", "gpt_neox", "gpt_oss"]
 )
 def test_cache_batch_and_decoding_are_the_whole_sequence(family: str) -> None:
     """Left-padded contexts, kept and forked, against single passes without a cache."""
@@ -335,7 +337,7 @@ def test_errors() -> None:
 
 
 def test_proof_notices_rows_that_are_not_the_model_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    from probing.attention.call import Rows
+    from probing.attention.rows import Rows
 
     model, right = tiny("llama"), Rows.__init__
     assert HeadEdits(model).prove() < 1e-5

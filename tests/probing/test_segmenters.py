@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from probing.errors import ConfigError, DataError
 from probing.traces.file import Step
-from probing.traces.phrases import Phrases
+from probing.traces.phrases import Phrases, opening
 from probing.traces.segmenters import Segmenter, carry_labels, segment
 
 LONG = "x" * 90  # as long as a step may be without being merged
@@ -104,6 +104,100 @@ def test_simple_segmenters() -> None:
         segment("a", "words")
 
 
+LOOSE = [
+    ("    So", "backward"),
+    ("\u00a0\u3000So", "backward"),
+    ("*   Then", "forward"),
+    ("- So", "backward"),
+    ("• So", "backward"),
+    ("1. Now", "forward"),
+    ("  2)  **So", "backward"),
+    ("> ### So", "backward"),
+    ("Let’s", "forward"),
+]
+
+
+@pytest.mark.parametrize(("opening", "kind"), LOOSE)
+def test_loose_openings_skip_blanks_and_list_marks(opening: str, kind: str) -> None:
+    text = f"{LONG}\n{opening} {LONG}"
+    assert len(pieces(text)) == 1, "the paper's rule stays the default"
+    assert pieces(text, openings="loose") == [
+        (f"{LONG}\n", "forward"),
+        (f"{opening} {LONG}", kind),  # with what stands before the phrase
+    ]
+
+
+def test_loose_openings_take_whole_words() -> None:
+    for word in ("\nSolving", "\nSome", " Butter", " NoWait", "\nLet’spin"):
+        assert len(pieces(f"{LONG}{word} {LONG}", openings="loose")) == 1, word
+    # The paper's rules know no words: R1's "\nSolving for" opens a backward step.
+    assert [kind for _, kind in pieces(f"{LONG}\nSolving {LONG}")] == ["forward", "backward"]
+    # Where words have no space between them, the edge of a word is not known.
+    assert len(pieces(f"{LONG}是Wait不{LONG}", openings="loose")) == 2
+    # Behind a part of a word its end is looked for again: here "So", not "xHold on".
+    assert [k for _, k in pieces(f"{LONG} xHold on\nSo {LONG}", openings="loose")][1] == "backward"
+
+
+def test_loose_openings_at_the_start_and_within_a_line() -> None:
+    kinds = ["forward", "confused"]
+    assert [k for _, k in pieces(f"{LONG} Wait, {LONG} So {LONG}", openings="loose")] == kinds
+    for start in ("So", "  So", "\n\n*  So", "\n   "):
+        text = f"{start} {LONG}\n    Wait, {LONG}"
+        assert [kind for _, kind in pieces(text, openings="loose")] == kinds, start
+    text = f"\n  Wait, {LONG}"
+    assert pieces(text, openings="loose") == [(text, "confused")], "no blank step before it"
+
+
+def test_openings_are_a_setting() -> None:
+    assert "openings" not in Segmenter().to_json(), "as older files have it"
+    assert Segmenter(openings="loose").to_json()["openings"] == "loose"
+    with pytest.raises(ConfigError, match="unknown openings 'lose'; did you mean loose"):
+        Segmenter(openings="lose")
+    for name in ("line", segment_halves):
+        with pytest.raises(ConfigError, match="openings loose are for phrases"):
+            Segmenter.parse(name, openings="loose")
+
+
+def segment_halves(text: str) -> list[Step]:
+    return [Step(0, len(text))]
+
+
+def test_what_a_step_opens_with_is_seen_behind_list_marks() -> None:
+    phrases = Phrases.load(Segmenter().phrase_path)
+    for text, found in (
+        ("*  Let’s check", ("confused", "Let’s check")),
+        ("  Wait", ("confused", "Wait")),
+        ("- **Final Answer", ("special", "**Final Answer")),
+        ("Butter is", (None, None)),
+    ):
+        assert opening(text, Step(0, len(text)), phrases) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "steps"),
+    [
+        ("paragraph", "a\r\n\r\nb", ["a\r\n\r\n", "b"]),
+        ("paragraph", "a\n\u00a0\nb\n\u3000\nc", ["a\n\u00a0\n", "b\n\u3000\n", "c"]),
+        ("paragraph", "a\nb\u2029c", ["a\nb\u2029", "c"]),
+        ("paragraph", "\n\n  a\n\nb\n\n", ["\n\n  a\n\n", "b\n\n"]),
+        ("line", "a\r\n\r\nb\r\n", ["a\r\n\r\n", "b\r\n"]),
+        ("line", "\r\na\r\n \u00a0\r\nb", ["\r\na\r\n \u00a0\r\n", "b"]),
+        ("line", "a\rb\u2028c\n  ", ["a\r", "b\u2028", "c\n  "]),
+        ("sentence", "1. First. 2. Then it. ", ["1. First. ", "2. Then it. "]),
+        (
+            "sentence",
+            "So:\r\n- 3.1. It is.\r\n(4) No. ",
+            ["So:\r\n", "- 3.1. It is.\r\n", "(4) No. "],
+        ),
+        ("sentence", "It is 5. Then ii. is.", ["It is 5. ", "Then ii. ", "is."]),
+        ("sentence", "他说“好。”然后。", ["他说“好。”", "然后。"]),
+        ("sentence", "He said “yes.” Then.", ["He said “yes.” ", "Then."]),
+    ],
+)
+def test_simple_segmenters_on_any_newline(name: str, text: str, steps: list[str]) -> None:
+    assert [t for t, _ in pieces(text, segmenter=name)] == steps
+
+
 def test_phrase_file_of_the_users(tmp_path: Path) -> None:
     path = tmp_path / "de.json"
     kinds = {"confused": ["Moment"], "backward": ["Also"]}
@@ -151,6 +245,7 @@ def tiles(steps: list[Step], text: str) -> bool:
 
 
 WORDS = ["Wait", "So", "\n", " ", "x" * 30, "**Final Answer", "Hmm", ", but", "Now", ".", "I ", "é"]
+WORDS += ["\r\n", "\u00a0", "\u3000", "* ", "1. ", "’", "\u2029", "。"]
 
 
 @settings(max_examples=300, deadline=None)
@@ -159,6 +254,10 @@ def test_any_text_is_tiled(text: str, min_chars: int) -> None:
     for name in ("attnpo", "line", "sentence", "paragraph"):
         steps = segment(text, name, min_chars=min_chars)
         assert tiles(steps, text) if text else steps == []
+        if name != "attnpo" and text.strip():
+            assert all(text[step.start : step.end].strip() for step in steps), "a blank step"
+    loose = segment(text, min_chars=min_chars, openings="loose")
+    assert tiles(loose, text) if text else loose == []
 
 
 def test_ten_thousand_generated_traces_are_tiled() -> None:

@@ -228,6 +228,8 @@ def other_shape(folder: Path, to: Path) -> Path:
     table[table["layer"] < 3].to_parquet(to / "sra.parquet")
     run = json.loads((to / "run.json").read_text())
     run["model"]["layers"] = 3
+    for point in (point for points in run["curves"].values() for point in points):
+        point["added"][0] = min(point["added"][0], 2)
     (to / "run.json").write_text(json.dumps(run))
     return to
 

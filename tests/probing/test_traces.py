@@ -5,17 +5,21 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers import trace_file, trace_line, write_lines
 
+from probing.choices import LABELS
 from probing.errors import ConfigError, DataError
-from probing.traces.file import ReadReport, read_traces, write_traces
+from probing.traces.file import read_traces, write_traces
 from probing.traces.labels import read_labels, write_labels
+from probing.traces.reports import ReadReport
 from probing.traces.source import SourceReport, TraceSource, prepare_traces
 
 GOOD = trace_line(1)
+IDS = {"prompt": [1], "response": [2]}
 
 
 def test_round_trip_keeps_unknown_fields(tmp_path: Path) -> None:
@@ -50,16 +54,31 @@ def test_round_trip_keeps_unknown_fields(tmp_path: Path) -> None:
         ({**GOOD, "steps": [{"start": 0, "end": 5, "label": "good"}]}, "unknown label", "'good'"),
         ({**GOOD, "response": "no end"}, "no </think>", "has no </think>"),
         ({**GOOD, "response": "a</think> \n", "steps": []}, "empty answer", "nothing follows"),
-        ({**GOOD, "problem": "half \ud83d"}, None, None),
-        ({**GOOD, "prompt": "half \ud83d"}, "invalid Unicode", "half a character"),
+        ({**GOOD, "problem": "half \ud83d"}, "invalid Unicode", "half a character"),
+        ({**GOOD, "note": {"half \udc00": 1}}, "invalid Unicode", "half a character"),
+        ({**GOOD, "id": True}, "wrong type", "'id' must be str"),
+        ({**GOOD, "id": 1.5}, "wrong type", "'id' must be str"),
+        ('{"id": ' + "[" * 100_000, "not JSON", "nested more than 100 deep"),
+        ('{"id": ' + "[" * 200 + "]" * 200 + "}", "not JSON", "nested more than 100 deep"),
+        ({**GOOD, "steps": [{"start": 0, "end": 5, "kind": []}]}, "wrong type", "'kind' must be"),
+        *(
+            ({**GOOD, "token_ids": {**IDS, **changes}}, "wrong token_ids", "token_ids must be")
+            for changes in (
+                {"response": [2**70]},
+                {"response": [2**40]},
+                {"prompt": [-1]},
+                {"prompt": [True]},
+                {"prompt": [1.0]},
+                {"prompt": {"1": 2}},
+                {"end": 2**40},
+                {"tokenizer": 5},
+            )
+        ),
     ],
 )
-def test_bad_lines(tmp_path: Path, line: object, kind: str | None, message: str | None) -> None:
+def test_bad_lines(tmp_path: Path, line: object, kind: str, message: str) -> None:
     path = write_lines(tmp_path / "t.jsonl", [trace_line(0), line, trace_line(2)])
     report = ReadReport()
-    if kind is None:  # only what is tokenised must be whole
-        assert len(list(read_traces(path))) == 3
-        return
     with pytest.raises(DataError) as error:
         list(read_traces(path))
     assert f"{path}, line 2, id" in str(error.value) and message in str(error.value)
@@ -86,6 +105,67 @@ def test_duplicate_ids_and_unusable_files(tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match="not a text file"):
         list(read_traces(tmp_path / "broken.jsonl.gz"))
+
+
+def test_bytes_that_are_no_text_are_one_bad_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    lines = [json.dumps(trace_line(n)).encode() for n in range(4)]
+    lines[1] = lines[1][:40] + b"\xff\xfe" + lines[1][40:]
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError, match="line 2, id unknown: not a text in UTF-8"):
+        list(read_traces(path))
+    report = ReadReport()
+    found = [t.id for t in read_traces(path, skip_bad=True, report=report)]
+    assert found == ["t/0", "t/2", "t/3"] and report.bad == {"invalid Unicode": 1}
+
+
+def test_the_first_few_bad_lines_are_named(tmp_path: Path) -> None:
+    path, report = write_lines(tmp_path / "t.jsonl", ["{"] * 5 + [GOOD]), ReadReport()
+    assert len(list(read_traces(path, skip_bad=True, report=report))) == 1
+    assert report.bad == {"not JSON": 5}
+    named = [n for n in range(1, 7) if f"line {n}," in report.first_bad["not JSON"]]
+    assert named == [1, 2, 3]
+
+
+def test_whole_numbers_are_ids_and_a_mark_before_the_text_is_passed_over(tmp_path: Path) -> None:
+    """A BOM, CRLF, several headers: of files made by other programs, or put together."""
+    header = json.dumps({"kfh": {"kind": "traces"}})
+    lines = [header, *(json.dumps({**trace_line(n), "id": n}) for n in range(3)), header]
+    path = tmp_path / "t.jsonl"
+    path.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    assert [trace.id for trace in read_traces(path)] == ["0", "1", "2"]
+    labels = [{"id": n, "step": s, "label": LABELS[s % 2]} for n in range(3) for s in range(3)]
+    own = tmp_path / "labels.jsonl.gz"
+    own.write_bytes(gzip.compress("\ufeff".encode() + "\n".join(map(json.dumps, labels)).encode()))
+    source = TraceSource(path, segmenter="line", labels=str(own))
+    assert [trace.id for trace in prepare_traces(source)] == ["0", "1", "2"]
+    twice = write_lines(tmp_path / "twice.jsonl", [{**GOOD, "id": 7}, {**GOOD, "id": "7"}])
+    with pytest.raises(DataError, match="line 2, id 7: this id stands on an earlier line"):
+        list(read_traces(twice))
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_files_that_are_no_lines_of_text_say_what_they_are(tmp_path: Path, skip_bad: bool) -> None:
+    whole = gzip.compress("\n".join(json.dumps(trace_line(n)) for n in range(50)).encode())
+    middle = len(whole) // 2
+    array = json.dumps([trace_line(n) for n in range(2)], indent=2)
+    for name, content, message in (
+        ("cut.jsonl.gz", whole[:middle], "damaged gzip"),
+        (
+            "torn.jsonl.gz",
+            whole[:middle] + b"\xff\x00\xff" + whole[middle + 3 :],
+            "damaged gzip|JSON",
+        ),
+        ("array.jsonl", array.encode(), "a JSON array, not JSON lines; write one object a line"),
+        ("one.jsonl", json.dumps([GOOD]).encode(), "a JSON array, not JSON lines"),
+        ("wide.jsonl", json.dumps(GOOD).encode("utf-16"), "UTF-16; save it as UTF-8"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=message) as error:
+            list(read_traces(tmp_path / name, skip_bad=skip_bad))
+        assert name in str(error.value)
+    (tmp_path / "packed.jsonl").write_bytes(whole)  # gzip under another name
+    assert len(list(read_traces(tmp_path / "packed.jsonl"))) == 50
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:
@@ -154,10 +234,37 @@ def test_label_files(tmp_path: Path) -> None:
         list(prepare_traces(source))
 
 
+def test_bad_label_lines_may_be_left_out(tmp_path: Path) -> None:
+    traces = trace_file(tmp_path / "t.jsonl", 2)
+    good = [{"id": "t/0", "step": s, "label": LABELS[s % 2]} for s in range(3)]
+    bad = [
+        "{",
+        {"id": 1.5, "step": 0, "label": None},
+        {**good[0], "step": True},
+        {**good[0], "label": "?"},
+    ]
+    labels = write_lines(
+        tmp_path / "labels.jsonl", [*good, *bad, {**good[0], "label": "redundant"}]
+    )
+    source = TraceSource(traces, segmenter="line", labels=str(labels))
+    with pytest.raises(DataError, match=r"line 4: not JSON .* --skip-bad"):
+        list(prepare_traces(source))
+    report = SourceReport()
+    found = list(prepare_traces(replace(source, skip_bad=True), report))
+    assert [step.label for step in found[0].steps[:3]] == [line["label"] for line in good]
+    assert report.to_json()["bad_lines"] == {
+        "label line: not JSON": 1,
+        "label line: wrong type": 2,
+        "label line: unknown label": 1,
+        "label line: two labels": 1,
+    }
+    assert "line 4" in report.to_json()["first_bad_lines"]["label line: not JSON"]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["{"], "line 1: needs"),
+        (["{"], "line 1: not JSON"),
         ([{"id": "a", "step": 0}], "line 1: needs"),
         ([{"id": "a", "step": 0, "label": "good"}], "label 'good'"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from probing.errors import ConfigError, ModelError
 from probing.files.headers import data_path
 from probing.headset import HeadSet
 from probing.models.load import load_tokenizer
-from probing.traces.segmenters import Segmenter
+from probing.traces.file import Trace
+from probing.traces.segmenters import Segmenter, segment_trace
 from probing.traces.tokens import decode_with_offsets
-from rl.attnpo.completions import Batch, Cutter
+from rl.attnpo.completions import Batch, Cutter, end_mark
+from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.signals import AttentionSignal, recency_scores
 
 
@@ -59,6 +62,46 @@ def test_ids_keep_their_offsets(tokenizer):
     assert all(ours == list(theirs) for ours, theirs in plain if text[slice(*theirs)].isascii())
     for start, end in offsets[5:]:
         assert end > start
+
+
+def test_sampled_ids_are_cut_as_the_traces_of_the_head_set_were(tokenizer):
+    """Where the reasoning ends, and where a phrase opens a step, come with the set."""
+    loaded = HeadSet.load("pocket", warn=False)
+    text = "a 1</think> b 2\n  So " + "x " * 50 + "</think> c"
+    ids = tokenizer(text)["input_ids"]
+    cut = replace(loaded, segmenter={"name": "attnpo", "min_chars": 0, "openings": "loose"})
+    last = replace(cut, think_end="</think>", think_end_at="last")
+    first, second = (
+        Cutter.like(heads, tokenizer, (tokenizer.eos_token_id,))(ids) for heads in (cut, last)
+    )
+    assert [first.text[s.start : s.end] for s in first.steps] == ["a 1"]
+    assert [s.start for s in second.steps] == [0, text.index("  So")]
+    assert tokenizer.decode(second.ids[second.answer]) == " c"
+    assert (end_mark(last).at, end_mark(cut).at, end_mark(None).at) == ("last", "first", "first")
+    # The very steps of the trace, by the same rules.
+    trace = segment_trace(
+        Trace("1", "", text, think_end_at="last"), Segmenter(min_chars=0, openings="loose")
+    )
+    assert trace.steps == second.steps
+    given = Cutter.like(
+        last, tokenizer, (), think_end_at="first", openings="strict", think_end="So"
+    )
+    assert (given.think_end, given.think_end_at, given.segmenter.openings) == (
+        "So",
+        "first",
+        "strict",
+    )
+    # Another segmenter has no openings to keep; asked for, they are refused by name.
+    assert Cutter.like(cut, tokenizer, (), segmenter="line").segmenter.openings == "strict"
+    with pytest.raises(ConfigError, match="openings loose are for phrases"):
+        Cutter.like(cut, tokenizer, (), segmenter="line", openings="loose")
+    with pytest.raises(ConfigError, match="openings"):
+        AttnPOConfig("out", method="tlmre", openings="lose")
+
+
+def test_an_empty_block_of_sampled_reasoning_has_no_step(tokenizer, cutter):
+    empty = cutter(tokenizer("\n\n</think> c 7")["input_ids"])
+    assert empty.reasoned and len(empty.spans) == 0 and empty.answer.any()
 
 
 def test_a_response_is_cut_once(tokenizer, cutter):

@@ -23,6 +23,7 @@ from probing.errors import ConfigError
 from probing.models.decode import Draws, Sampling, decode
 from probing.models.load import load_model, load_tokenizer
 from probing.models.processes import check_processes
+from probing.traces.marks import EndMark
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.sharding import sharding_reasons, uses_fsdp
 from rl.tasks.questions import load_questions
@@ -82,7 +83,7 @@ def store_rollouts(folder):
     )
     texts = [tokenizer.decode(ids) for ids in new]
     places = [row["question_index"] for row in dataset for _ in range(4)]
-    verdicts = np.array(Verifier(questions, "</think>")(texts, places)).reshape(-1, 4)
+    verdicts = np.array(Verifier(questions, EndMark())(texts, places)).reshape(-1, 4)
     mixed = [row for row in range(len(dataset)) if 2 <= verdicts[row].sum() <= 3][:2]
     assert len(mixed) == 2, verdicts.tolist()
     ids = {dataset[row]["prompt"]: new[4 * row : 4 * row + 4] for row in mixed}

@@ -124,16 +124,33 @@ def test_final_answers_of_solutions(tmp_path: Path) -> None:
         ([{"answer": "x"}], r"line 1: no question"),
         ([SUMS[0], {"question": "x", "answer": " "}], r"line 2: answer must be a text"),
         ([{"question": None, "answer": "1"}], r"line 1: question must be a text"),
-        ([{**SUMS[0], "id": "a"}, {**SUMS[1], "id": "a"}], r"1 ids stand twice, first 'a'"),
+        (
+            [{**SUMS[0], "id": "a"}, {**SUMS[1], "id": "a"}],
+            r"line 2: the id 'a' stands on an earlier",
+        ),
         ([], r"holds no question"),
-        (["{"], r"line 1: no JSON"),
-        (["3"], r"line 1: '3' is no object"),
+        (["{"], r"line 1: not JSON .* --skip-bad"),
+        (["3"], r"line 1: a line must be a JSON object"),
+        ([{**SUMS[0], "id": [1]}], r"line 1: id \[1\] is neither text nor number"),
+        ([{"question": "x", "answer": float("nan")}], r"line 1: answer must be a text"),
+        (["[", json.dumps(SUMS[0]), "]"], r"a JSON array, not JSON lines"),
         ([{"question": "x", "answer": "\\frac{"}], r"accepts none of the 1 reference"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, lines: list, says: str) -> None:
     with pytest.raises(DataError, match=says):
         load_questions(str(write_lines(tmp_path / "bad.jsonl", lines)))
+
+
+def test_bad_lines_may_be_left_out_and_are_named(tmp_path: Path) -> None:
+    bad = ["{", {"question": "x"}, {**SUMS[1], "id": "a"}]
+    path = write_lines(tmp_path / "x.jsonl", [{**SUMS[0], "id": "a"}, *bad, SUMS[2]])
+    found = load_questions(str(path), skip_bad=True)
+    assert [q.question for q in found.questions] == [SUMS[0]["question"], SUMS[2]["question"]]
+    assert found.source["bad_lines"] == {"not JSON": 1, "missing field": 1, "duplicate id": 1}
+    assert len(found.left_out) == 3 and f"{path}, line 2" in found.left_out[0]
+    assert "x: left out 1 × not JSON, first " in found.left_out[0]
+    assert "bad_lines" not in load_questions(str(write_lines(path, SUMS)), skip_bad=True).source
 
 
 def test_references_that_cannot_be_verified_are_counted(tmp_path: Path) -> None:

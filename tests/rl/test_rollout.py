@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,18 @@ def test_ids_of_another_tokenizer_are_not_used_and_wrong_ones_refused() -> None:
     with pytest.raises(DataError, match="trace t/5: token_ids do not decode to its response"):
         encode_trace(TOKENIZER, sampled_trace(response=unnatural_ids("Wait")))
     for bad in ({"response": "12"}, {"response": [1.5]}, {"prompt": None}, {"prompt": [-1]}):
-        with pytest.raises(DataError, match="trace t/5: token_ids must be"):
-            encode_trace(TOKENIZER, sampled_trace(**bad))
+        with pytest.raises(DataError, match="token_ids must be"):
+            sampled_trace(**bad)
+    for bad, said in (
+        ({"prompt": unnatural_ids("Other")}, "do not decode to its prompt"),
+        ({"response": [10_000]}, "hold 10000, which is no token"),
+        ({"prompt": [2**31 - 1]}, "hold 2147483647, which is no token"),
+    ):
+        trace = sampled_trace(**bad)
+        with pytest.raises(DataError, match=f"trace t/5: token_ids {said}"):
+            encode_trace(TOKENIZER, trace)
+        left_out = encode_trace(TOKENIZER, trace, skip_bad=True)
+        assert not left_out.sampled and left_out.ids.tolist() == own.tolist()
 
 
 def test_a_probe_scores_the_ids_as_sampled_and_counts_them(tmp_path: Path) -> None:
@@ -116,6 +127,15 @@ def test_a_probe_scores_the_ids_as_sampled_and_counts_them(tmp_path: Path) -> No
         assert result.counts["as_sampled"] == (6 if name == "sampled" else 0)
         assert result.counts["other_tokenizer"] == (0 if name == "sampled" else 6)
         found[name] = ScoreStore(out, {}).load()["t/0"]
+    lines[0][TOKEN_IDS] = {**lines[0][TOKEN_IDS], "prompt": [5], "tokenizer": fingerprint}
+    config = ProbeConfig(
+        model=folder, traces=write_lines(traces, lines), out=tmp_path / "bad", permutations=20
+    )
+    with pytest.raises(DataError, match=r"trace t/0: token_ids do not decode .* --skip-bad"):
+        probe(config)
+    result = probe(replace(config, skip_bad=True))
+    assert result is not None and result.counts["other_tokenizer"] == 5
+    assert result.counts["bad_lines"] == {"token_ids left out, the text tokenised": 1}
     text = lines[0]["prompt"] + lines[0]["response"]
     assert found["sampled"].total_tokens == len(text) > found["other"].total_tokens
 
@@ -137,9 +157,12 @@ class Scripted:
     def one(self, prompt: str, number: int) -> Sample:
         kind = self.script[prompt[0]][number]
         answer = {"c": "4", "t": "4", "w": "5"}.get(kind, "")
-        text = f"Hm {number}.\nSo.\n" + {"n": "4", "e": "</think>\n"}.get(
-            kind, f"</think> \\boxed{{{answer}}}"
-        )
+        text = f"Hm {number}.\nSo.\n" + {
+            "n": "4",
+            "e": "</think>\n",
+            "s": "</think></s>",
+            "2": "</think> \\boxed{5}, no.\n<think>\nNow 4.\n</think> \\boxed{4}",
+        }.get(kind, f"</think> \\boxed{{{answer}}}")
         return Sample(text, None, 9, kind != "t")
 
 
@@ -187,6 +210,24 @@ def test_selection_by_hand(
         trace.correct == (SCRIPT[f[0]][int(f[1])] == "c")
         for trace, f in zip(traces, found, strict=True)
     )
+
+
+def test_the_last_end_mark_decides_verdict_and_cut_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header hands the choice on; an answer of an end token alone is none."""
+    changes = {"easy": 0.0, "segmenter": "line", "think_end_at": "last"}
+    report, traces = scripted(tmp_path, {"A": "2cs2"}, monkeypatch, **changes)
+    assert report.left_out == {"without an answer after the reasoning": 1}
+    assert sorted(report.cut.sizes.items()) == [(2, 1), (5, 2)]
+    answers = [trace.response[trace.answer_start :] for trace in traces]
+    assert answers == [" \\boxed{4}"] * 3, "read_traces takes it from the header"
+    changes["think_end_at"] = "first"
+    with pytest.raises(ConfigError, match="made with think_end_at 'last'"):
+        scripted(tmp_path, {"A": "2cs2"}, monkeypatch, **changes)
+    (tmp_path / "first").mkdir()
+    _, traces = scripted(tmp_path / "first", {"A": "2cs2"}, monkeypatch, **changes)
+    assert traces[0].response[traces[0].answer_start :].startswith(" \\boxed{5}, no.")
 
 
 def test_nothing_left_and_bad_settings_are_errors(

@@ -7,19 +7,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pocket_runs import config, first_batch, make_trainer, pocket_model, step_lines, weights
+from pocket_runs import POCKET, config, first_batch, make_trainer, pocket_model, step_lines, weights
 from trl import GRPOConfig, GRPOTrainer
 
 from probing.errors import ConfigError, DataError, ModelError
-from probing.files.headers import data_path
+from probing.files.headers import data_path, problem_hash
 from probing.headset import HeadSet, HeadSetWarning
+from probing.models.load import load_tokenizer
 from probing.traces.phrases import phrase_counts
 from rl.attnpo.compact import in_trimmed_rows, margins
 from rl.attnpo.methods import METHODS, Method
 from rl.attnpo.rewards import PENALTIES
 from rl.attnpo.signals import SIGNALS, AttentionSignal
 from rl.attnpo.trainer import AttnPOTrainer
-from rl.training.job import train
+from rl.tasks.questions import load_questions
+from rl.training.job import _chosen_on, train
 
 pytestmark = pytest.mark.pocket
 
@@ -286,6 +288,18 @@ def test_caveats_of_the_head_set_are_told_and_kept(tmp_path):
     assert told == result["caveats"] == ["worse than recency"]
     stored = json.loads((tmp_path / "a" / "run.json").read_text())
     assert stored["caveats"] == ["worse than recency"] and stored["own_parts"] == {}
+    # Heads are chosen on traces of problems; the record says how many of these are trained on.
+    questions = load_questions(stored["settings"]["data"])
+    assert stored["heads_chosen_on"] == f"0 of the {len(questions)} questions"
+    chosen = weak.chosen_on or frozenset()
+    seen = replace(questions, questions=(questions.questions[0],) * 2)
+    asked = problem_hash(questions.questions[0].question)
+    mine = replace(weak, selection={"problems_chosen_on": [asked]})
+    assert _chosen_on(mine, seen) == "2 of the 2 questions"
+    assert _chosen_on(replace(weak, selection=None), seen).startswith("unknown")
+    # Nor are the problems that figures are measured on those of the shipped heads.
+    held_out = load_questions("pocket-held-out:2000").questions
+    assert not chosen & {problem_hash(question.question) for question in held_out}
 
 
 # Bad input
@@ -337,3 +351,18 @@ def test_public_names():
     assert rl.AttnPOTrainer is AttnPOTrainer
     with pytest.raises(AttributeError, match="Nothing"):
         rl.Nothing  # noqa: B018
+
+
+def test_a_rope_that_follows_the_length_is_refused_at_the_start(tmp_path):
+    """In a wider pass a response's log-probability would depend on the longest of its batch."""
+    model = pocket_model()
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    model.config.rope_parameters, model.config.max_position_embeddings = rope, 160
+    model.save_pretrained(tmp_path / "model")
+    load_tokenizer(POCKET).save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"RoPE changes beyond 160.*max_completion_length"):
+        make_trainer(tmp_path / "a", model=str(tmp_path / "model"), max_completion_length=160)
+    trainer = make_trainer(tmp_path / "b", model=str(tmp_path / "model"), max_completion_length=40)
+    ids = torch.ones((1, 161), dtype=torch.long)
+    with pytest.raises(ConfigError, match="up to 161 tokens wide"):
+        trainer._get_per_token_logps_and_entropies(trainer.model, ids, ids, 40)

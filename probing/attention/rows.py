@@ -1,0 +1,368 @@
+"""Softmax rows of a layer's attention, from the arguments of its attention function.
+
+`Rows` computes them exactly: same queries, keys, mask, scaling, window, soft-cap, position bias
+and attention sinks as the kernel, in float32 whatever the model's precision. A sink (gpt-oss) is
+one more logit of a head, without a key: it takes a part of each row, which then sums to less than
+one. Which rows are wanted is decided by who stands in front of the attention
+(`probing.attention.capture`, `probing.answers.edits`).
+
+Their proof: rows times values are what the model's own kernel gives. Two differences are taken,
+relative to the largest output of a layer:
+- `rough`: against the output that the model goes on with, in the model's precision. Half precision
+  rounds values and output, so that much is allowed.
+- `exact`: against the model's own kernel on float32 copies of queries, keys and values of the
+  proof's rows, with their mask. Rounding hides nothing here. In float32 the two are one. The flash
+  kernels take no float32: the eager one of the same family stands for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torch.nn.functional import pad
+
+from probing.errors import ModelError, NotFiniteError
+from probing.models.front import (
+    CPU_CHUNK,
+    GPU_CHUNK,
+    AttentionCall,
+    chunk_rows,
+    eager_of,
+    of_queries,
+)
+
+PROOF_TOKENS = 40
+# Largest relative differences that the proof accepts.
+PROOF_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+EXACT_TOLERANCE = 1e-3
+
+
+class Workspace:
+    """Two buffers that all chunks of a pass share: fresh memory would cost a page fault a page."""
+
+    def __init__(self, chunk_bytes: int | None = None) -> None:
+        self.chunk_bytes = chunk_bytes
+        self._buffers: dict[tuple[str, torch.device], Tensor] = {}
+
+    def budget(self, device: torch.device) -> int:
+        """Bytes that a chunk may take."""
+        return self.chunk_bytes or (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
+
+    def take(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """The named buffer in this shape, uninitialised; what stood in it before is gone."""
+        size = int(torch.Size(shape).numel())
+        buffer = self._buffers.get((name, device))
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[name, device] = torch.empty(size, device=device)
+        return buffer[:size].view(shape)
+
+
+class Chunk(NamedTuple):
+    """Softmax rows of some heads of one trace, in the order key-value head, row, head, key."""
+
+    probs: Float[Tensor, "kv row group key"]
+    kv: slice  # of the layer's key-value heads (or of the chosen heads, in groups of one)
+    rows: slice  # of the positions asked for
+
+
+class Rows:
+    """Softmax rows of one layer in one pass, from the arguments of its attention function.
+
+    Args:
+        call: these arguments.
+        heads: which query heads; None takes all.
+        workspace: where chunks are computed.
+
+    Raises:
+        ModelError: a mask of an unknown kind, or attention that looks ahead.
+    """
+
+    def __init__(self, call: AttentionCall, heads: list[int] | None, workspace: Workspace) -> None:
+        name, module, query, key, mask, options = call
+        group = query.shape[1] // key.shape[1]
+        self.heads = heads
+        if heads is not None:  # one key-value head for each chosen head
+            chosen = torch.tensor(heads, device=query.device)
+            query, key, group = query[:, chosen], key[:, chosen // group], 1
+        if query.dtype != torch.float32 and not query.is_cuda:
+            key = key.float()
+        self.query, self.key, self.mask, self.group = query, key, mask, group
+        # With a cache the queries are the last of the keys' tokens.
+        self.offset = key.shape[2] - query.shape[2]
+        self.workspace = workspace
+        scaling = options.get("scaling")
+        self.scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        self.softcap = options.get("softcap")
+        # sdpa and eager find the window in the mask; the flash kernels take it as an argument.
+        self.window = options.get("sliding_window") if "flash" in name else None
+        self.bias = options.get("position_bias")
+        self.sinks = sinks_of(options)
+        is_causal = options.get("is_causal")
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim in (2, 4)):
+            raise ModelError(f"attention mask of an unknown kind ({type(mask).__name__})")
+        if not causal and (mask is None or mask.ndim == 2):
+            raise ModelError("attention that looks ahead (not causal) cannot be probed")
+
+    def chunks(
+        self, trace: int, at: Int[Tensor, "row"], last: int, shift: Tensor | None = None
+    ) -> Iterator[Chunk]:
+        """The rows of one trace, a chunk at a time; a chunk's memory is used again for the next.
+
+        Args:
+            trace: its place in the batch.
+            at: positions of the rows among the queries, ascending.
+            last: the last of them.
+            shift: (key,), added to the scores of each key before the softmax.
+        """
+        n_kv, device = self.key.shape[1], self.query.device
+        # On CPU one key-value head at a time: the product of one pair of matrices is fastest.
+        together = 1 if device.type == "cpu" else n_kv
+        size = chunk_rows(
+            self.workspace.budget(device), together * self.group * (self.offset + last + 1)
+        )
+        # A length in whole cache lines is faster; the causal mask hides the keys too many.
+        length = min(self.key.shape[2], -(-(self.offset + last + 1) // 16) * 16)
+        queries = self._queries(trace, at)
+        for start in range(0, len(at), size):
+            rows = slice(start, min(start + size, len(at)))
+            low, hidden = self._hidden(trace, at[rows], length)
+            for first in range(0, n_kv, together):
+                kv = slice(first, first + together)
+                logits = self._logits(queries[kv, rows], self.key[trace, kv, :length])
+                if self.softcap is not None:
+                    logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
+                mask = hidden[kv] if len(hidden) > 1 else hidden
+                if mask.dtype == torch.bool:
+                    logits[..., low:].masked_fill_(mask, float("-inf"))
+                else:
+                    logits[..., low:].add_(mask)
+                if self.bias is not None:
+                    logits.add_(self._of_rows(self.bias, trace, at[rows], kv)[..., :length])
+                if shift is not None:
+                    logits.add_(shift[:length])
+                probs = self.workspace.take("probs", tuple(logits.shape), device)
+                torch.softmax(logits, dim=-1, out=probs)
+                if self.sinks is not None:
+                    sinks = self._of_rows(self.sinks, trace, at[rows], kv)
+                    probs.mul_(torch.sigmoid(logits.logsumexp(-1, keepdim=True) - sinks))
+                yield Chunk(probs, kv, rows)
+
+    def _of_rows(
+        self,
+        given: Float[Tensor, "#batch #head #query any"],
+        trace: int,
+        at: Int[Tensor, "row"],
+        kv: slice,
+    ) -> Float[Tensor, "#kv #row #group any"]:
+        """What the model gives for each head and query, for the rows of a chunk, in float32."""
+        own = given[trace if len(given) > 1 else 0]
+        own = own[:, at] if own.shape[1] > 1 else own
+        grouped = self._grouped(own).float()
+        return grouped[kv] if len(grouped) > 1 else grouped
+
+    def _grouped(
+        self, own: Shaped[Tensor, "#head row any"]
+    ) -> Shaped[Tensor, "#kv row #group any"]:
+        """The chosen heads in the order of a chunk."""
+        if len(own) == 1:  # the same for all heads
+            return own[:, :, None]
+        own = own if self.heads is None else own[self.heads]
+        return own.unflatten(0, (-1, self.group)).transpose(1, 2)
+
+    def _queries(self, trace: int, at: Int[Tensor, "row"]) -> Float[Tensor, "kv row group dim"]:
+        """The queries of the rows, those of a group side by side: they share their keys."""
+        queries = self.query[trace][:, at].unflatten(0, (-1, self.group)).transpose(1, 2)
+        if queries.dtype != torch.float32 and queries.is_cuda:
+            return queries.contiguous()
+        return (queries.float() * self.scaling).contiguous()
+
+    def _logits(
+        self, queries: Float[Tensor, "kv row group dim"], keys: Float[Tensor, "kv key dim"]
+    ) -> Float[Tensor, "kv row group key"]:
+        """Scaled dot products, in float32 whatever the model's precision."""
+        n_kv, n_rows, group, _ = queries.shape
+        left, right = queries.flatten(1, 2), keys.transpose(1, 2)
+        if left.dtype != torch.float32:  # on CUDA alone, see `_queries`
+            product = torch.bmm(left, right, out_dtype=torch.float32).mul_(self.scaling)
+        else:
+            shape = (n_kv, n_rows * group, right.shape[2])
+            product = self.workspace.take("logits", shape, left.device)
+            torch.bmm(left, right, out=product)
+        return product.view(n_kv, n_rows, group, right.shape[2])
+
+    def additive_mask(self, trace: int, at: Int[Tensor, "row"]) -> Float[Tensor, "1 #head row key"]:
+        """What is added to the scores of some rows of a trace, for a kernel that is given these
+        rows alone; of all heads."""
+        if self.mask is not None and self.mask.ndim == 4:
+            own = self.mask[trace if len(self.mask) > 1 else 0][None, :, at]
+            if own.dtype != torch.bool:
+                return own.float()
+            hidden = ~own
+        else:
+            low, rest = self._hidden(trace, at, self.key.shape[2])
+            hidden = pad(rest[:, :, 0], (low, 0))[None]
+        return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(
+            hidden, torch.finfo(torch.float32).min
+        )
+
+    def _hidden(self, trace: int, at: Int[Tensor, "row"], length: int) -> tuple[int, Tensor]:
+        """What the model's own mask hides from the rows: the first key concerned, and from there
+        on True where a key is hidden (or numbers to add), in the order kv, row, group, key."""
+        if self.mask is not None and self.mask.ndim == 4:
+            mask = self._grouped(self.mask[trace if len(self.mask) > 1 else 0][:, at, :length])
+            return 0, ~mask if mask.dtype == torch.bool else mask
+        # Keys before the first row are seen by all rows: only the rest needs the comparison.
+        at = at + self.offset
+        low = 0 if self.window is not None or self.mask is not None else int(at[0])
+        keys = torch.arange(low, length, device=at.device)
+        hidden = keys > at[:, None]
+        if self.window is not None:
+            hidden |= keys <= at[:, None] - self.window
+        if self.mask is not None:
+            hidden |= ~self.mask[trace, low:length].bool()
+        return low, hidden[None, :, None]
+
+
+def sinks_of(options: Mapping[str, Any]) -> Float[Tensor, "#batch head #query 1"] | None:
+    """The logits of a call's attention sinks; None where it has none.
+
+    gpt-oss and its kin give `s_aux`, a number a head; Inkling gives `sinks`, one a query too.
+    """
+    given = options.get("s_aux")
+    given = options.get("sinks") if given is None else given
+    if given is None:
+        return None
+    sinks: Tensor = given.view(1, -1, 1, 1) if given.ndim == 1 else given
+    return sinks
+
+
+class Difference(NamedTuple):
+    """How far the rows of a layer are from the kernel; see above."""
+
+    rough: float
+    exact: float
+    sinks: bool  # whether the call has attention sinks, which a kernel may leave out
+
+    def check(self, name: str, layer: int, dtype: torch.dtype) -> None:
+        """Raise ModelError where it is too large."""
+        for found, allowed in (
+            (self.exact, EXACT_TOLERANCE),
+            (self.rough, PROOF_TOLERANCE.get(dtype, 1e-4)),
+        ):
+            if not found <= allowed:
+                why = (
+                    "Its attention does more than a masked softmax over keys; kfh cannot probe it."
+                )
+                if self.sinks:
+                    why = (
+                        "It gives its kernel attention sinks, which sdpa leaves out: load it with "
+                        'attn_implementation="eager".'
+                    )
+                raise ModelError(
+                    f"{name}: the attention captured in layer {layer} is not the one that the "
+                    f"model used (relative difference {found:.2g}, {allowed:.0e} allowed). {why}"
+                )
+
+
+def rows_against_kernel(
+    layer: int,
+    call: AttentionCall,
+    value: Float[Tensor, "batch kv token dim"],
+    output: Float[Tensor, "batch token head dim"],
+    stock: Callable[..., Any] | None,
+    wanted: Sequence[Int[Tensor, "_"]],
+    workspace: Workspace,
+) -> Difference:
+    """The differences of one layer, over all heads and the wanted rows of each trace.
+
+    Args:
+        layer: its number, for messages.
+        call: its arguments.
+        value: the values that go with them.
+        output: what the model's kernel gave.
+        stock: this kernel; None: the eager one of the module's file.
+        wanted: positions of each trace.
+        workspace: where rows are computed.
+
+    Raises:
+        NotFiniteError: the kernel's output is not finite.
+    """
+    rows = Rows(call, None, workspace)
+    exactly = call.query.dtype != torch.float32
+    ours, theirs, copies = [], [], []
+    for trace, at in enumerate(wanted):
+        if not len(at):
+            continue
+        there = at.to(output.device)
+        own = output.new_empty((len(at), *output.shape[2:]), dtype=torch.float32)
+        grouped = own.unflatten(1, (-1, rows.group)).transpose(0, 1)
+        for chunk in rows.chunks(trace, there, int(at[-1])):
+            probs = chunk.probs.flatten(1, 2)
+            values = value[trace, chunk.kv, : probs.shape[-1]].float()
+            part = (probs @ values).unflatten(1, (-1, rows.group))
+            grouped[chunk.kv, chunk.rows] = part
+        ours.append(own.flatten())
+        theirs.append(output[trace, there].float().flatten())
+        if exactly:
+            copies.append(kernel_on_copies(rows, call, value, stock, trace, there).flatten())
+    kernel = torch.cat(theirs)
+    if not kernel.isfinite().all():
+        what = f"the output of the attention in layer {layer} is"
+        raise NotFiniteError.of(what, call.query.dtype)
+    rough = relative(torch.cat(ours), kernel)
+    exact = relative(torch.cat(ours), torch.cat(copies)) if exactly else rough
+    return Difference(rough, exact, sinks_of(call.options) is not None)
+
+
+def kernel_on_copies(
+    rows: Rows,
+    call: AttentionCall,
+    value: Tensor,
+    stock: Callable[..., Any] | None,
+    trace: int,
+    at: Int[Tensor, "row"],
+) -> Float[Tensor, "row head dim"]:
+    """What the model's kernel gives for rows of a trace, on float32 copies of what goes in.
+
+    Raises:
+        ModelError: the kernel takes no float32, and the family has no eager one.
+    """
+    if stock is None or "flash" in call.implementation:
+        stock = eager_of(call.module)
+    own = slice(trace, trace + 1)
+    query, key, values = call.query[own][:, :, at], call.key[own], value[own]
+    options = {
+        name: given.float() if isinstance(given, Tensor) and given.is_floating_point() else given
+        for name, given in of_queries(call.options, at).items()
+    }
+    for name in ("position_bias", "sinks"):
+        given = options.get(name)
+        if isinstance(given, Tensor) and given.ndim == 4 and len(given) > 1:
+            options[name] = given[own]
+    mask = rows.additive_mask(trace, at)
+    found = stock(call.module, query.float(), key.float(), values.float(), mask, **options)
+    output: Tensor = found[0][0]
+    return output
+
+
+def proof_input(vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Two random sequences, the second padded on the left; the second half of each answers."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (2, PROOF_TOKENS), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, : PROOF_TOKENS // 4] = 0
+    answer = torch.zeros_like(ids, dtype=torch.bool)
+    answer[:, PROOF_TOKENS // 2 :] = True
+    return ids.to(device), answer.to(device), mask.to(device)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """max |a − b| / max |b|, in float32; infinite where either holds something not a number."""
+    a, b = a.float(), b.float()
+    difference = (a - b).abs().max() / b.abs().max().clamp_min(1e-30)
+    return float(difference.nan_to_num(torch.inf))

@@ -151,8 +151,8 @@ def hide_steps(
 ) -> None:
     """Label the steps of each trace, and keep the lines and the counts.
 
-    Left out and counted: traces none of whose answer tokens count, or too long for the model; where the
-    source skips what is bad, those whose log-probabilities are not finite.
+    Left out and counted: traces none of whose answer tokens count, or too long for the model;
+    where the source skips what is bad, those whose log-probabilities are not finite.
     """
     from probing.answers.context import encode_causes  # torch is not loaded for the settings
     from probing.answers.hiding import StepHiding

@@ -20,6 +20,8 @@ Backend = Literal["transformers", "transformer-lens"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+Kernel = Literal["auto", "sdpa", "eager", "flash_attention_2"]  # of attention
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 BATCH_TOKENS = 8192
 
 Selection = Literal["top", "greedy"]

@@ -26,8 +26,15 @@ from probing.errors import DataError, NotFiniteError
 from probing.files.headers import file_hash, file_header, json_number
 from probing.folder import ProbeResult
 from probing.headset import HeadFigures, HeadSet
-from probing.models.identity import ModelCard, context_limit, model_settings
-from probing.models.load import load_model, load_tokenizer, with_random_weights
+from probing.models.identity import (
+    ModelCard,
+    context_limit,
+    fits,
+    model_settings,
+    position_limit,
+    too_long,
+)
+from probing.models.load import with_random_weights
 from probing.models.processes import Processes
 from probing.ranking.metrics import RankedTrace, ranked_trace
 from probing.ranking.rank import Ranking, rank_heads
@@ -64,11 +71,7 @@ def probe(
     """
     processes, report = Processes(config.device), SourceReport()
     ids = [trace.id for trace in prepare_traces(config.source, report)]  # 1
-    trusted = config.trust_remote_code
-    tokenizer = tokenizer or load_tokenizer(config.model, trust_remote_code=trusted)  # 2
-    model = model or load_model(
-        config.model, device=config.device, dtype=config.dtype, trust_remote_code=trusted
-    )
+    model, tokenizer = config.load(model, tokenizer)  # 2
     store = ScoreStore(Path(config.out), score_settings(config, model))
     if processes.rank == 0:
         store.open(config.resume)
@@ -79,9 +82,11 @@ def probe(
     if processes.rank != 0:
         return None
     stored = store.load()
-    scored = {trace_id: stored[trace_id] for trace_id in ids if trace_id in stored}
+    limit = position_limit(model)
+    scored = {name: stored[name] for name in ids if name in stored}
     if not scored:
-        raise DataError(f"{config.traces}: no trace is left, {NOT_FINITE} in all {len(ids)}")
+        why = NOT_FINITE if limit is None else too_long(limit)
+        raise DataError(f"{config.traces}: every trace has {why}")
     counter = _Counter(report, tokenizer, context_limit(model.config))
     rows: list[RankedTrace] = []
     random: list[RankedTrace] = []
@@ -89,7 +94,8 @@ def probe(
     with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
         for trace in prepare_traces(config.source):  # once more: one in memory at a time
             if trace.id not in scored:
-                counter.lose()
+                short = fits(len(encoded_as(config, tokenizer, trace)), limit)
+                counter.lose(NOT_FINITE if short else too_long(limit))
                 continue
             row = ranked_trace(trace, scored[trace.id])
             counter.count(trace, scored[trace.id], row)
@@ -116,6 +122,12 @@ def score_settings(config: ProbeConfig, model: PreTrainedModel) -> dict[str, Any
     }
 
 
+def encoded_as(config: ProbeConfig, tokenizer: Any, trace: Trace) -> EncodedTrace:
+    """The trace as token ids, as these settings want it; errors as for `encode_trace`."""
+    rule, bad = config.source.rule, config.skip_bad
+    return encode_trace(tokenizer, trace, rule=rule, answer=config.answer, skip_bad=bad)
+
+
 def _score(
     config: ProbeConfig,
     model: PreTrainedModel,
@@ -130,17 +142,14 @@ def _score(
     mine = set(ids[processes.rank :: processes.count]) - done
     capture = open_capture(model, config.backend)
     started, tokens = time.perf_counter(), 0
+    limit = position_limit(model)
 
     def encoded() -> Iterator[EncodedTrace]:
         for trace in prepare_traces(config.source):
             if trace.id in mine:
-                yield encode_trace(
-                    tokenizer,
-                    trace,
-                    rule=config.source.rule,
-                    answer=config.answer,
-                    skip_bad=config.skip_bad,
-                )
+                one = encoded_as(config, tokenizer, trace)
+                if fits(len(one), limit):
+                    yield one
 
     with progress("scoring", len(mine)) as advance:
         for trace in score_traces(
@@ -189,10 +198,10 @@ class _Counter:
     def __init__(self, report: SourceReport, tokenizer: Any, limit: int | None) -> None:
         self.report, self.limit, self.tokenizer = report, limit, tokenizer
 
-    def lose(self) -> None:
+    def lose(self, reason: str) -> None:
         """Count a trace without scores."""
         self.report.used -= 1
-        self.report.left_out[NOT_FINITE] += 1
+        self.report.left_out[reason] += 1
 
     def count(self, trace: Trace, scored: ScoredTrace, row: RankedTrace | None) -> None:
         """Count one trace; `row` is None where no pair of its steps is left."""
@@ -210,8 +219,12 @@ class _Counter:
         labelled = [step.label is not None for step in trace.steps]
         report.steps["without a token"] += int(((scored.tokens == 0) & labelled).sum())
         if row is None:
-            report.used -= 1
-            report.left_out["no answer token or no pair of steps with tokens"] += 1
+            self.leave_out("no answer token or no pair of steps with tokens")
+
+    def leave_out(self, reason: str) -> None:
+        """Count a trace that is not used after all."""
+        self.report.used -= 1
+        self.report.left_out[reason] += 1
 
 
 def _result(

@@ -29,7 +29,7 @@ from probing.interventions.setup import ChosenTraces, InterventionConfig, Part, 
 from probing.interventions.steering import steer
 from probing.interventions.steps import remove_steps
 from probing.models.decode import end_tokens
-from probing.models.identity import model_settings
+from probing.models.identity import fits, model_settings, position_limit, too_long
 from probing.settings import Progress, no_progress, unknown
 from probing.traces.file import Trace
 from probing.traces.tokens import EncodedTrace, encode_trace
@@ -157,8 +157,8 @@ def prepare_answers(
 ) -> Iterator[PreparedTrace]:
     """Encode the chosen traces and score their steps by the head set, longest first.
 
-    Left out and counted: traces none of whose answer tokens count, or whose ids do not fit; with
-    `skip_bad` those whose attention is not finite.
+    Left out and counted: traces none of whose answer tokens count, too long for the model, or whose
+    ids do not fit; with `skip_bad` those whose attention is not finite.
 
     Raises:
         ModelError: the head set is of another model, or attention cannot be captured.
@@ -183,12 +183,11 @@ def prepare_answers(
         lost=lost if chosen.skip_bad else None,
     ):
         cause, trace, prompt_tokens = causes.pop(scored.id)
-        boxed = config.answer == "boxed"
         yield PreparedTrace(
             **{item.name: getattr(cause, item.name) for item in fields(cause)},
-            group=trace.problem or trace.prompt,
+            group=trace.problem_key,
             prompt_tokens=prompt_tokens,
-            answer=int(cause.counted.argmax()) if boxed else cause.behind,
+            answer=_answer_at(cause, config),
             scores=scored.scores.mean(axis=0).astype(np.float64),
             labels=tuple(step.label for step in trace.steps),
             own_correct=own_correct(trace),
@@ -200,7 +199,8 @@ def encode_answers(
 ) -> tuple[dict[str, tuple[CauseTrace, Trace, int]], list[EncodedTrace]]:
     """The chosen traces as token ids: what is answered from, by id, and what is scored.
 
-    Left out and counted: traces none of whose answer tokens count.
+    Left out and counted: traces none of whose answer tokens count, too long for the model, or whose
+    ids do not fit.
 
     Raises:
         DataError: no trace is left.
@@ -208,6 +208,7 @@ def encode_answers(
     tokenizer, heads, config = setup.tokenizer, setup.heads, setup.config
     causes: dict[str, tuple[CauseTrace, Trace, int]] = {}
     encoded: list[EncodedTrace] = []
+    positions = position_limit(setup.model)  # for a new answer, too
     limit, left_out = config.answer_limit or None, chosen.report.left_out
     for trace in chosen.traces:
         try:
@@ -225,12 +226,22 @@ def encode_answers(
         if not whole.answer.any():
             left_out[f"no answer token is looked from ({heads.answer})"] += 1
             continue
+        answered = _answer_at(cause, config) + config.max_answer_tokens
+        if not fits(max(len(whole), answered), positions):
+            left_out[too_long(positions)] += 1
+            continue
         causes[trace.id] = cause, trace, whole.prompt_tokens
         encoded.append(whole)
     chosen.report.used = len(encoded)
     if not encoded:
-        raise DataError(f"no trace has answer tokens that count (--answer {config.answer})")
+        why = ", ".join(f"{count} × {reason}" for reason, count in left_out.items())
+        raise DataError(f"{chosen.name}: every trace was left out: {why}")
     return causes, encoded
+
+
+def _answer_at(cause: CauseTrace, config: InterventionConfig) -> int:
+    """The token that the model's own answer begins at."""
+    return int(cause.counted.argmax()) if config.answer == "boxed" else cause.behind
 
 
 def summary(store: OutcomeStore, setup: Setup, chosen: ChosenTraces) -> InterventionResult:

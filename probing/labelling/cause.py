@@ -20,7 +20,7 @@ from probing.choices import Answer
 from probing.errors import ConfigError, DataError, NotFiniteError
 from probing.files.headers import json_number, refuse_overwriting
 from probing.files.jsonl import LineStore
-from probing.models.identity import model_settings
+from probing.models.identity import fits, model_settings, position_limit, too_long
 from probing.settings import Progress, check, choice, no_progress, to_json
 from probing.traces.file import Trace
 from probing.traces.reports import ReadReport
@@ -157,7 +157,7 @@ def hide_steps(
     from probing.answers.context import encode_causes  # torch is not loaded for the settings
     from probing.answers.hiding import StepHiding
 
-    hiding = StepHiding(model)
+    hiding, positions = StepHiding(model), position_limit(model)
     proven = False
     limit, skip_bad = config.answer_limit or None, getattr(source, "skip_bad", False)
     for trace in traces:
@@ -165,6 +165,8 @@ def hide_steps(
             encoded = encode_causes(
                 tokenizer, trace, rule=source.rule, answer=config.answer, limit=limit
             )  # 3
+            if not fits(len(encoded), positions):
+                raise DataError(f"trace {trace.id}: {too_long(positions)}")
             if not proven:
                 hiding.prove(encoded)  # 4
                 proven = True

@@ -4,8 +4,10 @@ from .decode import decode_from as decode_from
 from .decode import token_log_probabilities as token_log_probabilities
 from .identity import ModelCard as ModelCard
 from .identity import config_fingerprint as config_fingerprint
+from .identity import position_limit as position_limit
 from .identity import tokenizer_fingerprint as tokenizer_fingerprint
 from .identity import weights_fingerprint as weights_fingerprint
+from .load import ModelSource as ModelSource
 from .load import load_model as load_model
 from .load import load_tokenizer as load_tokenizer
 from .processes import check_processes as check_processes

@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probing.errors import ConfigError, NotFiniteError
-from probing.models.identity import context_limit
+from probing.models.identity import check_ids, context_limit
 from probing.models.lengths import Lengths, fresh_rope
 
 if TYPE_CHECKING:
@@ -363,8 +363,12 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
 
     A chat template often writes the BOS into the text; the tokenizer would set it once more.
     An EOS that the tokenizer sets at the end is left out: the text goes on.
+
+    Raises:
+        DataError: a token for which the model has no embedding.
     """
     ids = _ids(tokenizer, prompt, special=False)
+    check_ids(tokenizer, ids, f"the prompt {prompt!r:.60}")
     start = tokenizer.bos_token_id
     if start is None or ids[:1] == [start]:
         return ids

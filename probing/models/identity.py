@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from probing.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+
+NEAR = 4  # rows that a table of positions may have more or fewer than the config says
 
 # Parts of a config that say how or by what a model was loaded, not what it computes.
 _VOLATILE = {
@@ -43,13 +48,17 @@ class ModelCard:
 
     @classmethod
     def of(cls, model_id: str, config: Any) -> ModelCard:
-        """The card of a loaded model's config (of its text part, where it has several)."""
+        """The card of a loaded model's config (of its text part, where it has several).
+
+        Raises:
+            ModelError: it has no attention heads.
+        """
         text = config.get_text_config()
         return cls(
             model_id,
             str(text.model_type),
             int(text.num_hidden_layers),
-            int(text.num_attention_heads),
+            head_count(config, model_id or "this model"),
             config_fingerprint(config),
         )
 
@@ -72,10 +81,69 @@ def model_settings(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
+def head_count(config: Any, name: str) -> int:
+    """Attention heads of a layer.
+
+    Args:
+        config: of a model.
+        name: what a message calls it.
+
+    Raises:
+        ModelError: it has none (Mamba, RWKV), or not the same number in every layer.
+    """
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    if isinstance(heads, (list, tuple)) and len(set(heads)) == 1:
+        heads = heads[0]
+    if isinstance(heads, (list, tuple)):
+        raise ModelError(f"{name}: its layers have different numbers of heads ({set(heads)})")
+    if not heads:
+        raise ModelError(
+            f"{name} has no attention heads to look at: a {text.model_type} model has no "
+            "num_attention_heads in its config. Take a transformer"
+        )
+    return int(heads)
+
+
 def context_limit(config: Any) -> int | None:
     """Tokens that a model was made for, by its config; None where that does not say."""
-    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    text = config.get_text_config()
+    limit: int | None = getattr(text, "max_position_embeddings", getattr(text, "max_seq_len", None))
     return limit
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """Tokens that a model can take at all; None where positions come from no table (RoPE).
+
+    A table of positions, learned or made (GPT-2, OPT, GPT-J), has a row for each and no more.
+    """
+    limit = context_limit(model.config)
+    if limit is None:
+        return None
+    if hasattr(model.config.get_text_config(), "max_seq_len"):  # MPT's slopes are made for it
+        return limit
+    rows = []
+    for name, module in model.named_modules():
+        table = name.rpartition(".")[2]
+        if "num_embeddings" in vars(module) and ("pos" in table or table == "wpe"):
+            before = getattr(module, "offset", None) or (module.padding_idx or -1) + 1
+            rows.append(int(module.num_embeddings) - int(before))
+    for name, buffer in model.named_buffers():
+        if "pos" in name.rpartition(".")[2] and buffer.is_floating_point():
+            rows.append(len(buffer))
+    # Tables of another size are of other things: patches of an image, distances.
+    near = [count for count in rows if abs(count - limit) <= NEAR]
+    return min((limit, *near)) if near else None
+
+
+def fits(tokens: int, limit: int | None) -> bool:
+    """Whether so many tokens can go through a model at once; `limit`: see `position_limit`."""
+    return limit is None or tokens <= limit
+
+
+def too_long(limit: int | None) -> str:
+    """Why a trace that does not fit is left out."""
+    return f"more tokens than the {limit} positions of the model"
 
 
 def config_fingerprint(config: Any) -> str:
@@ -120,6 +188,26 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         known = f"sha256:{hashlib.sha256(repr(entries).encode()).hexdigest()}"
         tokenizer._kfh_fingerprint = known
     return known
+
+
+def check_ids(tokenizer: Any, ids: Iterable[int], where: str) -> None:
+    """Refuse ids for which the model that the tokenizer was loaded with has no embedding.
+
+    Args:
+        tokenizer: as `probing.models.load.check_fit` left it; of another one nothing is known.
+        ids: of a text.
+        where: the text, for the message.
+
+    Raises:
+        DataError: it names the token.
+    """
+    rows: int | None = getattr(tokenizer, "_kfh_rows", None)
+    largest = max(ids, default=0)
+    if rows is not None and largest >= rows:
+        raise DataError(
+            f"{where} holds {tokenizer.convert_ids_to_tokens(int(largest))!r} ({largest}), a token "
+            f"for which the model has no embedding: it has {rows}"
+        )
 
 
 def shortest_window(config: Any) -> int | None:

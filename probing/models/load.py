@@ -1,4 +1,9 @@
-"""Load a model and its tokenizer: from the hub, a folder, a GGUF file, or the embedded one."""
+"""Load a model and its tokenizer: from the hub, a folder, a GGUF file, or the embedded one.
+
+A model that is loaded is whole: every weight is the checkpoint's (`probing.models.checkpoint`),
+and it has attention heads. A folder that holds an adapter alone is its base with the adapter in
+its weights (`probing.models.adapter`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.choices import DTYPES, POCKET, Dtype
+from probing.choices import DTYPES, KERNELS, POCKET, Dtype, Kernel
 from probing.errors import ModelError
 from probing.files.headers import data_path
 from probing.settings import choice, unknown
@@ -14,6 +19,8 @@ from probing.settings import choice, unknown
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from probing.models.adapter import Adapter
 
 MODEL = "Model"  # panel of the command line
 
@@ -26,17 +33,29 @@ class ModelSource:
     _: KW_ONLY
     device: str = choice("auto", "auto, cpu, cuda, …", panel=MODEL)
     dtype: Dtype = choice("auto", "Of the weights.", panel=MODEL)
+    attention: Kernel = choice("auto", "Its kernel; auto: the model's own.", panel=MODEL)
     trust_remote_code: bool = choice(False, "Run code of the model's.", panel=MODEL)
 
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model and its tokenizer.
+    def load(
+        self, model: PreTrainedModel | None = None, tokenizer: Any = None
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model and its tokenizer; one that is given is taken as it is.
 
         Raises:
-            ModelError: one of them cannot be loaded.
+            ModelError: one of them cannot be loaded, or they do not fit each other.
         """
         code = self.trust_remote_code
-        tokenizer = load_tokenizer(self.model, trust_remote_code=code)
-        model = load_model(self.model, device=self.device, dtype=self.dtype, trust_remote_code=code)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(self.model, trust_remote_code=code)
+        if model is None:
+            model = load_model(
+                self.model,
+                device=self.device,
+                dtype=self.dtype,
+                attention=self.attention,
+                trust_remote_code=code,
+            )
+        check_fit(model, tokenizer, self.model)
         return model, tokenizer
 
 
@@ -44,7 +63,7 @@ def load_tokenizer(model_id: str, *, trust_remote_code: bool = False) -> PreTrai
     """The model's tokenizer, which must give character offsets.
 
     Args:
-        model_id: as for `load_model`.
+        model_id: as for `load_model`; of an adapter without one its base's.
         trust_remote_code: run code that comes with the model. Off unless asked for.
 
     Raises:
@@ -52,13 +71,22 @@ def load_tokenizer(model_id: str, *, trust_remote_code: bool = False) -> PreTrai
     """
     from transformers import AutoTokenizer
 
+    from probing.models.adapter import Adapter
+    from probing.models.checkpoint import FAULTS, told
+
     name, options = _source(model_id)
+    folder = Path(name)
+    if folder.is_dir() and not options and not any(folder.glob("tokenizer*")):
+        if adapter := Adapter.at(name):
+            return load_tokenizer(adapter.base, trust_remote_code=trust_remote_code)
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{model_id}: no model in this folder: it has no config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name, trust_remote_code=trust_remote_code, **options
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"no tokenizer for {model_id}: {error}") from error
+    except FAULTS as error:
+        raise ModelError(f"no tokenizer for {model_id}: {told(error)}") from error
     if not tokenizer.is_fast:
         raise ModelError(
             f"the tokenizer of {model_id} is a slow one without character offsets; "
@@ -73,36 +101,117 @@ def load_model(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    attention: str | None = None,
+    attention: str = "auto",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model in eval mode.
 
     Args:
-        model_id: hub id, folder, path of a `.gguf` file, or `pocket`: the embedded model.
+        model_id: hub id, folder, path of a `.gguf` file, or `pocket`: the embedded model. Where
+            it holds an adapter, its base is loaded and the adapter merged into the weights.
         device: `auto` (CUDA where there is one, else CPU), or a torch device.
         dtype: `auto` (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16 or float16.
-        attention: transformers' attention implementation; None takes the model's default.
+        attention: `auto` (what the model's config asks for, else the library's choice), sdpa,
+            eager or flash_attention_2.
         trust_remote_code: run code that comes with the model. Off unless asked for.
 
     Raises:
-        ModelError: it cannot be loaded, or there is no such device or dtype.
+        ModelError: it cannot be loaded whole, has no attention heads, or there is no such
+            device, dtype or kernel.
     """
-    from transformers import AutoModelForCausalLM
+    from probing.models.adapter import Adapter
 
-    name, options = _source(model_id)
     place, kind = choose_device(device), choose_dtype(dtype, device)
-    if attention:
-        options["attn_implementation"] = attention
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=kind, trust_remote_code=trust_remote_code, **options
-        )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ModelError(f"{model_id} cannot be loaded: {error}") from error
+    if attention not in KERNELS:
+        raise ModelError(unknown("attention", attention, KERNELS))
+    name, options = _source(model_id)
+    adapter: Adapter | None = None if options else Adapter.at(name)
+    if adapter:
+        name, options = _source(adapter.base)
+    model = _whole(name, options, model_id, kind, attention, trust_remote_code)
+    if adapter:
+        model = adapter.merge(model)
     model.to(place)  # type: ignore[arg-type]  # transformers wraps `to` without its types
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _whole(
+    name: str,
+    options: dict[str, Any],
+    said: str,
+    dtype: torch.dtype,
+    attention: str,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """The model of a name that `from_pretrained` takes, all its weights the checkpoint's.
+
+    Args:
+        said: what messages call it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from probing.models.checkpoint import FAULTS, check_gguf, check_weights, quiet, told, unpacked
+    from probing.models.identity import head_count
+
+    folder = Path(name)
+    if folder.is_dir() and not options and not (folder / "config.json").is_file():
+        raise ModelError(f"{said}: no model in this folder: {name} has no config.json")
+    config = None
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+        head_count(config, said)
+        if attention != "auto":
+            # As an argument it would yield to what some configs ask for.
+            config._attn_implementation = attention
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,  # they are told of below, by name
+                output_loading_info=True,
+                **options,
+                **unpacked(options),
+            )
+    except FAULTS as error:
+        kernel = getattr(config, "_attn_implementation", None)  # that the config asks for
+        blamed = isinstance(error, ImportError) or "attn_implementation" in str(error)
+        hint = f". It asks for {kernel}; choose another with --attention" if kernel else ""
+        raise ModelError(
+            f"{said} cannot be loaded: {told(error)}{hint if blamed else ''}"
+        ) from error
+    model: PreTrainedModel = loaded[0]
+    check_weights(said, model, loaded[1])
+    if options:
+        check_gguf(folder / options["gguf_file"], model)
+    return model
+
+
+def check_fit(model: PreTrainedModel, tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer that gives ids for which the model has no embedding.
+
+    Special tokens, such as one for padding, are let be: a text that holds one is refused when it
+    comes (`probing.models.identity.check_ids`).
+
+    Raises:
+        ModelError: it names the tokens.
+    """
+    table: Any = model.get_input_embeddings()
+    # Where parameters are partitioned (ZeRO-3) the weight here has no row.
+    rows = tokenizer._kfh_rows = int(table.num_embeddings)
+    beyond = sorted((i, text) for text, i in tokenizer.get_vocab().items() if i >= rows)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if not {i for i, _ in beyond} <= special:
+        named = ", ".join(f"{text!r} ({i})" for i, text in beyond[:3])
+        raise ModelError(
+            f"{name}: its tokenizer has {len(beyond)} tokens beyond the {rows} embeddings of the "
+            f"model: {named}{', …' if len(beyond) > 3 else ''}. Take the tokenizer that belongs to "
+            "these weights, or resize the embeddings (model.resize_token_embeddings) and save both"
+        )
+    if (tokenizer.pad_token_id or 0) >= rows > (tokenizer.eos_token_id or 0):
+        tokenizer.pad_token = tokenizer.eos_token  # so that what is padded has an embedding
 
 
 def choose_device(device: str) -> torch.device:
@@ -147,14 +256,16 @@ def _source(model_id: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` wants for this id."""
     if model_id == POCKET:
         model_id = str(pocket_model())
-    path = Path(model_id)
+    path = Path(model_id).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"{model_id}: no such file")
         return str(path.parent), {"gguf_file": path.name}
-    if model_id.startswith((".", "/", "~")) and not path.expanduser().is_dir():
+    if path.is_file():
+        raise ModelError(f"{model_id}: a file, but no .gguf; a model is a folder or a .gguf file")
+    if model_id.startswith((".", "/", "~")) and not path.is_dir():
         raise ModelError(f"{model_id}: no such folder")
-    return str(path.expanduser()) if path.expanduser().is_dir() else model_id, {}
+    return str(path) if path.is_dir() else model_id, {}
 
 
 def load_frozen(folder: Path) -> tuple[PreTrainedModel, Any]:
@@ -163,8 +274,7 @@ def load_frozen(folder: Path) -> tuple[PreTrainedModel, Any]:
     Raises:
         ModelError: the folder holds no model, or one that cannot be loaded.
     """
-    place = str(folder.resolve())
-    return load_model(place, device="cpu", dtype="float32"), load_tokenizer(place)
+    return ModelSource(str(folder.resolve()), device="cpu", dtype="float32").load()
 
 
 def pocket_model() -> Path:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from probing.choices import ANSWERS, RULES
 from probing.errors import ConfigError, DataError
 from probing.files.reading import BadLine
-from probing.models.identity import tokenizer_fingerprint
+from probing.models.identity import check_ids, tokenizer_fingerprint
 from probing.settings import unknown
 from probing.traces.file import TOKEN_IDS, Trace, check_token_ids
 from probing.traces.text import boxes, value_spans
@@ -121,7 +121,8 @@ def encode_trace(
         skip_bad: tokenise the text where the trace's ids do not fit it.
 
     Raises:
-        DataError: the trace's `token_ids` are not of its prompt and response, or no tokens.
+        DataError: the trace's `token_ids` are not of its prompt and response, the model has no
+            embedding for one of its tokens, or there are no tokens.
     """
     sampled = SampledIds.of(trace)
     if sampled and sampled.is_of(tokenizer):
@@ -134,6 +135,7 @@ def encode_trace(
                 "field, or with --skip-bad, the text is tokenised"
             )
     ids, offsets = token_offsets(tokenizer, trace.prompt + trace.response)
+    check_ids(tokenizer, ids, f"trace {trace.id}")
     shift = len(trace.prompt)
     spans = token_spans(offsets, [(s.start + shift, s.end + shift) for s in trace.steps], rule)
     return EncodedTrace(
@@ -225,6 +227,7 @@ def _encode_sampled(
     tokenizer: PreTrainedTokenizerBase, trace: Trace, sampled: SampledIds, rule: str, answer: str
 ) -> EncodedTrace:
     """The ids as sampled, with the offsets of the ids themselves; see `encode_trace`."""
+    check_ids(tokenizer, (*sampled.prompt, *sampled.response), f"trace {trace.id}: {TOKEN_IDS}")
     response = np.asarray(sampled.response, dtype=np.int64)
     text, offsets = decode_with_offsets(tokenizer, response)
     # The prompt's tokens lie before the response, all at its character 0, as a BOS does.

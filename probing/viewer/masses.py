@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,13 +80,10 @@ def token_masses(
     """
     from probing.attention.capture import AttentionCapture
     from probing.models.identity import weights_fingerprint
-    from probing.models.load import load_model, load_tokenizer
 
     config, settings = probe.config, probe.settings
-    trusted = config.trust_remote_code
-    tokenizer = load_tokenizer(config.model, trust_remote_code=trusted)
     dtype = settings["dtype"].removeprefix("torch.")
-    model = load_model(config.model, device=device, dtype=dtype, trust_remote_code=trusted)
+    model, tokenizer = replace(config, device=device, dtype=dtype).load()
     if weights_fingerprint(model) != settings["weights"]:
         raise ModelError(
             f"{config.model} has changed since {probe.folder} was probed; probe again, or leave "

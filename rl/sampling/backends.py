@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from probing.choices import Dtype, Kernel
 from probing.errors import ConfigError
 from probing.models.decode import Draws, Sampling, decode, encode_prompt, end_tokens, row_seed
 from probing.settings import unknown
@@ -22,7 +23,8 @@ def open_sampler(
     base_url: str | None = None,
     raw: bool = False,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
+    attention: Kernel = "auto",
     batch: int = BATCH,
     trust_remote_code: bool = False,
     keep_ids: bool = False,
@@ -35,7 +37,7 @@ def open_sampler(
         tokenizer: a loaded one; default the model's.
         base_url: of the endpoint, such as `http://localhost:8000/v1`.
         raw: send rendered prompts to the endpoint's completions instead of questions to its chat.
-        device, dtype: as in `probing.models.load.load_model`.
+        device, dtype, attention: as in `probing.models.load.load_model`.
         batch: responses generated at a time; requests at a time.
         trust_remote_code: run code that comes with the model.
         keep_ids: ask the endpoint's completions for token ids too; other backends give them.
@@ -50,15 +52,21 @@ def open_sampler(
         from rl.sampling.endpoints import EndpointSampler
 
         return EndpointSampler(model, base_url, raw=raw, rows=batch, ask_ids=keep_ids and raw)
-    from probing.models.load import load_model, load_tokenizer
+    from probing.models.load import ModelSource, load_tokenizer
 
-    tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust_remote_code)
     if backend == "vllm":
         from rl.sampling.endpoints import VllmSampler
 
+        tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=trust_remote_code)
         return VllmSampler(model, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
-    loaded = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    return TransformersSampler(loaded, tokenizer, batch)
+    source = ModelSource(
+        model,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+    )
+    return TransformersSampler(*source.load(tokenizer=tokenizer), batch)
 
 
 class TransformersSampler:

@@ -65,6 +65,7 @@ def open_backend(config: AskConfig, tokenizer: Any, *, keep_ids: bool = False) -
         raw=config.raw,
         device=config.device,
         dtype=config.dtype,
+        attention=config.attention,
         batch=config.batch,
         trust_remote_code=config.trust_remote_code,
         keep_ids=keep_ids,

@@ -19,6 +19,7 @@ from probing.errors import DataError
 from probing.files.headers import json_number
 from probing.files.jsonl import LineStore
 from probing.headset import HeadSet
+from probing.models.identity import fits
 from probing.ranking.metrics import ranked_trace, step_ranking_accuracy
 from probing.traces.source import TraceSource, prepare_traces
 from probing.traces.tokens import encode_trace
@@ -148,16 +149,23 @@ class Reprobe(TrainerCallback):
     """
 
     def __init__(
-        self, folder: Path, traces: Path, head_set: HeadSet | None, cutter: Cutter, every: int = 10
+        self,
+        folder: Path,
+        traces: Path,
+        head_set: HeadSet | None,
+        cutter: Cutter,
+        every: int = 10,
+        limit: int | None = None,
     ) -> None:
         self.store = LineStore(folder / "probe.jsonl", "policy probes")
         self.head_set, self.every = head_set, every
         self.source = TraceSource(traces)
         self.traces = {trace.id: trace for trace in prepare_traces(self.source)}
-        self.encoded = [
+        encoded = (
             encode_trace(cutter.tokenizer, trace, rule=self.source.rule, answer=cutter.answer)
             for trace in self.traces.values()
-        ]
+        )
+        self.encoded = [trace for trace in encoded if fits(len(trace), limit)]
         self.start: np.ndarray | None = None  # SRA of every head before training
 
     def on_train_begin(
@@ -202,7 +210,7 @@ class Reprobe(TrainerCallback):
     ) -> tuple[Float[np.ndarray, "head"], int]:
         """SRA of every head, and over how many traces: those with a pair of steps with tokens."""
         scored = {item.id: item for item in score_traces(capture, self.encoded, device=device)}
-        ranked = [ranked_trace(self.traces[name], scored[name]) for name in self.traces]
+        ranked = [ranked_trace(self.traces[n], scored[n]) for n in self.traces if n in scored]
         rows = [step_ranking_accuracy(each.scores, each.essential) for each in ranked if each]
         if not rows:
             raise DataError(

@@ -31,8 +31,10 @@ from probing.files.headers import (
     write_json,
 )
 from probing.headset import HeadSet
-from probing.models.identity import ModelCard
-from probing.models.load import load_model, load_tokenizer
+from probing.models.checkpoint import check_trainable
+from probing.models.decode import encode_prompt
+from probing.models.identity import ModelCard, fits, position_limit
+from probing.models.load import ModelSource
 from probing.traces.marks import EndMark
 from probing.traces.source import trace_path
 from rl.attnpo.completions import end_mark
@@ -140,15 +142,23 @@ def build_trainer(
     Raises:
         ConfigError, ModelError, DataError: see `AttnPOTrainer`.
     """
-    name, trusted = config.model, config.trust_remote_code
     heads = HeadSet.load(config.heads) if config.heads else None
-    tokenizer = load_tokenizer(name, trust_remote_code=trusted)
+    model, tokenizer = ModelSource(
+        config.model,
+        device="cpu",  # the trainer places it
+        dtype=config.dtype,
+        attention=config.attention,
+        trust_remote_code=config.trust_remote_code,
+    ).load()
+    check_trainable(model, tokenizer, config.model)
+    prompts = prompt_dataset(questions, tokenizer, config)
+    _check_positions(model, tokenizer, prompts["prompt"], args.max_completion_length)
     given = {
-        "model": load_model(name, device="cpu", dtype=config.dtype, trust_remote_code=trusted),
+        "model": model,
         "reward_funcs": Verifier(questions, end_mark(heads, args.think_end, args.think_end_at)),
         "heads": heads,
         "label_func": questions.label_func,
-        "train_dataset": prompt_dataset(questions, tokenizer, config),
+        "train_dataset": prompts,
         **options,
     }
     try:
@@ -164,6 +174,20 @@ def build_trainer(
     return trainer
 
 
+def _check_positions(model: Any, tokenizer: Any, prompts: Sequence[str], most: int | None) -> None:
+    """Raise ConfigError where a response of the greatest length could not be written."""
+    limit = position_limit(model)
+    if limit is None:
+        return
+    longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
+    if not fits(longest + (most or 0), limit):
+        raise ConfigError(
+            f"the longest prompt has {longest} tokens and max_completion_length is {most}: {limit} "
+            f"positions are all that the model has. Set max_completion_length to "
+            f"{max(limit - longest, 0)} at most, or leave long questions out"
+        )
+
+
 def _probes(config: TrainConfig, trainer: AttnPOTrainer) -> list[Reprobe]:
     """The probe during training, where it is asked for."""
     if not config.probe_every:
@@ -175,7 +199,8 @@ def _probes(config: TrainConfig, trainer: AttnPOTrainer) -> list[Reprobe]:
         )
     path = trace_path(str(config.probe_traces))
     folder, every = Path(config.out), config.probe_every
-    return [Reprobe(folder, path, trainer.head_set, trainer.cutter, every)]
+    limit = position_limit(trainer.accelerator.unwrap_model(trainer.model))
+    return [Reprobe(folder, path, trainer.head_set, trainer.cutter, every, limit)]
 
 
 def trainer_settings(config: TrainConfig) -> AttnPOConfig:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from probing.choices import Dtype
+from probing.choices import Dtype, Kernel
 from probing.errors import ConfigError
 from probing.files.headers import text_hash
 from probing.settings import check, choice, unknown
@@ -52,7 +52,7 @@ class TrainConfig:
         ConfigError: a value out of range, or `probe_every` without traces.
     """
 
-    model: str = choice(help="Hub id or folder; pocket: the embedded model.")
+    model: str = choice(help="Hub id, folder or .gguf file; pocket: the embedded model.")
     data: str = choice(help="Questions: FILE.jsonl, hub:OWNER/NAME, rg:TASK or pocket:N.")
     out: Path = choice(help="Folder of the run.")
     heads: str | None = choice(None, "Head file of `kfh probe`, or a shipped head set.")
@@ -61,6 +61,9 @@ class TrainConfig:
     template: str = choice("auto", "Prompt template, see rl.tasks.prompts.")
     think_start: str = choice("<think>\n", "What opens the reasoning.")
     dtype: Dtype = choice("float32", "Of the weights; with bf16: true, float32 is the usual way.")
+    attention: Kernel = choice(
+        "auto", "Its kernel: sdpa, eager, flash_attention_2; auto: the model's own."
+    )
     probe_every: int = choice(0, "Probe the policy again every so many steps; 0: never.", least=0)
     probe_traces: str | None = choice(None, "The labelled traces for that.")
     trust_remote_code: bool = choice(False, "Run code that comes with the model.")

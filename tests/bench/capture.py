@@ -105,7 +105,7 @@ def work(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
 
     from probing.models.load import load_model
 
-    attention = "eager" if job["method"] == "eager" else None
+    attention = "eager" if job["method"] == "eager" else "auto"
     model_id = args.model or _smollm2()
     model = load_model(model_id, device=args.device, dtype=args.dtype, attention=attention)
     ids, answer = _trace(model_id, job["tokens"], next(model.parameters()).device)

@@ -81,9 +81,8 @@ def probe(
     processes.wait()
     if processes.rank != 0:
         return None
-    stored = store.load()
     limit = position_limit(model)
-    scored = {name: stored[name] for name in ids if name in stored}
+    scored = store.load(ids)
     if not scored:
         why = NOT_FINITE if limit is None else too_long(limit)
         raise DataError(f"{config.traces}: every trace has {why}")
@@ -93,18 +92,19 @@ def probe(
     marks: dict[str, set[str]] = {}
     with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
         for trace in prepare_traces(config.source):  # once more: one in memory at a time
+            bar(1, 0)
             if trace.id not in scored:
                 short = fits(len(encoded_as(config, tokenizer, trace)), limit)
                 counter.lose(NOT_FINITE if short else too_long(limit))
                 continue
+            write(trace)
+            marks[trace.id] = trace.problem_marks
             row = ranked_trace(trace, scored[trace.id])
             counter.count(trace, scored[trace.id], row)
             rows += [row] if row else []
-            marks[trace.id] = trace.problem_marks
-            if row and (control := of_random.get(trace.id)):
-                random += [same] if (same := ranked_trace(trace, control)) else []
-            write(trace)
-            bar(1, 0)
+            control = of_random.get(trace.id)
+            same = ranked_trace(trace, control) if row and control else None
+            random += [same] if same else []
     ranking = rank_heads(config, heads, rows, progress, random)  # 4, 5
     result = _result(ranking, ModelCard.of(config.model, model.config), report, speed)
     result.write(head_set_of(result, result.card, marks))  # 6

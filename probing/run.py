@@ -81,29 +81,30 @@ def probe(
     processes.wait()
     if processes.rank != 0:
         return None
-    stored = store.load()
-    scored = {trace_id: stored[trace_id] for trace_id in ids if trace_id in stored}
+    limit = position_limit(model)
+    scored = store.load(ids)
     if not scored:
-        lost = next(prepare_traces(config.source))
-        reason = _why_lost(config, model, tokenizer, lost)
-        raise DataError(f"{config.traces}: no trace is left of {len(ids)}; {lost.id}: {reason}")
+        why = NOT_FINITE if limit is None else too_long(limit)
+        raise DataError(f"{config.traces}: every trace has {why}")
     counter = _Counter(report, tokenizer, context_limit(model.config))
     rows: list[RankedTrace] = []
     random: list[RankedTrace] = []
     marks: dict[str, set[str]] = {}
     with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
         for trace in prepare_traces(config.source):  # once more: one in memory at a time
+            bar(1, 0)
             if trace.id not in scored:
-                counter.leave_out(_why_lost(config, model, tokenizer, trace))
+                short = fits(len(encoded_as(config, tokenizer, trace)), limit)
+                counter.lose(NOT_FINITE if short else too_long(limit))
                 continue
+            write(trace)
+            marks[trace.id] = trace.problem_marks
             row = ranked_trace(trace, scored[trace.id])
             counter.count(trace, scored[trace.id], row)
             rows += [row] if row else []
-            marks[trace.id] = trace.problem_marks
-            if row and (control := of_random.get(trace.id)):
-                random += [same] if (same := ranked_trace(trace, control)) else []
-            write(trace)
-            bar(1, 0)
+            control = of_random.get(trace.id)
+            same = ranked_trace(trace, control) if row and control else None
+            random += [same] if same else []
     ranking = rank_heads(config, heads, rows, progress, random)  # 4, 5
     result = _result(ranking, ModelCard.of(config.model, model.config), report, speed)
     result.write(head_set_of(result, result.card, marks))  # 6
@@ -119,6 +120,12 @@ def score_settings(config: ProbeConfig, model: PreTrainedModel) -> dict[str, Any
         "keep": config.keep,
         "answer": config.answer,
     }
+
+
+def encoded_as(config: ProbeConfig, tokenizer: Any, trace: Trace) -> EncodedTrace:
+    """The trace as token ids, as these settings want it; errors as for `encode_trace`."""
+    rule, bad = config.source.rule, config.skip_bad
+    return encode_trace(tokenizer, trace, rule=rule, answer=config.answer, skip_bad=bad)
 
 
 def _score(
@@ -140,7 +147,7 @@ def _score(
     def encoded() -> Iterator[EncodedTrace]:
         for trace in prepare_traces(config.source):
             if trace.id in mine:
-                one = _encoded(config, tokenizer, trace)
+                one = encoded_as(config, tokenizer, trace)
                 if fits(len(one), limit):
                     yield one
 
@@ -158,24 +165,6 @@ def _score(
     seconds = time.perf_counter() - started
     speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds, "resumed": len(done)}
     return speed, capture.heads
-
-
-def _encoded(config: ProbeConfig, tokenizer: Any, trace: Trace) -> EncodedTrace:
-    return encode_trace(
-        tokenizer,
-        trace,
-        rule=config.source.rule,
-        answer=config.answer,
-        skip_bad=config.skip_bad,
-    )
-
-
-def _why_lost(config: ProbeConfig, model: PreTrainedModel, tokenizer: Any, trace: Trace) -> str:
-    """Why a trace has no scores."""
-    limit = position_limit(model)
-    if limit is None or fits(len(_encoded(config, tokenizer, trace)), limit):
-        return NOT_FINITE
-    return too_long(limit)
 
 
 def _pass_over(trace: EncodedTrace, error: NotFiniteError) -> None:
@@ -209,6 +198,11 @@ class _Counter:
     def __init__(self, report: SourceReport, tokenizer: Any, limit: int | None) -> None:
         self.report, self.limit, self.tokenizer = report, limit, tokenizer
 
+    def lose(self, reason: str) -> None:
+        """Count a trace without scores."""
+        self.report.used -= 1
+        self.report.left_out[reason] += 1
+
     def count(self, trace: Trace, scored: ScoredTrace, row: RankedTrace | None) -> None:
         """Count one trace; `row` is None where no pair of its steps is left."""
         report = self.report
@@ -228,7 +222,7 @@ class _Counter:
             self.leave_out("no answer token or no pair of steps with tokens")
 
     def leave_out(self, reason: str) -> None:
-        """Count a trace that is not used after all, or has no scores."""
+        """Count a trace that is not used after all."""
         self.report.used -= 1
         self.report.left_out[reason] += 1
 

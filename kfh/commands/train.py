@@ -160,8 +160,8 @@ def train(
     model: Annotated[str | None, declared(TrainConfig, "model")] = None,
     heads: Annotated[str | None, declared(TrainConfig, "heads")] = None,
     data: Annotated[str | None, declared(TrainConfig, "data")] = None,
-    attention: Annotated[str | None, declared(TrainConfig, "attention")] = None,
     skip_bad: Annotated[bool | None, declared(TrainConfig, "skip_bad")] = None,
+    attention: Annotated[str | None, declared(TrainConfig, "attention")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order, sampling and random heads.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, any setting; repeatable.")
@@ -173,7 +173,7 @@ def train(
     What is not given is the recipe's.
     """
     options = {"method": method, "model": model, "heads": heads, "data": data, "seed": seed}
-    options |= {"attention": attention, "skip_bad": skip_bad}
+    options |= {"skip_bad": skip_bad, "attention": attention}
     result = run_train(out, recipe, set_ or [], resume, **options)
     if result["status"] == "interrupted":
         raise KeyboardInterrupt("interrupted; the same command with --resume goes on from here")

@@ -91,10 +91,11 @@ class ScoreStore:
                 metadata={"id": trace.id, HEADER: json.dumps(file_header("step scores"))},
             )
 
-    def load(self) -> dict[str, ScoredTrace]:
-        """All scores that are there, by trace id."""
+    def load(self, ids: Iterable[str] | None = None) -> dict[str, ScoredTrace]:
+        """All scores that are there, by trace id; or those of `ids`, in their order."""
         parts = [path for path in self.parts.glob("*.safetensors") if path.name[0] != "."]
-        return {**self._read_table(), **{t.id: t for t in map(self._read_part, parts)}}
+        stored = {**self._read_table(), **{t.id: t for t in map(self._read_part, parts)}}
+        return stored if ids is None else {name: stored[name] for name in ids if name in stored}
 
     def _read_part(self, path: Path) -> ScoredTrace:
         from safetensors import SafetensorError, safe_open

@@ -157,8 +157,8 @@ def prepare_answers(
 ) -> Iterator[PreparedTrace]:
     """Encode the chosen traces and score their steps by the head set, longest first.
 
-    Left out and counted: traces none of whose answer tokens count, whose ids do not fit, or which
-    are too long for the model; with `skip_bad` those whose attention is not finite.
+    Left out and counted: traces none of whose answer tokens count, too long for the model, or whose
+    ids do not fit; with `skip_bad` those whose attention is not finite.
 
     Raises:
         ModelError: the head set is of another model, or attention cannot be captured.
@@ -185,7 +185,7 @@ def prepare_answers(
         cause, trace, prompt_tokens = causes.pop(scored.id)
         yield PreparedTrace(
             **{item.name: getattr(cause, item.name) for item in fields(cause)},
-            group=trace.problem or trace.prompt,
+            group=trace.problem_key,
             prompt_tokens=prompt_tokens,
             answer=_answer_at(cause, config),
             scores=scored.scores.mean(axis=0).astype(np.float64),
@@ -199,8 +199,8 @@ def encode_answers(
 ) -> tuple[dict[str, tuple[CauseTrace, Trace, int]], list[EncodedTrace]]:
     """The chosen traces as token ids: what is answered from, by id, and what is scored.
 
-    Left out and counted: traces none of whose answer tokens count, whose ids do not fit, or which
-    are too long for the model.
+    Left out and counted: traces none of whose answer tokens count, too long for the model, or whose
+    ids do not fit.
 
     Raises:
         DataError: no trace is left.

@@ -147,8 +147,8 @@ def _implementations(trunk: torch.nn.Module) -> set[str]:
     names.discard(None)
     if "flex_attention" in names:
         raise ModelError(
-            "flex_attention keeps its mask in a form that has no rows; load the model with "
-            'attn_implementation="sdpa" (or "eager")'
+            "flex_attention keeps its mask in a form that has no rows; load the model with another "
+            "kernel: --attention sdpa (or eager)"
         )
     return {str(name) for name in names}
 

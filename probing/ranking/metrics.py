@@ -281,6 +281,6 @@ def ranked_trace(trace: Trace, scored: ScoredTrace) -> RankedTrace | None:
     return RankedTrace.of(
         scored,
         [step.label for step in trace.steps],
-        trace.problem or trace.prompt,
+        trace.problem_key,
         [trace.response[step.start : step.end] for step in trace.steps],
     )

@@ -121,8 +121,8 @@ def encode_trace(
         skip_bad: tokenise the text where the trace's ids do not fit it.
 
     Raises:
-        DataError: the trace's `token_ids` are not of its prompt and response, or no tokens; or the
-            model has no embedding for one of its tokens.
+        DataError: the trace's `token_ids` are not of its prompt and response, the model has no
+            embedding for one of its tokens, or there are no tokens.
     """
     sampled = SampledIds.of(trace)
     if sampled and sampled.is_of(tokenizer):

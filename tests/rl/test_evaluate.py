@@ -151,7 +151,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_result(tmp_path: Path) -> N
         again = evaluate(config(tmp_path / "b", "pocket:6", **asked))
         whole_questions = max(0, kept.count(b"\n") - 1) // 2
         assert again.sampled == 12 - 2 * whole_questions
-        assert again.sets == whole.sets
+        assert repr(again.sets) == repr(whole.sets)  # nan is not nan: one group has no interval
         assert sorted(torn.read_bytes().splitlines()[1:]) == sorted(
             line.rstrip(b"\n") for line in lines[1:]
         )

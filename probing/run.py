@@ -87,8 +87,7 @@ def probe(
         why = NOT_FINITE if limit is None else too_long(limit)
         raise DataError(f"{config.traces}: every trace has {why}")
     counter = _Counter(report, tokenizer, context_limit(model.config))
-    rows: list[RankedTrace] = []
-    random: list[RankedTrace] = []
+    rows, random = list[RankedTrace](), list[RankedTrace]()
     marks: dict[str, set[str]] = {}
     with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
         for trace in prepare_traces(config.source):  # once more: one in memory at a time

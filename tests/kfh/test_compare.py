@@ -203,7 +203,7 @@ def test_the_measured_figures_are_those_of_the_answers() -> None:
         assert part["unreadable"] == part["redundant_steps_each"].count(None)
     assert found["sampled"] != measure(data_path("pocket"), problems, seed=1)["sampled"]
     assert found["shortest_each"][0] < len(shortest_trace(problems[0]).response)
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="no model in this folder"):
         measure(ROOT / "tests", problems, 0)
 
 

@@ -201,7 +201,7 @@ def test_traces_are_prepared_as_the_head_set_says(tmp_path: Path) -> None:
         assert trace.scores == pytest.approx(scored.scores[places].mean(0), rel=1e-4)
         assert tokenizer.decode(trace.ids[trace.context : trace.behind]) == "</think>"
         assert tokenizer.decode(trace.ids[trace.behind : trace.answer]) == " \\boxed{"
-        assert trace.group == raw.problem and len(trace.labels) == len(raw.steps)
+        assert trace.group == raw.problem_key and len(trace.labels) == len(raw.steps)
     other = tiny("llama", vocab_size=len(tokenizer), num_hidden_layers=2)
     with pytest.raises(ModelError, match="does not fit"):
         next(prepare_answers(replace(setup, model=other), choice))

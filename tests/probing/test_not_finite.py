@@ -104,15 +104,15 @@ def test_interventions_name_the_trace_or_count_it(setting: dict) -> None:
     config = InterventionConfig()
     setup = Setup(model, tokenizer, heads, (), (), config, lambda trace, ids: True)
     with pytest.raises(NotFiniteError, match=r"trace t/[25]: .*not finite in float16"):
-        list(prepare_answers(setup, TraceChoice(setting["traces"]).choose(heads)))
-    choice = TraceChoice(setting["traces"], skip_bad=True).choose(heads)
+        list(prepare_answers(setup, TraceChoice(setting["traces"], only="all").choose(heads)))
+    choice = TraceChoice(setting["traces"], skip_bad=True, only="all").choose(heads)
     assert len(list(prepare_answers(setup, choice))) == 6 == choice.report.used
     assert choice.report.left_out == {"attention that is not finite": 2}
 
     single = load_model(setting["model"], device="cpu", dtype="float32")
     scored = prepare_answers(
         Setup(single, tokenizer, heads, (), (), config, lambda trace, ids: True),
-        TraceChoice(setting["traces"]).choose(heads),
+        TraceChoice(setting["traces"], only="all").choose(heads),
     )
     bad = next(trace for trace in scored if trace.id == "t/5")
     with pytest.raises(NotFiniteError, match=NAMED):

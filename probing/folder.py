@@ -223,13 +223,18 @@ class ProbeResult(Ranking):
         return path
 
     def problems(self) -> dict[str, str]:
-        """What the problem of each trace is known by (`Trace.problem_key`), by id.
+        """What the problem of each ranked trace is known by (`Trace.problem_key`), by id.
 
-        Traces of one problem are no independent draws.
+        Traces of one problem are no independent draws. An older probe does not say it; then the
+        trace file does, for all its traces.
 
         Raises:
-            DataError: as for `trace_file`.
+            DataError: as for `trace_file`, where it is asked for.
         """
+        if self.moved:
+            _ = self.trace_file  # what is named must be the probe's
+        if known := self.counts.get("problem_of"):
+            return dict(known)
         anew = self.config.cutter is not None
         traces = read_traces(self.trace_file, **self.config.reading, anew=anew)
         return {trace.id: trace.problem_key for trace in traces}

@@ -41,6 +41,7 @@ class Counts:
     left_out: dict[str, int]
     bad_lines: dict[str, int]
     problems: int | None = None
+    problem_of: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,7 @@ def _counts(
     counts: dict[str, Any] = {
         "ranked": len(traces),
         "problems": len({trace.group for trace in traces}),
+        "problem_of": {trace.id: trace.group for trace in traces},
         "pairs": int(sum(t.essential.sum() * (~t.essential).sum() for t in traces)),
         "both_orders": int((~np.isnan(values["balanced"][0])).sum()),
     }

@@ -54,8 +54,9 @@ class ProbeConfig(ModelSource, TraceReading, StepCutting, TraceChoosing):
     )
     permutations: int = choice(PERMUTATIONS, "Draws of the null.", least=1, panel=RANKING)
     control: Control = choice(
-        "none", "Score the traces once more by a model of the same shape.", panel=RANKING
+        "none", "Score the traces by untrained models of the same shape, too.", panel=RANKING
     )
+    control_draws: int = choice(5, "Untrained models of the control.", least=3, panel=RANKING)
     seed: int = choice(0, "Of bootstrap, null and random weights.", panel=RANKING)
     backend: Backend = choice("transformers", "What captures attention.", panel=MODEL)
     batch_tokens: int = choice(BATCH_TOKENS, "Tokens in a forward pass.", least=1, panel=MODEL)

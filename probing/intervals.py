@@ -159,6 +159,25 @@ def bootstrap_interval(
     return limits
 
 
+def next_below(values: Float[np.ndarray, "draw"]) -> float:
+    """What one more draw stays below in 97.5 % of cases: mean + t(n − 1, 97.5 %) · s · √(1 + 1/n).
+
+    The upper end of a prediction interval for normal draws (Hahn and Meeker, Statistical Intervals,
+    1991, section 4.7). Not a number for fewer than two draws.
+
+    Example: 1, 2, 3: 2 + 4.303 · 1 · √(4/3).
+        >>> round(next_below(np.array([1.0, 2.0, 3.0])), 3)
+        6.968
+    """
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2:
+        return float("nan")
+    reach = t.ppf(TAILS[1], n - 1) * values.std(ddof=1) * np.sqrt(1 + 1 / n)
+    return float(values.mean() + reach)
+
+
 def estimate_rate(
     over: Rows, under: Rows, *, per: float | int = 1, resamples: int = RESAMPLES, seed: Seed = 0
 ) -> Estimate:

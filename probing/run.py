@@ -87,7 +87,7 @@ def probe(
         why = NOT_FINITE if limit is None else too_long(limit)
         raise DataError(f"{config.traces}: every trace has {why}")
     counter = _Counter(report, tokenizer, context_limit(model.config))
-    rows, random = list[RankedTrace](), list[RankedTrace]()
+    rows, random = list[RankedTrace](), [list[RankedTrace]() for _ in of_random]
     marks: dict[str, set[str]] = {}
     with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
         for trace in prepare_traces(config.source):  # once more: one in memory at a time
@@ -101,9 +101,8 @@ def probe(
             row = ranked_trace(trace, scored[trace.id])
             counter.count(trace, scored[trace.id], row)
             rows += [row] if row else []
-            control = of_random.get(trace.id)
-            same = ranked_trace(trace, control) if row and control else None
-            random += [same] if same else []
+            for untrained, scores in zip(random, of_random, strict=True):
+                untrained += _control(trace, scores) if row else []
     ranking = rank_heads(config, heads, rows, progress, random)  # 4, 5
     result = _result(ranking, ModelCard.of(config.model, model.config), report, speed)
     result.write(head_set_of(result, result.card, marks))  # 6
@@ -177,18 +176,28 @@ def _random_scores(
     ids: list[str],
     processes: Processes,
     progress: Progress,
-) -> dict[str, ScoredTrace]:
-    """Scores of a model of random weights in a folder of their own; none where not asked for."""
-    if config.control == "none":
-        return {}
-    fresh = with_random_weights(model, config.seed)
-    store = ScoreStore(Path(config.out) / "random-weights", score_settings(config, fresh))
-    if processes.rank == 0:
-        store.open(config.resume)
-    processes.wait()
-    _score(config, fresh, tokenizer, store, ids, processes, progress)
-    processes.wait()
-    return store.load() if processes.rank == 0 else {}
+) -> list[dict[str, ScoredTrace]]:
+    """Scores of models of random weights, each in a folder of its own; none where not asked for."""
+    found = []
+    for draw in range(config.control_draws if config.control == "random-weights" else 0):
+        fresh = with_random_weights(model, config.seed + draw)
+        folder = Path(config.out) / "random-weights" / str(draw)
+        store = ScoreStore(folder, score_settings(config, fresh))
+        if processes.rank == 0:
+            store.open(config.resume)
+        processes.wait()
+        _score(config, fresh, tokenizer, store, ids, processes, progress)
+        processes.wait()
+        found += [store.load()] if processes.rank == 0 else []
+    return found
+
+
+def _control(trace: Trace, scores: dict[str, ScoredTrace]) -> list[RankedTrace]:
+    """The trace as an untrained model scores it; all of them or none, so that halves are alike."""
+    if trace.id not in scores:
+        raise DataError(f"trace {trace.id}: an untrained model gives {NOT_FINITE}; --control none")
+    control = ranked_trace(trace, scores[trace.id])
+    return [control] if control else []
 
 
 class _Counter:

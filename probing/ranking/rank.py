@@ -14,7 +14,7 @@ from probing.choices import METRICS, SELECTIONS, Head
 from probing.config import ProbeConfig
 from probing.errors import DataError
 from probing.files.headers import json_number, part_json
-from probing.intervals import bootstrap_interval, mean_over_traces
+from probing.intervals import bootstrap_interval, mean_over_traces, next_below
 from probing.ranking.metrics import (
     BUILT_IN,
     CONTROLS,
@@ -39,8 +39,8 @@ class Ranking:
         table: a row a head, in the order of layers and heads: every metric with its 95 % interval
             over problems (`sra`, `sra_low`, `sra_high`, …), on both halves (`sra_select`,
             `sra_held_out`), and p-values against the best head by chance (`sra_p`).
-        controls: a row a control (`probing.ranking.metrics.CONTROLS`), in the same columns; the
-            best head of a model of random weights where that was asked for.
+        controls: a row a control (`probing.ranking.metrics.CONTROLS`), in the same columns;
+            where that was asked for, what the best heads of untrained models stay below.
         curves: ensembles of 1 … 10 heads by way of selection; each point names the head `added`.
         chosen: the heads of the set, in the order in which they were chosen.
         set_caveats: in sentences, where the set does not beat the best control.
@@ -70,7 +70,7 @@ def rank_heads(
     heads: Sequence[Head],
     traces: Sequence[RankedTrace],
     progress: Progress = no_progress,
-    random: Sequence[RankedTrace] = (),
+    random: Sequence[Sequence[RankedTrace]] = (),
 ) -> Ranking:
     """Rank the heads, choose the set on one half of the problems and report it on the other.
 
@@ -79,7 +79,8 @@ def rank_heads(
         heads: of the model, in the order of the scores.
         traces: the labelled steps with their scores.
         progress: makes progress bars.
-        random: the same traces as a model of random weights scores them, for a control.
+        random: the same traces as each of several models of random weights scores them, for a
+            control.
 
     Raises:
         DataError: the traces are of fewer than two problems, so that no half is left to report on.
@@ -100,10 +101,11 @@ def rank_heads(
     for metric, (p, _) in null.items():
         table[f"{metric}_p"] = p
     table["contrast_essential"], table["contrast_redundant"] = contrast(traces)
-    controls = _controls(traces, halves, config.seed)
+    controls, counts = _controls(traces, halves, config.seed), _counts(traces, values, halves)
     if random:
-        best = _best_of_random(config, random, halves)
+        best, found = _best_of_random(config, heads, random, halves)
         controls = pd.concat([controls, best], ignore_index=True)
+        counts["random_weights"] = found
     curves = _curves(config, traces, table, halves, progress)
     points = curves[config.select][: config.top]
     return Ranking(
@@ -119,7 +121,7 @@ def rank_heads(
             for metric, (_, best) in null.items()
             if len(best)
         },
-        counts=_counts(traces, values, halves),
+        counts=counts,
     )
 
 
@@ -210,22 +212,40 @@ def _controls(
 
 
 def _best_of_random(
-    config: ProbeConfig, traces: Sequence[RankedTrace], halves: tuple[list[int], list[int]]
-) -> pd.DataFrame:
-    """A row for the best head of a model of random weights, chosen as the probed model's are.
+    config: ProbeConfig,
+    heads: Sequence[Head],
+    models: Sequence[Sequence[RankedTrace]],
+    halves: tuple[list[int], list[int]],
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """A control from models of random weights: what the best head of such a model stays below.
 
-    The figures over all traces are those of the best head on all, those on the other half those of
-    the best head on the selection half: a choice among as many heads flatters both alike.
+    Of each model the best head is chosen as the probed model's are: figures over all traces are
+    those of the best head on all, those on the other half those of the best head on the selection
+    half. Models differ among each other by more than their intervals over problems say, so the
+    control is the figure that one more model stays below in 97.5 % of cases.
+
+    Returns:
+        The row of the control, and of each model its best head with its figures.
     """
-    table = pd.DataFrame(index=range(len(traces[0].scores)))
-    _add_figures(table, metric_table(traces), traces, halves, config.seed)
-    best, chosen = (
-        select_top(table[name].to_numpy(), 1)[0] for name in (config.by, f"{config.by}_select")
-    )
-    row = table.loc[best].copy()
-    halved = [f"{metric}_{half}" for metric in METRICS for half in ("select", "held_out")]
-    row[halved] = table.loc[chosen, halved]
-    return pd.DataFrame([{"control": RANDOM_WEIGHTS, **row}])
+    found = []
+    for traces in models:
+        values = metric_table(traces)
+        columns: dict[str, np.ndarray] = {}
+        for metric in METRICS:
+            columns[metric] = mean_over_traces(values[metric])
+            for name, half in zip(("select", "held_out"), halves, strict=True):
+                columns[f"{metric}_{name}"] = mean_over_traces(values[metric][:, half])
+        best, chosen = (
+            select_top(columns[name], 1)[0] for name in (config.by, f"{config.by}_select")
+        )
+        figures = {
+            name: json_number(column[best if name in METRICS else chosen])
+            for name, column in columns.items()
+        }
+        found.append({"head": list(heads[best]), **figures})
+    table = pd.DataFrame(found).drop(columns="head").astype(float)
+    bounds = {name: min(next_below(table[name].to_numpy()), 1.0) for name in table}
+    return pd.DataFrame([{"control": RANDOM_WEIGHTS, **bounds}]), found
 
 
 def _curves(

@@ -62,8 +62,8 @@ def tails(groups: int) -> tuple[float, float]:
     Hesterberg's expanded percentile interval (2015, section 5.3): Φ(± z · `spread`).
 
     Example: of 20 problems wider than the plain 0.025, of 20,000 about that.
-        >>> [round(tails(n)[0], 4) for n in (20, 20_000)]
-        [0.0159, 0.025]
+        >>> round(tails(20)[0], 4), round(tails(20_000)[0], 4)
+        (0.0159, 0.025)
     """
     from scipy.stats import norm
 

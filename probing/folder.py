@@ -41,8 +41,7 @@ from probing.files.tables import WRITTEN
 from probing.headset import HeadSet
 from probing.models.identity import ModelCard
 from probing.ranking.caveats import label_caveats, ranking_caveats
-from probing.ranking.measured import ReadTraces
-from probing.ranking.metrics import RankedTrace
+from probing.ranking.metrics import RankedTrace, ReadTraces
 from probing.ranking.rank import Ranking, set_caveats
 from probing.traces.file import Trace, read_traces
 from probing.traces.source import TraceSource, prepare_traces

@@ -36,8 +36,7 @@ from probing.models.identity import (
 )
 from probing.models.load import with_random_weights
 from probing.models.processes import Processes
-from probing.ranking.measured import Measured, Measures, ReadTraces
-from probing.ranking.metrics import RankedTrace, ranked_trace
+from probing.ranking.metrics import Measured, Measures, RankedTrace, ReadTraces, ranked_trace
 from probing.ranking.rank import Ranking, rank_heads
 from probing.settings import Progress, no_progress
 from probing.traces.file import Trace
@@ -83,8 +82,7 @@ def probe(
     if processes.rank != 0:
         return None
     limit = position_limit(model)
-    scored = store.load(ids)
-    if not scored:
+    if not (scored := store.load(ids)):
         why = NOT_FINITE if limit is None else too_long(limit)
         raise DataError(f"{config.traces}: every trace has {why}")
     counter = _Counter(report, tokenizer, context_limit(model.config))
@@ -105,8 +103,7 @@ def probe(
             counter.count(trace, scored[trace.id], row)
             if row:
                 measures.add(row)
-                for untrained, scores in zip(random, of_random, strict=True):
-                    _measure_control(untrained, trace, scores)
+                _measure_controls(random, trace, of_random)
     again = _read_again(store, labels, measures.heads)
     ranking = rank_heads(config, heads, measures, again, progress, random)  # 4, 5
     result = _result(ranking, ModelCard.of(config.model, model.config), report, speed)
@@ -197,12 +194,17 @@ def _random_scores(
     return found
 
 
-def _measure_control(to: Measured, trace: Trace, scores: Mapping[str, ScoredTrace]) -> None:
-    """The trace as an untrained model scores it; all of them or none, so that halves are alike."""
-    if trace.id not in scores:
-        raise DataError(f"trace {trace.id}: an untrained model gives {NOT_FINITE}; --control none")
-    if control := ranked_trace(trace, scores[trace.id]):
-        to.add(control)
+def _measure_controls(
+    to: list[Measured], trace: Trace, models: list[Mapping[str, ScoredTrace]]
+) -> None:
+    """The trace as untrained models score it; all of them or none, so that halves are alike."""
+    for measured, scores in zip(to, models, strict=True):
+        if trace.id not in scores:
+            raise DataError(
+                f"trace {trace.id}: an untrained model gives {NOT_FINITE}; --control none"
+            )
+        if control := ranked_trace(trace, scores[trace.id]):
+            measured.add(control)
 
 
 def _read_again(

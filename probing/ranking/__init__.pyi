@@ -1,8 +1,7 @@
 from .caveats import ranking_caveats as ranking_caveats
-from .measured import Measured as Measured
-from .measured import Measures as Measures
-from .medians import contrast as contrast
 from .metrics import CONTROLS as CONTROLS
+from .metrics import Measured as Measured
+from .metrics import Measures as Measures
 from .metrics import RankedTrace as RankedTrace
 from .metrics import balanced_ranking_accuracy as balanced_ranking_accuracy
 from .metrics import gating_accuracy as gating_accuracy

@@ -6,8 +6,10 @@ Plain functions of one trace come first; what counts the pairs of all heads at o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -15,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from probing.attention.scores import ScoredTrace, Scores
 from probing.choices import METRICS
 from probing.errors import DataError
+from probing.intervals import Medians
 from probing.traces.file import Trace
 
 Essential = Bool[np.ndarray, "step"]
@@ -249,6 +252,16 @@ def by_metric(
     return {metric: np.stack([row[metric] for row in measured], axis=1) for metric in METRICS}
 
 
+def ratios(trace: RankedTrace) -> Iterator[tuple[int, Float[np.ndarray, "head step"]]]:
+    """S / S_base of the essential steps, of the redundant ones, with the row of the first head.
+
+    Rows as `Medians` takes them: of essential steps by head, then of redundant steps by head.
+    """
+    of_base = trace.scores / trace.base
+    yield 0, of_base[:, trace.essential]
+    yield len(of_base), of_base[:, ~trace.essential]
+
+
 def ranked_trace(trace: Trace, scored: ScoredTrace) -> RankedTrace | None:
     """The labelled steps of a trace with their scores; None where no pair is left."""
     return RankedTrace.of(
@@ -257,3 +270,96 @@ def ranked_trace(trace: Trace, scored: ScoredTrace) -> RankedTrace | None:
         trace.problem_key,
         [trace.response[step.start : step.end] for step in trace.steps],
     )
+
+
+class Measured:
+    """The metrics of some scorers (the heads of a model, controls) on each trace."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.groups: list[str] = []  # problems
+        self.pairs: list[int] = []  # of an essential and a redundant step
+        self._rows: list[dict[str, Float[np.ndarray, "scorer"]]] = []
+
+    @classmethod
+    def of(cls, traces: Iterable[RankedTrace]) -> Measured:
+        """All of these, by their own scores."""
+        measured = cls()
+        for trace in traces:
+            measured.add(trace)
+        return measured
+
+    def add(self, trace: RankedTrace, scores: Scores | None = None) -> None:
+        """Measure one trace, by its own scores or by others; not after `values` were asked for."""
+        self.ids.append(trace.id)
+        self.groups.append(trace.group)
+        self.pairs.append(int(trace.essential.sum() * (~trace.essential).sum()))
+        self._rows.append(trace.measure(scores))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def values(self) -> dict[str, Float[np.ndarray, "scorer trace"]]:
+        """Every metric of every scorer on every trace."""
+        values = by_metric(self._rows)
+        self._rows.clear()
+        return values
+
+
+class Measures:
+    """All that ranking needs from going through the traces for the first time."""
+
+    def __init__(self) -> None:
+        self.heads, self.controls = Measured(), Measured()
+        self.ratios: Medians | None = None  # of S / S_base, see `ratios`
+
+    @classmethod
+    def of(cls, traces: Iterable[RankedTrace]) -> Measures:
+        """Of all of these."""
+        measures = cls()
+        for trace in traces:
+            measures.add(trace)
+        return measures
+
+    def add(self, trace: RankedTrace) -> None:
+        """Measure one trace.
+
+        Raises:
+            DataError: a control does not give one number a step.
+        """
+        self.heads.add(trace)
+        controls = [control_scores(trace, name) for name in CONTROLS]
+        self.controls.add(trace, np.concatenate(controls))
+        self.ratios = self.ratios or Medians(2 * len(trace.scores))
+        for first, values in ratios(trace):
+            self.ratios.add(first, values)
+
+
+class ReadTraces(Sequence[RankedTrace]):
+    """Ranked traces that are read when they are asked for: none stays in memory.
+
+    Args:
+        keys: ids or places, one a trace.
+        read: gives the trace of a key.
+    """
+
+    def __init__(self, keys: Sequence[Any], read: Callable[[Any], RankedTrace]) -> None:
+        self.keys, self.read = keys, read
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, place: int) -> RankedTrace: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> ReadTraces: ...
+
+    def __getitem__(self, place: int | slice) -> RankedTrace | ReadTraces:
+        if isinstance(place, slice):
+            return ReadTraces(self.keys[place], self.read)
+        return self.read(self.keys[place])
+
+    def __iter__(self) -> Iterator[RankedTrace]:
+        return map(self.read, self.keys)

@@ -9,7 +9,7 @@ often than the claim is true.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from probing.attention.scores import Scores
 from probing.choices import METRICS, NULLS, PERMUTATIONS
 from probing.errors import ConfigError
 from probing.intervals import by_group
-from probing.ranking.metrics import RankedTrace, RankingCounts
+from probing.ranking.metrics import Measured, RankedTrace, RankingCounts
 from probing.settings import unknown
 
 CHANCE = 0.5  # of every metric, for scores that know nothing of the labels
@@ -210,8 +210,7 @@ def _reached(
 
 def best_by_chance(
     traces: Iterable[RankedTrace],
-    values: Mapping[str, Float[np.ndarray, "head trace"]],
-    groups: Sequence[str],
+    measured: Measured,
     kind: str,
     draws: int,
     seed: int,
@@ -221,8 +220,7 @@ def best_by_chance(
 
     Args:
         traces: with scores of every head; gone through once where labels are permuted.
-        values: every metric of them (`metric_table`).
-        groups: the problem of each.
+        measured: every metric of them.
         kind: of NULLS; see the top of this module.
         draws: of signs or labellings.
         seed: of the draws.
@@ -231,8 +229,9 @@ def best_by_chance(
     Raises:
         ConfigError: an unknown kind.
     """
+    values, groups = measured.values, measured.groups
     if kind == "problems":
-        for _ in groups:
+        for _ in measured.ids:
             advance()
         return {str(m): flipped_null(values[m], groups, draws=draws, seed=seed) for m in METRICS}
     null = max_null(traces, kind=kind, permutations=draws, seed=seed, advance=advance)

@@ -8,16 +8,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from probing.choices import METRICS, Head
 from probing.config import ProbeConfig
 from probing.errors import DataError
 from probing.files.headers import json_number, part_json
 from probing.intervals import bootstrap_interval, mean_over_traces, next_below
-from probing.ranking.measured import Measured, Measures, ReadTraces
-from probing.ranking.medians import medians
-from probing.ranking.metrics import BUILT_IN, CONTROLS, RankedTrace
+from probing.ranking.metrics import (
+    BUILT_IN,
+    CONTROLS,
+    Measured,
+    Measures,
+    RankedTrace,
+    ReadTraces,
+    ratios,
+)
 from probing.ranking.null import best_by_chance
 from probing.ranking.select import CURVE, ensembles, halves, select_greedy, select_top
 from probing.settings import Progress, no_progress
@@ -84,21 +89,14 @@ def rank_heads(
     Raises:
         DataError: the traces are of fewer than two problems, so that no half is left to report on.
     """
-    measured = measures.heads
-    split = halves(measured.ids, measured.groups)
-    if not split[1]:
-        raise DataError(
-            f"{config.traces}: ranking needs labelled traces of at least two problems, one to "
-            f"select heads on and one to report them on; {len(measured)} trace(s) can be ranked"
-        )
-    values, groups = measured.values, measured.groups
+    measured, seed = measures.heads, config.seed
+    split = _split(config, measured)
     with progress("null of the best head", len(measured)) as advance:
-        draws, seed = config.permutations, config.seed
         null = best_by_chance(
-            traces, values, groups, config.null, draws, seed, lambda: advance(1, 0)
+            traces, measured, config.null, config.permutations, seed, lambda: advance(1, 0)
         )
     table = pd.DataFrame(heads, columns=["layer", "head"])
-    _add_figures(table, values, groups, split, seed)
+    _add_figures(table, measured, split, seed)
     for metric, (p, _) in null.items():
         table[f"{metric}_p"] = p
     controls, counts = _controls(measures.controls, split, seed), _counts(measured, split)
@@ -107,11 +105,8 @@ def rank_heads(
         controls = pd.concat([controls, best], ignore_index=True)
         counts["random_weights"] = found
     orders = _orders(config, traces, table, split, progress)
-    ensembles_by = _read_again(measures, traces, orders, table, progress)
-    curves = {
-        how: _curve(table, order, ensembles_by[how].values, groups, split, seed)
-        for how, order in orders.items()
-    }
+    mixed = _read_again(measures, traces, orders, table, progress)
+    curves = {how: _curve(table, orders[how], mixed[how], split, seed) for how in orders}
     points = curves[config.select][: config.top]
     return Ranking(
         config=config,
@@ -128,6 +123,16 @@ def rank_heads(
         },
         counts=counts,
     )
+
+
+def _split(config: ProbeConfig, measured: Measured) -> tuple[list[int], list[int]]:
+    split = halves(measured.ids, measured.groups)
+    if not split[1]:
+        raise DataError(
+            f"{config.traces}: ranking needs labelled traces of at least two problems, one to "
+            f"select heads on and one to report them on; {len(measured)} trace(s) can be ranked"
+        )
+    return split
 
 
 def _counts(measured: Measured, split: tuple[list[int], list[int]]) -> dict[str, Any]:
@@ -181,16 +186,13 @@ def beaten(control: float, low: float | None) -> bool:
 
 
 def _add_figures(
-    rows: pd.DataFrame,
-    values: dict[str, Float[np.ndarray, "row trace"]],
-    groups: Sequence[str],
-    split: tuple[list[int], list[int]],
-    seed: int,
+    rows: pd.DataFrame, measured: Measured, split: tuple[list[int], list[int]], seed: int
 ) -> None:
     """Add the columns of every metric: its mean, its interval, and its mean on each half."""
+    values = measured.values
     for metric in METRICS:
         rows[metric] = mean_over_traces(values[metric])
-        limits = bootstrap_interval(values[metric], groups, seed=seed)
+        limits = bootstrap_interval(values[metric], measured.groups, seed=seed)
         rows[f"{metric}_low"], rows[f"{metric}_high"] = limits.T
     for name, half in zip(("select", "held_out"), split, strict=True):
         for metric in METRICS:
@@ -200,7 +202,7 @@ def _add_figures(
 def _controls(measured: Measured, split: tuple[list[int], list[int]], seed: int) -> pd.DataFrame:
     """Figures of the controls, as of heads."""
     rows = pd.DataFrame({"control": list(CONTROLS)})
-    _add_figures(rows, measured.values, measured.groups, split, seed)
+    _add_figures(rows, measured, split, seed)
     # Only scores in the unit of attention can be held against S_base.
     gating = [column for column in rows if column.startswith("gating")]
     rows.loc[rows["control"] != "all heads", gating] = np.nan
@@ -275,37 +277,39 @@ def _read_again(
     progress: Progress,
 ) -> dict[Any, Measured]:
     """Go through the traces once more: ensembles of each order, and medians into the table."""
+    assert measures.ratios is not None
     found = {how: Measured() for how in orders}
-    first, *others = parts = measures.contrast.parts()
-    with progress("ensembles", len(traces)) as advance:
-        for trace in traces:
-            first.add(trace)
-            for how, order in orders.items():
-                found[how].add(trace, ensembles(trace, order))
-            advance(1, 0)
-    for part in others:
-        part.collect(traces)
-    table["contrast_essential"], table["contrast_redundant"] = medians(parts)
+    turns = measures.ratios.turns()
+    with progress("ensembles", len(traces) * len(turns)) as advance:
+        for number, turn in enumerate(turns):  # nearly always one
+            for trace in traces:
+                for first, values in ratios(trace):
+                    turn.add(first, values)
+                for how, order in orders.items() if number == 0 else ():
+                    found[how].add(trace, ensembles(trace, order))
+                advance(1, 0)
+    contrast = np.concatenate([turn.medians() for turn in turns]).reshape(2, -1)
+    table["contrast_essential"], table["contrast_redundant"] = contrast
     return found
 
 
 def _curve(
     table: pd.DataFrame,
     order: list[int],
-    values: dict[str, Float[np.ndarray, "size trace"]],
-    groups: Sequence[str],
+    measured: Measured,
     split: tuple[list[int], list[int]],
     seed: int,
 ) -> list[dict[str, Any]]:
     """Ensembles of 1 … 10 heads on the second half, and where they were chosen."""
     select, held_out = split
-    groups = [groups[place] for place in held_out]
+    groups = [measured.groups[place] for place in held_out]
     columns: dict[str, np.ndarray] = {}
     for metric in METRICS:
-        columns[metric] = mean_over_traces(values[metric][:, held_out])
-        limits = bootstrap_interval(values[metric][:, held_out], groups, seed=seed)
+        values = measured.values[metric]
+        columns[metric] = mean_over_traces(values[:, held_out])
+        limits = bootstrap_interval(values[:, held_out], groups, seed=seed)
         columns[f"{metric}_low"], columns[f"{metric}_high"] = limits.T
-        columns[f"{metric}_select"] = mean_over_traces(values[metric][:, select])
+        columns[f"{metric}_select"] = mean_over_traces(values[:, select])
     added = table[["layer", "head"]].iloc[order].to_numpy().tolist()
     return [
         {

@@ -19,8 +19,7 @@ from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_header, write_json
 from probing.folder import ProbeResult
 from probing.intervals import bootstrap_interval, mean_over_traces
-from probing.ranking.measured import Measured
-from probing.ranking.metrics import RankedTrace
+from probing.ranking.metrics import Measured, RankedTrace
 from probing.ranking.select import select_top
 from probing.settings import check_metric
 

@@ -20,7 +20,7 @@ from probing.choices import Head
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files.headers import HEADER, file_header, json_number, write_json
 from probing.folder import ProbeResult
-from probing.ranking.measured import Measured
+from probing.ranking.metrics import Measured
 from probing.ranking.select import CURVE, select_top
 from probing.settings import check_metric
 

@@ -20,17 +20,18 @@ from probing.attention.scores import step_baseline, step_scores
 from probing.choices import METRICS
 from probing.config import ProbeConfig
 from probing.errors import ConfigError, DataError
-from probing.intervals import bootstrap_interval, mean_over_traces
-from probing.ranking.measured import Measures, ReadTraces
-from probing.ranking.medians import CLASSES, Contrast, classes, contrast, medians
+from probing.intervals import CLASSES, bootstrap_interval, by_group, classes, mean_over_traces
 from probing.ranking.metrics import (
     CONTROLS,
+    Measures,
     RankedTrace,
+    ReadTraces,
     balanced_ranking_accuracy,
     control_scores,
     gating_accuracy,
     metric_table,
     ranking_counts,
+    ratios,
     step_ranking_accuracy,
 )
 from probing.ranking.null import (
@@ -47,7 +48,6 @@ from probing.ranking.select import ensembles, halves, select_greedy, select_top
 @pytest.mark.parametrize(
     "name",
     [
-        "ranking.medians",
         "ranking.metrics",
         "ranking.null",
         "intervals",
@@ -384,19 +384,32 @@ def test_streamed_medians_are_the_medians(dtype: type, seed: int) -> None:
     traces = uneven(seed, dtype=dtype)[: 14 - seed]
     for trace in traces:
         trace.scores[5] = np.random.default_rng(seed).normal(0, 1, trace.scores.shape[1])
-    ratios = np.concatenate([trace.scores / trace.base for trace in traces], axis=1)
+    of_base = np.concatenate([trace.scores / trace.base for trace in traces], axis=1)
     essential = np.concatenate([trace.essential for trace in traces])
-    counted = Contrast()
-    for trace in traces:
-        counted.add(trace)
+    expected = [np.median(of_base[:, chosen], axis=1) for chosen in (essential, ~essential)]
+    counted = Measures.of(traces).ratios
+    assert counted is not None
     for kept in (1, 60, 1 << 26):
-        parts = counted.parts(kept)
-        assert len(parts) == 11 if kept == 1 else len(parts) < 11
-        for part in parts:
-            part.collect(iter(traces))
-        for found, chosen in zip(medians(parts), (essential, ~essential), strict=True):
-            np.testing.assert_array_equal(found, np.median(ratios[:, chosen], axis=1))
-            assert found.dtype == dtype
+        turns = counted.turns(kept)
+        assert len(turns) == {1: 22, 1 << 26: 1}.get(kept, len(turns)) and len(turns) != 2
+        for turn in turns:
+            for trace in traces:
+                for first, values in ratios(trace):
+                    turn.add(first, values)
+        found = np.concatenate([turn.medians() for turn in turns])
+        np.testing.assert_array_equal(found, np.concatenate(expected))
+        assert found.dtype == dtype
+
+
+def test_sums_by_group_are_the_products_they_were() -> None:
+    """Groups that are mixed, of one trace each, and one alone."""
+    rng = np.random.default_rng(0)
+    values = rng.random((5, 30))
+    for names in (rng.integers(0, 7, 30).astype(str), np.arange(30).astype(str), np.full(30, "p")):
+        first = list(dict.fromkeys(names.tolist()))
+        member = np.array([[name == group for group in first] for name in names], dtype=float)
+        np.testing.assert_allclose(by_group(values, names.tolist()), values @ member, rtol=1e-13)
+        np.testing.assert_allclose(by_group(values[0], names.tolist()), values[0] @ member)
 
 
 def test_classes_rise_with_the_ratios() -> None:
@@ -452,12 +465,8 @@ def test_a_ranking_is_that_of_the_formulas(tmp_path: Path) -> None:
     top = rank_heads(plain_config, pairs, Measures.of(traces), again)
     assert 0 <= len(reads) - 14 <= 5 and list(top.curves) == ["top"]
     assert top.curves["top"] == ranking.curves["top"]
-    for found, name in zip(contrast(traces), ("essential", "redundant"), strict=True):
-        np.testing.assert_array_equal(top.table[f"contrast_{name}"], found)
-
-
-def test_contrast() -> None:
-    trace = planted(1)[0]
-    essential, redundant = contrast([trace, trace])
-    expected = np.median(trace.scores[7, trace.essential]) / 0.7
-    assert essential[7] == pytest.approx(expected) and redundant[7] < essential[7]
+    of_base = np.concatenate([trace.scores / trace.base for trace in traces], axis=1)
+    essential = np.concatenate([trace.essential for trace in traces])
+    for name, chosen in (("essential", essential), ("redundant", ~essential)):
+        expected = np.median(of_base[:, chosen], axis=1)
+        np.testing.assert_array_equal(top.table[f"contrast_{name}"], expected)

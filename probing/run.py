@@ -87,8 +87,7 @@ def probe(
         raise DataError(f"{config.traces}: every trace has {why}")
     counter = _Counter(report, tokenizer, context_limit(model.config))
     measures, random = Measures(), [Measured() for _ in of_random]
-    labels: dict[str, list[str | None]] = {}
-    marks: dict[str, set[str]] = {}
+    labels, marks = dict[str, list[str | None]](), dict[str, set[str]]()
     with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
         for trace in prepare_traces(config.source):  # once more: one in memory at a time
             bar(1, 0)

@@ -3,7 +3,9 @@
     python tests/bench/gpu.py                      # Qwen2-1.5B and 7B shapes, bfloat16; one H100
     python tests/bench/gpu.py --small              # tiny shapes, on the CPU too: that it still runs
 
-Nothing is downloaded. Three parts (`--parts`), each within four minutes:
+Nothing is downloaded. On a machine with torch and transformers alone, bring three small wheels
+(`pip download --no-deps jaxtyping wadler-lindig lazy-loader`) and put them on PYTHONPATH: parts 1
+and 2 need no more. Three parts (`--parts`), each within four minutes:
 1. `rows`: masses of sampled layers against the family's own eager attention, in this precision.
 2. `capture`: the trunk alone and with the capture of all heads, in turn, by length and kernel:
    median ratio of pairs, peak memory beyond the trunk. F is the last eighth.
@@ -28,12 +30,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from probing.attention.capture import AttentionCapture
-from probing.files.headers import data_path
-from probing.headset import HeadFigures, HeadSet
 from probing.models.front import trunk_of
-from probing.models.identity import ModelCard
-from probing.models.load import load_tokenizer
-from probing.traces.file import read_traces
 
 SHAPES = {
     "1.5B": {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12},
@@ -198,6 +195,8 @@ def _train(method: str, shape: str, on: Setting, out: Path) -> tuple[list[float]
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
+    from probing.files.headers import data_path
+    from probing.models.load import load_tokenizer
     from rl.attnpo.config import AttnPOConfig
     from rl.attnpo.trainer import AttnPOTrainer
 
@@ -211,7 +210,7 @@ def _train(method: str, shape: str, on: Setting, out: Path) -> tuple[list[float]
             self.began = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            taken, _ = _timed(lambda: None, on.device)
+            _timed(lambda: None, on.device)
             seconds.append(time.perf_counter() - self.began)
 
     def rollouts(prompts: list[Any], trainer: Any) -> dict[str, Any]:
@@ -257,8 +256,11 @@ def _train(method: str, shape: str, on: Setting, out: Path) -> tuple[list[float]
     return seconds[1:], statistics.median(logged[1:-1] or [0.0]), peak
 
 
-def head_set(model: Any) -> HeadSet:
+def head_set(model: Any) -> Any:
     """Three heads in the upper half, as trained models have them."""
+    from probing.headset import HeadFigures, HeadSet
+    from probing.models.identity import ModelCard
+
     layers = model.config.num_hidden_layers
     heads = tuple(HeadFigures(int(share * layers), head) for share, head in HEADS)
     card = ModelCard.of("random weights", model.config)
@@ -267,6 +269,9 @@ def head_set(model: Any) -> HeadSet:
 
 def made_up_responses(tokenizer: Any, on: Setting) -> list[list[int]]:
     """Responses of about the wished length: a shipped trace's reasoning over and over."""
+    from probing.files.headers import data_path
+    from probing.traces.file import read_traces
+
     found = []
     for trace in read_traces(data_path("pocket", "traces.jsonl")):
         reasoning, _, answer = trace.response.partition("</think>")

@@ -1,4 +1,4 @@
-"""The GPU's script runs where there is none, on tiny shapes, so that it is whole where there is one."""
+"""The script for a GPU runs where there is none, on tiny shapes, so that it does not rot."""
 
 from __future__ import annotations
 

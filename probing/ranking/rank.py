@@ -222,8 +222,8 @@ def _best_of_random(
     Of each model the best head is chosen as the probed model's are: figures over all traces are
     those of the best head on all, those on the other half those of the best head on the selection
     half. Models differ among each other by more than their intervals over problems say, so the
-    control is the figure that one more model stays below in 97.5 % of cases. On the other half, which
-    nothing was chosen on, it is the greatest of theirs: the set's interval has that half's noise.
+    control is the figure that one more model stays below in 97.5 % of cases. On the other half, on
+    which nothing was chosen, it is the greatest of theirs: the set's interval has its noise.
 
     Returns:
         The row of the control, and of each model its best head with its figures.

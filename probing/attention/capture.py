@@ -16,8 +16,8 @@ is one chunk of rows and the masses.
 
 A capture proves itself before it is used: the rows times the values must equal the output of the
 model's own kernel in every layer (`probing.attention.rows`), and the model's output must stay
-what it was; with a split output too, or no layer is split. A family whose attention does not go through the registry, or does more than a softmax
-over keys (and sinks), is refused.
+what it was; with a split output too, or nothing is split. A family whose attention does not go
+through the registry, or does more than a softmax over keys (and sinks), is refused.
 """
 
 from __future__ import annotations

@@ -126,9 +126,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KfhError as error:
         typer.secho(f"kfh: {' '.join(str(error).split())}", fg="red", err=True)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not (said := out_of_memory(error)):
+            raise
+        typer.secho(f"kfh: {said}", fg="red", err=True)
+        sys.exit(1)
     except OSError as error:  # a missing file, a full disk, a folder that may not be written
         typer.secho(f"kfh: {told(error)}", fg="red", err=True)
         sys.exit(1)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What to set where memory was too small; empty for any other error."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        where = "memory"
+    elif type(error).__name__ == "OutOfMemoryError":  # torch's: not imported for this
+        where = "the GPU's memory"
+    else:
+        return ""
+    return (
+        f"{where} is too small: lower --batch-tokens (or --batch; in training "
+        "per_device_train_batch_size and score_rows), load with --dtype bfloat16, or spread the "
+        f"model with --device-map auto. What is finished is kept. {text.split('. ')[0]}"
+    ).rstrip()
 
 
 def told(error: OSError) -> str:

@@ -22,6 +22,8 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 Kernel = Literal["auto", "sdpa", "eager", "flash_attention_2"]  # of attention
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+DeviceMap = Literal["none", "auto"]  # how a model is spread
+DEVICE_MAPS: tuple[DeviceMap, ...] = get_args(DeviceMap)
 BATCH_TOKENS = 8192
 
 Selection = Literal["top", "greedy"]

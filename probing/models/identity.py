@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from probing.errors import DataError, ModelError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -168,16 +170,30 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 over a sample of each parameter, as `sha256:<hex>`.
 
     Sixteen values spread over every parameter: a retrained model differs, and a model of any
-    size is read in a moment.
+    size is read in a moment. Parameters that wait on a disk are fetched, a module at a time.
     """
     import torch
 
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, len(flat) // 16)][:16].to("cpu", torch.float32)
-        digest.update(name.encode() + sample.numpy().tobytes())
+    digest, samples = hashlib.sha256(), {}
+    for place, module in model.named_modules():
+        own = dict(module.named_parameters(prefix=place, recurse=False))
+        with _fetched(module, own.values()):
+            for name in own:
+                flat = module.get_parameter(name.rpartition(".")[2]).detach().reshape(-1)
+                spread = flat[:: max(1, len(flat) // 16)][:16]
+                samples[name] = spread.to("cpu", torch.float32).numpy().tobytes()
+    for name, _ in model.named_parameters():  # each once, where modules share one
+        digest.update(name.encode() + samples[name])
     return f"sha256:{digest.hexdigest()}"
+
+
+def _fetched(module: torch.nn.Module, parameters: Iterable[torch.Tensor]) -> Any:
+    """A block in which a module's own parameters are there, wherever accelerate keeps them."""
+    if all(parameter.device.type != "meta" for parameter in parameters):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    return align_module_device(module)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.choices import DTYPES, KERNELS, POCKET, Dtype, Kernel
+from probing.choices import DEVICE_MAPS, DTYPES, KERNELS, POCKET, DeviceMap, Dtype, Kernel
 from probing.errors import ModelError
 from probing.files.headers import data_path
 from probing.settings import choice, unknown
@@ -33,6 +33,9 @@ class ModelSource:
     _: KW_ONLY
     device: str = choice("auto", "auto, cpu, cuda, …", panel=MODEL)
     dtype: Dtype = choice("auto", "Of the weights.", panel=MODEL)
+    device_map: DeviceMap = choice(
+        "none", "auto: spread over all GPUs, and what they cannot hold over memory.", panel=MODEL
+    )
     attention: Kernel = choice("auto", "Its kernel; auto: the model's own.", panel=MODEL)
     trust_remote_code: bool = choice(False, "Run code of the model's.", panel=MODEL)
 
@@ -52,6 +55,7 @@ class ModelSource:
                 self.model,
                 device=self.device,
                 dtype=self.dtype,
+                device_map=self.device_map,
                 attention=self.attention,
                 trust_remote_code=code,
             )
@@ -101,6 +105,7 @@ def load_model(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    device_map: str | dict[str, Any] = "none",
     attention: str = "auto",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -111,6 +116,8 @@ def load_model(
             it holds an adapter, its base is loaded and the adapter merged into the weights.
         device: `auto` (CUDA where there is one, else CPU), or a torch device.
         dtype: `auto` (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16 or float16.
+        device_map: `none` (the model is on one device), `auto`, or a map as accelerate takes it:
+            the layers are spread over all GPUs, and those that these cannot hold over memory.
         attention: `auto` (what the model's config asks for, else the library's choice), sdpa,
             eager or flash_attention_2.
         trust_remote_code: run code that comes with the model. Off unless asked for.
@@ -124,14 +131,22 @@ def load_model(
     place, kind = choose_device(device), choose_dtype(dtype, device)
     if attention not in KERNELS:
         raise ModelError(unknown("attention", attention, KERNELS))
+    if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
+        raise ModelError(unknown("device_map", device_map, DEVICE_MAPS))
+    spread = None if device_map == "none" else device_map
+    if spread and device != "auto":
+        raise ModelError(f"--device {device} names one device, --device-map all: give one of them")
     name, options = _source(model_id)
     adapter: Adapter | None = None if options else Adapter.at(name)
     if adapter:
         name, options = _source(adapter.base)
-    model = _whole(name, options, model_id, kind, attention, trust_remote_code)
+    model = _whole(name, options, model_id, kind, attention, trust_remote_code, spread)
     if adapter:
+        if spread:
+            raise ModelError(f"{model_id} is an adapter: merge and save it to load it spread out")
         model = adapter.merge(model)
-    model.to(place)  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    if not spread:
+        model.to(place)  # type: ignore[arg-type]  # transformers wraps `to` without its types
     loaded: PreTrainedModel = model.eval()
     return loaded
 
@@ -143,6 +158,7 @@ def _whole(
     dtype: torch.dtype,
     attention: str,
     trust_remote_code: bool,
+    device_map: str | dict[str, Any] | None,
 ) -> PreTrainedModel:
     """The model of a name that `from_pretrained` takes, all its weights the checkpoint's.
 
@@ -172,6 +188,7 @@ def _whole(
                 trust_remote_code=trust_remote_code,
                 ignore_mismatched_sizes=True,  # they are told of below, by name
                 output_loading_info=True,
+                device_map=device_map,
                 **options,
                 **unpacked(options),
             )
@@ -292,13 +309,17 @@ def with_random_weights(model: PreTrainedModel, seed: int = 0) -> PreTrainedMode
         seed: of the weights.
 
     Raises:
-        ModelError: its family cannot be built from a config alone.
+        ModelError: its family cannot be built from a config alone, or the model is spread out.
     """
     import copy
 
     import torch
     from transformers import AutoModelForCausalLM
 
+    if getattr(model, "hf_device_map", None):
+        raise ModelError(
+            "--control random-weights needs a model on one device, not one that is spread out"
+        )
     config = copy.deepcopy(model.config)
     config.quantization_config = None
     weight = next(model.parameters())

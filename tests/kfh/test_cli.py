@@ -31,8 +31,8 @@ OPTIONS = {
     "report": "out title",
     "segment": "out segmenter min-chars skip-bad think-end",
     "probe": "out model traces segmenter min-chars labels keep skip-bad think-end answer select "
-    "top by null permutations control control-draws backend device dtype batch-tokens resume "
-    "trust-remote-code seed",
+    "top by null permutations control control-draws backend device device-map dtype batch-tokens "
+    "resume trust-remote-code seed",
     "rollout": "data out model samples keep easy per-problem segmenter min-chars temperature top-p "
     "max-tokens limit seed backend base-url raw tokenizer template think-end batch device "
     "dtype resume trust-remote-code",

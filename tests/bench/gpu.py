@@ -1,0 +1,309 @@
+"""What the capture and step-level credit cost on a GPU, on random weights in real shapes.
+
+    python tests/bench/gpu.py                      # Qwen2-1.5B and 7B shapes, bfloat16; one H100
+    python tests/bench/gpu.py --small              # tiny shapes, on the CPU too: that it still runs
+
+Nothing is downloaded. On a machine with torch and transformers alone, bring three small wheels
+(`pip download --no-deps jaxtyping wadler-lindig lazy-loader`) and put them on PYTHONPATH: parts 1
+and 2 need no more. Three parts (`--parts`), each within four minutes:
+1. `rows`: masses of sampled layers against the family's own eager attention, in this precision.
+2. `capture`: the trunk alone and with the capture of all heads, in turn, by length and kernel:
+   median ratio of pairs, peak memory beyond the trunk. F is the last eighth.
+3. `step`: a training step of `attnpo`, `tlmre` and TRL's own GRPO on the same made-up rollouts,
+   sampling left out, and the share of scoring. Needs TRL; where it is missing, that is said.
+Prints one Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from probing.attention.capture import AttentionCapture
+from probing.models.front import trunk_of
+
+SHAPES = {
+    "1.5B": {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12},
+    "7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28},
+    "small": {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4},
+}
+HEADS = ((0.6, 0), (0.7, 1), (0.8, 1))  # layer as a share of the depth, head
+Row = tuple[str, str, int, str, str, str]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured on: shapes, lengths and pairs, and the sizes of a training step."""
+
+    device: torch.device
+    dtype: torch.dtype
+    shapes: tuple[str, ...]
+    lengths: tuple[int, ...]
+    kernels: tuple[str, ...]
+    pairs: int
+    prompts: int
+    group: int
+    rows: int  # of a micro-batch
+    response: int  # tokens
+    steps: int
+
+
+def setting(small: bool, shapes: str | None) -> Setting:
+    """The setting of this machine."""
+    cuda = torch.cuda.is_available()
+    if not (small or cuda):
+        raise SystemExit("no CUDA device: use --small")
+    kernels = ("sdpa", "flash_attention_2") if cuda and find_spec("flash_attn") else ("sdpa",)
+    device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16
+    if small:
+        dtype = dtype if cuda else torch.float32
+        return Setting(device, dtype, ("small",), (64, 256), kernels, 2, 2, 2, 2, 96, 2)
+    chosen = tuple((shapes or "1.5B,7B").split(","))
+    return Setting(device, dtype, chosen, (4096, 16384, 32768), kernels, 5, 8, 8, 8, 2048, 4)
+
+
+def model_of(shape: str, on: Setting, kernel: str = "sdpa", layers: int | None = None) -> Any:
+    """A model of random weights in this shape, in eval mode."""
+    small = shape == "small"
+    config = Qwen2Config(
+        **SHAPES[shape],
+        num_hidden_layers=layers or (4 if small else 28),
+        num_key_value_heads=4 if shape == "7B" else 2,
+        vocab_size=1024 if small else 152064,
+        max_position_embeddings=max(on.lengths),
+        tie_word_embeddings=shape == "1.5B",
+        attn_implementation=kernel,
+    )
+    torch.manual_seed(0)
+    with on.device:
+        return Qwen2ForCausalLM._from_config(config, dtype=on.dtype).eval()
+
+
+def made_up(model: Any, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One row of random ids, the last eighth of which answers."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(tokens)
+    ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=generator).to(device)
+    answer = torch.zeros_like(ids, dtype=torch.bool)
+    answer[:, -tokens // 8 :] = True
+    return ids, answer
+
+
+@torch.no_grad()
+def rows_part(on: Setting) -> Iterator[Row]:
+    """1. The capture against eager weights, of models with few layers."""
+    for shape in on.shapes:
+        model = model_of(shape, on, layers=2)
+        ids, answer = made_up(model, min(2048, on.lengths[-1]))
+        with AttentionCapture(model) as capture:
+            ours = capture(ids, answer).float()
+        model.set_attn_implementation("eager")
+        weights = model(ids, output_attentions=True).attentions
+        theirs = torch.stack([w[:, :, answer[0]].float().sum(2) for w in weights], 1)
+        theirs = theirs.flatten(1, 2).to(ours.device)
+        worst = float(((ours - theirs).abs() / theirs.clamp_min(1e-3)).max())
+        name = str(on.dtype).removeprefix("torch.")
+        yield shape, f"rows against eager, {name}", ids.shape[1], "", "", f"{worst:.1e} relative"
+
+
+@torch.no_grad()
+def capture_part(on: Setting) -> Iterator[Row]:
+    """2. The trunk with and without the capture, in turn."""
+    for shape in on.shapes:
+        for kernel in on.kernels:
+            model = model_of(shape, on, kernel)
+            trunk, capture = trunk_of(model), AttentionCapture(model)
+            for tokens in on.lengths:
+                ids, answer = made_up(model, tokens)
+
+                def plain(ids: Any = ids, trunk: Any = trunk) -> None:
+                    trunk(input_ids=ids, use_cache=False)
+
+                def with_capture(ids: Any = ids, answer: Any = answer, of: Any = capture) -> None:
+                    with of:
+                        of(ids, answer)
+
+                try:
+                    yield _pairs(on, shape, kernel, tokens, plain, with_capture)
+                except torch.OutOfMemoryError:
+                    yield shape, f"capture, {kernel}", tokens, "", "", "out of memory"
+            del model, trunk, capture
+
+
+def _pairs(on: Setting, shape: str, kernel: str, tokens: int, plain: Any, ours: Any) -> Row:
+    """The row of one length."""
+    plain(), ours()  # warm up
+    ratios, seconds, peaks = [], [], {}
+    for _ in range(on.pairs):
+        taken = {}
+        for name, work in (("plain", plain), ("ours", ours)):
+            taken[name], peaks[name] = _timed(work, on.device)
+        ratios.append(taken["ours"] / taken["plain"])
+        seconds.append(taken["ours"])
+    beyond = (peaks["ours"] - peaks["plain"]) / 2**20
+    memory = f"{beyond:+,.0f} MB" if on.device.type == "cuda" else ""
+    ratio = f"{statistics.median(ratios):.3f} × trunk"
+    return shape, f"capture, {kernel}", tokens, f"{statistics.median(seconds):.3f}", memory, ratio
+
+
+def _timed(work: Any, device: torch.device) -> tuple[float, int]:
+    """Seconds and peak bytes of one call."""
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    work()
+    if cuda:
+        torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() if cuda else 0
+    return time.perf_counter() - started, peak
+
+
+def step_part(on: Setting) -> Iterator[Row]:
+    """3. Training steps on the same rollouts."""
+    if not find_spec("trl"):
+        yield "", "training step", 0, "", "", "left out: TRL is not installed"
+        return
+    shape, medians = on.shapes[0], {}
+    for method in ("grpo (TRL)", "tlmre", "attnpo"):
+        with tempfile.TemporaryDirectory() as folder:
+            seconds, scoring, peak = _train(method, shape, on, Path(folder))
+        medians[method] = statistics.median(seconds)
+        memory = f"{peak / 2**20:,.0f} MB" if on.device.type == "cuda" else ""
+        ratio = f"{medians[method] / medians['grpo (TRL)']:.3f} × TRL"
+        if method == "attnpo":
+            ratio += f", {medians[method] / medians['tlmre']:.3f} × tlmre"
+            ratio += f"; scoring {scoring / medians[method]:.1%}"
+        taken = f"{medians[method]:.3f}"
+        yield shape, f"step of {method}", on.response, taken, memory, ratio
+
+
+def _train(method: str, shape: str, on: Setting, out: Path) -> tuple[list[float], float, int]:
+    """Seconds of the steps after the first, of scoring in a step, and peak bytes."""
+    from datasets import Dataset
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from probing.files.headers import data_path
+    from probing.models.load import load_tokenizer
+    from rl.attnpo.config import AttnPOConfig
+    from rl.attnpo.trainer import AttnPOTrainer
+
+    tokenizer = load_tokenizer(str(data_path("pocket")))
+    model, responses = model_of(shape, on), made_up_responses(tokenizer, on)
+    seconds: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            _timed(lambda: None, on.device)
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            _timed(lambda: None, on.device)
+            seconds.append(time.perf_counter() - self.began)
+
+    def rollouts(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+        return {"prompt_ids": ids, "completion_ids": responses[: len(ids)], "logprobs": None}
+
+    def verdict(completions: list[Any], **_: Any) -> list[float]:
+        return [float(number % 2) for number in range(len(completions))]
+
+    settings: dict[str, Any] = {
+        "output_dir": str(out),
+        "max_steps": on.steps + 1,
+        "per_device_train_batch_size": on.rows,
+        "gradient_accumulation_steps": on.prompts * on.group // on.rows,
+        "num_generations": on.group,
+        "max_completion_length": on.response + 64,
+        "bf16": on.device.type == "cuda",
+        "use_cpu": on.device.type == "cpu",
+        "gradient_checkpointing": on.device.type == "cuda",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "loss_type": "dapo",
+        "scale_rewards": "none",
+    }
+    data = Dataset.from_list([{"prompt": f"Problem: {n}\n<think>\n"} for n in range(64)])
+    given = {"reward_funcs": verdict, "train_dataset": data, "processing_class": tokenizer}
+    if method.startswith("grpo"):
+        trainer: Any = GRPOTrainer(
+            model, args=GRPOConfig(**settings), rollout_func=rollouts, **given
+        )
+    else:
+        args = AttnPOConfig(**settings, method=method, schedule_steps=0, rollouts="trl")
+        trainer = AttnPOTrainer(
+            model, args=args, heads=head_set(model), rollout_func=rollouts, **given
+        )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Clock())
+    trainer.train()
+    logged = [entry.get("seconds_scoring", 0.0) for entry in trainer.state.log_history]
+    peak = torch.cuda.max_memory_allocated() if on.device.type == "cuda" else 0
+    return seconds[1:], statistics.median(logged[1:-1] or [0.0]), peak
+
+
+def head_set(model: Any) -> Any:
+    """Three heads in the upper half, as trained models have them."""
+    from probing.headset import HeadFigures, HeadSet
+    from probing.models.identity import ModelCard
+
+    layers = model.config.num_hidden_layers
+    heads = tuple(HeadFigures(int(share * layers), head) for share, head in HEADS)
+    card = ModelCard.of("random weights", model.config)
+    return HeadSet(heads, card, segmenter={"name": "line"})
+
+
+def made_up_responses(tokenizer: Any, on: Setting) -> list[list[int]]:
+    """Responses of about the wished length: a shipped trace's reasoning over and over."""
+    from probing.files.headers import data_path
+    from probing.traces.file import read_traces
+
+    found = []
+    for trace in read_traces(data_path("pocket", "traces.jsonl")):
+        reasoning, _, answer = trace.response.partition("</think>")
+        ids = tokenizer(reasoning, add_special_tokens=False)["input_ids"]
+        last = tokenizer("</think>" + answer, add_special_tokens=False)["input_ids"]
+        times = max(1, (on.response - len(last)) // len(ids))
+        found.append((ids * times)[: on.response] + last + [tokenizer.eos_token_id])
+        if len(found) == on.prompts * on.group:
+            return found
+    raise ValueError("too few traces are shipped for so many responses")
+
+
+PARTS = {"rows": rows_part, "capture": capture_part, "step": step_part}
+
+
+def main() -> None:
+    """Run the parts and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="tiny shapes, on the CPU too")
+    parser.add_argument("--shapes", help="of 1.5B and 7B, with a comma between; default both")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    given = parser.parse_args()
+    on = setting(given.small, given.shapes)
+    place = torch.cuda.get_device_name() if on.device.type == "cuda" else "CPU"
+    print(f"{place}; torch {torch.__version__}; random weights, {on.dtype}\n")
+    print("| shape | what | tokens | seconds | memory | result |\n|---|---|---|---|---|---|")
+    for part in given.parts.split(","):
+        for row in PARTS[part](on):
+            print("| " + " | ".join(map(str, row)) + " |", flush=True)
+        if on.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -158,6 +158,7 @@ def advantages_of_a_step(folder: Path) -> list[str]:
         num_generations=4,
         per_device_train_batch_size=4,
         max_completion_length=400,
+        rows_per_forward=0,
         bf16=False,
         use_cpu=True,
     )

@@ -307,7 +307,7 @@ def own_pass_reasons(signal: AttentionSignal, trainer: Any) -> list[str]:
         "the policy drops or jitters at random": draws_at_random(signal.capture.model),
         "padding on the left changes its attention": signal.padding_moves,
         "its RoPE changes with the length": bool(signal.capture.lengths),
-        "DeepSpeed ZeRO-3, which it is not proven with": zero3(),
+        "DeepSpeed ZeRO-3, which it is not proven with": signal.passes is not None and zero3(),
         "torch.compile, which does not call what stands in front": compiled,
         "DataParallel, whose copies of the policy are not stood in front of": copied,
     }

@@ -6,8 +6,7 @@ The seam, with the numbers used below. TRL samples, rewards, and computes the lo
 2. score the steps in passing, in the pass of the loss or in TRL's for old log-probabilities
    (`_get_per_token_logps_and_entropies`); where `rl.attnpo.signals.own_pass_reasons` has one
    against it, with a forward pass of the current policy (`_generate_and_score_completions`);
-3. make advantages of shape (response, token), γ_k · A, before TRL reads them (`_credit_in_loss`,
-   or already in `_generate_and_score_completions`);
+3. make advantages of shape (response, token), γ_k · A, before TRL reads them (there, both);
 4. compute log-probabilities on rows sorted by length and trimmed, where padding would eat the
    step (`_get_per_token_logps_and_entropies`; the result is the same);
 5. shuffle prompts by epoch and write checkpoints whole, so that a run can be resumed bit for bit
@@ -280,7 +279,7 @@ class AttnPOTrainer(ResumableTrainer):
     # 2, 3. Scores and advantages by step
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's batch, with advantages of shape (response, token) where the method rescales."""
+        """TRL's batch, with advantages by token, or what the loss makes them of (`Terms`)."""
         self._passage = passage = Passage()
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)  # 1
         if not self.model.training:
@@ -314,9 +313,9 @@ class AttnPOTrainer(ResumableTrainer):
 
     def _signal_in_loss(self) -> AttentionSignal | None:
         """The signal, where the pass of the loss scores."""
-        if self.own_pass or not isinstance(self.signal, AttentionSignal):
-            return None
-        return None if own_pass_reasons(self.signal, self) else self.signal
+        if isinstance(self.signal, AttentionSignal) and not self.own_pass:
+            return None if own_pass_reasons(self.signal, self) else self.signal
+        return None
 
     def _log_figures(self) -> None:
         for name, value in self._passage.figures(self.accelerator).items():
@@ -328,8 +327,7 @@ class AttnPOTrainer(ResumableTrainer):
         """The true steps of each response; None where they are not known."""
         if self.label_func is None:
             return None
-        pairs = zip(rows, responses, strict=True)
-        return [self.label_func(row, response.text) for row, response in pairs]
+        return [self.label_func(row, each.text) for row, each in zip(rows, responses, strict=True)]
 
     # 2, 4. Log-probabilities
 
@@ -343,16 +341,16 @@ class AttnPOTrainer(ResumableTrainer):
         **options: Any,
     ) -> Logps:
         """TRL's, on rows sorted by length and trimmed (4), scoring steps in passing (2)."""
-        refuse_longer(self.lengths, input_ids.shape[1])
-        compute = super()._get_per_token_logps_and_entropies
+        if self.lengths:
+            refuse_longer(self.lengths, input_ids.shape[1])
+        compute, in_loss = super()._get_per_token_logps_and_entropies, self._in_loss
         tensors, rows = (input_ids, attention_mask, logits_to_keep), self.args.rows_per_forward
-        in_loss = self._in_loss if torch.is_grad_enabled() else None
         scored = in_loss.scored if in_loss else self._scored_in_passing(*tensors)
 
         def forward(chunk: list[int], ids: Tensor, mask: Tensor, keep: int) -> Logps:
             run = partial(compute, model, ids, mask, keep, **options)
-            prompt = ids.shape[1] - keep
-            return scored.while_passing(chunk, prompt, keep, run) if scored else run()  # 2
+            width = ids.shape[1] - keep  # of the prompts
+            return scored.while_passing(chunk, width, keep, run) if scored else run()  # 2
 
         if rows or (scored and not in_loss):
             result = in_trimmed_rows(forward, *tensors, rows or batch_size or len(input_ids))  # 4
@@ -384,13 +382,15 @@ class AttnPOTrainer(ResumableTrainer):
             self._in_loss = InLoss(inputs, self.signal)
         try:
             loss: Tensor = super()._compute_loss(model, inputs)
+            if self._in_loss is not None:
+                raise RuntimeError("TRL's loss makes no pass any more: this kfh does not fit it")
         finally:
             self._in_loss = None
         return loss
 
     def _credit_in_loss(self, part: InLoss) -> None:
         """Advantages by token, before TRL reads them; the figures, once a batch has them all."""
-        passage = self._passage
+        passage, self._in_loss = self._passage, None
         passage.since = time.perf_counter()
         passage.add(part.credit(self.args.rescaling, self.state.global_step + 1))
         passage.clock("scoring")

@@ -153,7 +153,7 @@ def weighted_values(
     group = call.query.shape[1] // value.shape[1]
     values = value[place.trace, torch.tensor(heads, device=value.device) // group].float()
     out = values.new_empty((len(heads), len(place.at), values.shape[-1]))
-    for chunk in rows.chunks(place.trace, place.at, int(place.at[-1]), shift):
+    for chunk in rows.chunks(place.trace, place.at, shift):
         weights = chunk.probs[:, :, 0]
         length = weights.shape[-1]
         if keep is not None:

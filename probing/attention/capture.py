@@ -8,14 +8,16 @@ The steps of `AttentionCapture.__call__`, with the same numbers in the code:
    keys and mask, in float32.
 3. Each row is added to its trace's mass: mass[h, n] = Σ_{m ∈ F} a_{m→n}, the inner sum of the
    step score (AttnPO, arXiv 2602.09953, section 3; docs/PAPER.md, eq. 1).
-4. After the deepest layer needed the forward pass stops.
+4. Where the answer ends each trace, the kernel of (1) gets the queries before it alone, and the
+   rows times the values are the rest of the output (`probing.attention.split`).
+5. After the deepest layer needed the forward pass stops.
 What one pass collects is a `CapturePass`. No T × T matrix is made: beyond the plain forward there
 is one chunk of rows and the masses.
 
 A capture proves itself before it is used: the rows times the values must equal the output of the
 model's own kernel in every layer (`probing.attention.rows`), and the model's output must stay
-what it was. A family whose attention does not go through the registry, or does more than a softmax
-over keys (and sinks), is refused.
+what it was; with a split output too, or nothing is split. A family whose attention does not go
+through the registry, or does more than a softmax over keys (and sinks), is refused.
 """
 
 from __future__ import annotations
@@ -28,15 +30,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.attention.rows import (
-    PROOF_TOLERANCE,
-    Difference,
-    Rows,
-    Workspace,
-    proof_input,
-    relative,
-    rows_against_kernel,
-)
+from probing.attention.passes import CapturePass
+from probing.attention.rows import PROOF_TOLERANCE, Workspace, proof_input, relative
+from probing.attention.split import SplitOutput
 from probing.choices import Head
 from probing.errors import ModelError, NotFiniteError
 from probing.models.front import AttentionCall, InFront, own_output
@@ -79,6 +75,7 @@ class AttentionCapture(InFront):
         self.early_exit = early_exit
         self.lengths = Lengths.of(model)  # which traces may share a pass
         self.proven = 0  # tokens of the longest trace that it was proven on
+        self.split: frozenset[int] = frozenset()  # layers that were proven with their output split
         self._workspace = Workspace(chunk_bytes)
         self._pass: CapturePass | None = None
         self.layers: dict[int, int] = {}  # attention layer → its number of heads
@@ -118,7 +115,15 @@ class AttentionCapture(InFront):
             raise RuntimeError("use the capture within a `with` block")
         if attention_mask is not None and bool((answer & (attention_mask == 0)).any()):
             raise ValueError("an answer token lies in the padding")
-        collected = CapturePass(answer, self.heads, self._workspace, early_exit=self.early_exit)
+        # Left of its tokens a trace holds what no kernel gives alike: there nothing is split.
+        right = attention_mask is None or bool(attention_mask[:, 0].all())
+        collected = CapturePass(
+            answer,
+            self.heads,
+            self._workspace,
+            early_exit=self.early_exit,
+            split=self.split if right else frozenset(),
+        )
         self._run(collected, input_ids, attention_mask, forward or self.trunk)
         return collected.mass()
 
@@ -133,7 +138,9 @@ class AttentionCapture(InFront):
         In every layer, Σ_n a_{m→n} v_n from the captured rows must equal the output of the
         model's own kernel for those rows; and the model's last hidden state must be the same
         with and without the capture. Without arguments two random sequences are used, one of
-        them padded on the left. Give real ones to check long windows too.
+        them padded on the left. Give real ones to check long windows too. Both hold for a split
+        output as well, in the layers of `split` afterwards; where they do not, `split` is empty
+        and the kernel gives the whole output.
 
         Returns:
             The largest relative difference over the layers, on float32 copies.
@@ -144,25 +151,54 @@ class AttentionCapture(InFront):
             ValueError: no token of the answer is chosen.
         """
         device = self._device()
+        given = input_ids is not None and answer is not None
         if input_ids is None or answer is None:
             input_ids, answer, attention_mask = proof_input(self._vocabulary(), device)
         if not answer.any():
             raise ValueError("a proof needs at least one row: no token of the answer is chosen")
         collected = CapturePass(answer, self.heads, self._workspace, verify=True)
+        change = self._verified(collected, input_ids, attention_mask)
+        name, dtype = type(self.model).__name__, self.dtype
+        for layer, difference in collected.differences.items():
+            difference.check(name, layer, dtype)
+        if not change <= PROOF_TOLERANCE.get(dtype, 1e-4):
+            raise ModelError(f"{name}: its output changes by {change:.2g} under the capture.")
+        self._prove_split(input_ids, answer, attention_mask if given else None)
+        self.proven = max(self.proven, input_ids.shape[1])
+        return max(difference.exact for difference in collected.differences.values())
+
+    def _prove_split(
+        self, input_ids: Tensor, answer: Tensor, attention_mask: Tensor | None
+    ) -> None:
+        """Learn which layers may be split: all that the rule splits here, or none."""
+        layers = frozenset(self.layers)
+        collected = CapturePass(answer, self.heads, self._workspace, verify=True, split=layers)
+        if attention_mask is not None and not attention_mask[:, 0].all():
+            return
+        change = self._verified(collected, input_ids, attention_mask)
+        if not collected.cuts:
+            return
+        same = change <= PROOF_TOLERANCE.get(self.dtype, 1e-4) and all(
+            difference.holds(self.dtype) for difference in collected.differences.values()
+        )
+        self.split = self.split | collected.cuts if same else frozenset()
+
+    def _verified(
+        self, collected: CapturePass, input_ids: Tensor, attention_mask: Tensor | None
+    ) -> float:
+        """Run a pass that verifies; how far it moves the last hidden state.
+
+        Raises:
+            NotFiniteError: this state is not finite without the capture.
+        """
         before = self._hidden(input_ids, attention_mask, self.trunk)
         with nullcontext() if self._previous else self:
             after = self._run(collected, input_ids, attention_mask, self.trunk)
-        name = type(self.model).__name__
-        for layer, difference in collected.differences.items():
-            difference.check(name, layer, before.dtype)
         real = slice(None) if attention_mask is None else attention_mask.bool()
         if not before[real].isfinite().all():
-            raise NotFiniteError.of(f"{name}: its last hidden state is", before.dtype)
-        change = relative(after[real], before[real])
-        if not change <= PROOF_TOLERANCE.get(before.dtype, 1e-4):
-            raise ModelError(f"{name}: its output changes by {change:.2g} under the capture.")
-        self.proven = max(self.proven, input_ids.shape[1])
-        return max(difference.exact for difference in collected.differences.values())
+            what = f"{type(self.model).__name__}: its last hidden state is"
+            raise NotFiniteError.of(what, before.dtype)
+        return relative(after[real], before[real])
 
     def _discover(self) -> None:
         """Learn which layers call the registry, and how many heads each has."""
@@ -237,117 +273,19 @@ class AttentionCapture(InFront):
         layer = getattr(call.module, "layer_idx", None)
         layer = len(collected.layers) if layer is None else int(layer)
         collected.enter_layer(layer, call.query, call.key)
-        collected.add(layer, call)  # 2, 3
-        if collected.finished(layer):
-            raise _Enough  # 4
-        output = own_output(call, value, stock, self._workspace.budget(call.query.device))  # 1
-        collected.verify(layer, call, value, output, stock)
-        return output
-
-
-class CapturePass:
-    """What one forward pass collects: positions of the answer, masses, proofs.
-
-    Args:
-        answer: the answer tokens of each trace.
-        heads: `(layer, head)` in the order of the result; none: only learn the layers.
-        workspace: where chunks are computed.
-        early_exit: stop after the deepest layer needed.
-        verify: hold each layer's rows against the kernel's output.
-    """
-
-    def __init__(
-        self,
-        answer: Bool[Tensor, "batch token"],
-        heads: Sequence[Head],
-        workspace: Workspace | None = None,
-        *,
-        early_exit: bool = False,
-        verify: bool = False,
-    ) -> None:
-        self.heads = heads
-        self.workspace = workspace or Workspace()
-        self.early_exit = early_exit and bool(heads)
-        self.verifying = verify
-        self.layers: dict[int, int] = {}  # those entered, and the number of their heads
-        self.differences: dict[int, Difference] = {}
-        self.shape = answer.shape
-        # Positions of the answer of each trace; planned on the CPU, whatever the device.
-        self.rows: list[Int[Tensor, "row"]] = [row.nonzero()[:, 0] for row in answer.cpu()]
-        self.chosen: dict[int, list[int]] = {}  # layer → places in `heads`
-        for place, (layer, _) in enumerate(heads):
-            self.chosen.setdefault(layer, []).append(place)
-        self.masses: dict[int, Tensor] = {}
-
-    def enter_layer(self, layer: int, query: Tensor, key: Tensor) -> None:
-        """Note a layer and its heads.
-
-        Raises:
-            ModelError: a second call in the same layer, for which the layer × head table has no
-                place; or keys that are not the tokens (compressed ones, or those of a cache).
-        """
-        if layer in self.layers:
-            raise ModelError(
-                f"layer {layer} calls its attention more than once in a pass (cross-attention or "
-                "shared layers): this family cannot be probed"
-            )
-        if query.shape[2] != key.shape[2]:
-            raise ModelError(
-                f"layer {layer} has {query.shape[2]} queries and {key.shape[2]} keys: the capture "
-                "needs a key for every token of the sequence, in one pass and without a cache"
-            )
-        self.layers[layer] = query.shape[1]
-
-    def finished(self, layer: int) -> bool:
-        """Whether no later layer is needed."""
-        return self.early_exit and layer >= max(self.chosen)
-
-    def add(self, layer: int, call: AttentionCall) -> None:
-        """Sum the answer's softmax rows of the chosen heads of this layer."""
-        places = self.chosen.get(layer)
-        if not places:
-            return
-        heads = [self.heads[place][1] for place in places]
-        # All heads in order need no copy of queries and keys.
-        everything = heads == list(range(self.layers[layer]))
-        rows = Rows(call, None if everything else heads, self.workspace)
-        device, (batch, tokens) = rows.query.device, self.shape
-        mass = torch.zeros((batch, rows.key.shape[1], rows.group, tokens), device=device)
-        for trace, at in enumerate(self.rows):
-            if not len(at):
-                continue
-            for chunk in rows.chunks(trace, at.to(device), int(at[-1])):  # 2
-                mass[trace, chunk.kv, :, : chunk.probs.shape[-1]] += chunk.probs.sum(dim=1)  # 3
-        self.masses[layer] = mass.flatten(1, 2)
-
-    def verify(
-        self,
-        layer: int,
-        call: AttentionCall,
-        value: Tensor,
-        output: Tensor,
-        stock: Callable[..., Any] | None,
-    ) -> None:
-        """Hold rows × values of all heads against the kernel; see `rows_against_kernel`."""
-        if self.verifying:
-            self.differences[layer] = rows_against_kernel(
-                layer, call, value, output, stock, self.rows, self.workspace
-            )
-
-    def mass(self) -> Float[Tensor, "batch head token"]:
-        """The masses of all layers in the order of `heads`.
-
-        Raises:
-            ModelError: a layer was not reached.
-        """
-        missing = sorted(set(self.chosen) - set(self.masses))
-        if missing:
-            raise ModelError(f"layers {missing} were not reached in this pass")
-        first = next(iter(self.masses.values()))
-        out = first.new_empty((first.shape[0], len(self.heads), first.shape[2]))
-        for layer, places in self.chosen.items():
-            out[:, places] = self.masses[layer].to(out.device)
-        return out
+        last = collected.finished(layer)
+        cut = None if last else collected.cut_of(layer, call)
+        split = None
+        if cut is not None:
+            split = SplitOutput(call, value, cut, stock, self._workspace)  # 1, 4
+        collected.add(layer, call, split)  # 2, 3
+        if last:
+            raise _Enough  # 5
+        if split is None or collected.verifying:
+            whole = own_output(call, value, stock, self._workspace.budget(call.query.device))  # 1
+            collected.verify(layer, call, value, whole, stock, split)
+            return whole if split is None else split.output
+        return split.output
 
 
 def check_heads(model: str, layers: Mapping[int, int], heads: Sequence[Head]) -> None:

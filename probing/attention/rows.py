@@ -42,7 +42,7 @@ EXACT_TOLERANCE = 1e-3
 
 
 class Workspace:
-    """Two buffers that all chunks of a pass share: fresh memory would cost a page fault a page."""
+    """Buffers that all chunks of a pass share: fresh memory would cost a page fault a page."""
 
     def __init__(self, chunk_bytes: int | None = None) -> None:
         self.chunk_bytes = chunk_bytes
@@ -67,6 +67,17 @@ class Chunk(NamedTuple):
     probs: Float[Tensor, "kv row group key"]
     kv: slice  # of the layer's key-value heads (or of the chosen heads, in groups of one)
     rows: slice  # of the positions asked for
+
+
+def weigh(
+    chunk: Chunk, values: Float[Tensor, "kv key dim"], onto: Float[Tensor, "row head dim"]
+) -> None:
+    """Write Σ_n a_{m→n} v_n of a chunk to its rows and heads; of all heads of a layer."""
+    group = chunk.probs.shape[2]
+    weights = chunk.probs.flatten(1, 2)
+    product = torch.bmm(weights, values[chunk.kv, : weights.shape[-1]])
+    heads = onto.unflatten(1, (-1, group)).transpose(0, 1)
+    heads[chunk.kv, chunk.rows] = product.unflatten(1, (-1, group))
 
 
 class Rows:
@@ -109,30 +120,31 @@ class Rows:
             raise ModelError("attention that looks ahead (not causal) cannot be probed")
 
     def chunks(
-        self, trace: int, at: Int[Tensor, "row"], last: int, shift: Tensor | None = None
+        self, trace: int, at: Int[Tensor, "row"], shift: Tensor | None = None
     ) -> Iterator[Chunk]:
         """The rows of one trace, a chunk at a time; a chunk's memory is used again for the next.
 
         Args:
             trace: its place in the batch.
-            at: positions of the rows among the queries, ascending.
-            last: the last of them.
+            at: positions of the rows among the queries, ascending; best on the CPU, where the
+                chunks are planned.
             shift: (key,), added to the scores of each key before the softmax.
         """
         n_kv, device = self.key.shape[1], self.query.device
+        planned, at = at.cpu(), at.to(device)
         # On CPU one key-value head at a time: the product of one pair of matrices is fastest.
         together = 1 if device.type == "cpu" else n_kv
-        size = chunk_rows(
-            self.workspace.budget(device), together * self.group * (self.offset + last + 1)
-        )
-        # A length in whole cache lines is faster; the causal mask hides the keys too many.
-        length = min(self.key.shape[2], -(-(self.offset + last + 1) // 16) * 16)
+        keys = self.offset + int(planned[-1]) + 1
+        size = chunk_rows(self.workspace.budget(device), together * self.group * keys)
         queries = self._queries(trace, at)
         for start in range(0, len(at), size):
             rows = slice(start, min(start + size, len(at)))
-            low, hidden = self._hidden(trace, at[rows], length)
-            for first in range(0, n_kv, together):
-                kv = slice(first, first + together)
+            first, last = (self.offset + int(planned[row]) for row in (start, rows.stop - 1))
+            # A length in whole cache lines is faster; the causal mask hides the keys too many.
+            length = min(self.key.shape[2], -(-(last + 1) // 16) * 16)
+            low, hidden = self._hidden(trace, at[rows], first, length)
+            for begin in range(0, n_kv, together):
+                kv = slice(begin, begin + together)
                 logits = self._logits(queries[kv, rows], self.key[trace, kv, :length])
                 if self.softcap is not None:
                     logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
@@ -145,11 +157,17 @@ class Rows:
                     logits.add_(self._of_rows(self.bias, trace, at[rows], kv)[..., :length])
                 if shift is not None:
                     logits.add_(shift[:length])
-                probs = self.workspace.take("probs", tuple(logits.shape), device)
-                torch.softmax(logits, dim=-1, out=probs)
+                kept = None
                 if self.sinks is not None:
                     sinks = self._of_rows(self.sinks, trace, at[rows], kv)
-                    probs.mul_(torch.sigmoid(logits.logsumexp(-1, keepdim=True) - sinks))
+                    kept = torch.sigmoid(logits.logsumexp(-1, keepdim=True) - sinks)
+                # On CPU in place: half of the memory to go through.
+                probs = logits
+                if device.type != "cpu":
+                    probs = self.workspace.take("probs", tuple(logits.shape), device)
+                torch.softmax(logits, dim=-1, out=probs)
+                if kept is not None:
+                    probs.mul_(kept)
                 yield Chunk(probs, kv, rows)
 
     def _of_rows(
@@ -204,13 +222,15 @@ class Rows:
                 return own.float()
             hidden = ~own
         else:
-            low, rest = self._hidden(trace, at, self.key.shape[2])
+            low, rest = self._hidden(trace, at, self.offset + int(at[0]), self.key.shape[2])
             hidden = pad(rest[:, :, 0], (low, 0))[None]
         return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(
             hidden, torch.finfo(torch.float32).min
         )
 
-    def _hidden(self, trace: int, at: Int[Tensor, "row"], length: int) -> tuple[int, Tensor]:
+    def _hidden(
+        self, trace: int, at: Int[Tensor, "row"], first: int, length: int
+    ) -> tuple[int, Tensor]:
         """What the model's own mask hides from the rows: the first key concerned, and from there
         on True where a key is hidden (or numbers to add), in the order kv, row, group, key."""
         if self.mask is not None and self.mask.ndim == 4:
@@ -218,7 +238,7 @@ class Rows:
             return 0, ~mask if mask.dtype == torch.bool else mask
         # Keys before the first row are seen by all rows: only the rest needs the comparison.
         at = at + self.offset
-        low = 0 if self.window is not None or self.mask is not None else int(at[0])
+        low = 0 if self.window is not None or self.mask is not None else first
         keys = torch.arange(low, length, device=at.device)
         hidden = keys > at[:, None]
         if self.window is not None:
@@ -248,12 +268,13 @@ class Difference(NamedTuple):
     exact: float
     sinks: bool  # whether the call has attention sinks, which a kernel may leave out
 
+    def holds(self, dtype: torch.dtype) -> bool:
+        """Whether both are within what is allowed."""
+        return all(found <= allowed for found, allowed in self._limits(dtype))
+
     def check(self, name: str, layer: int, dtype: torch.dtype) -> None:
         """Raise ModelError where it is too large."""
-        for found, allowed in (
-            (self.exact, EXACT_TOLERANCE),
-            (self.rough, PROOF_TOLERANCE.get(dtype, 1e-4)),
-        ):
+        for found, allowed in self._limits(dtype):
             if not found <= allowed:
                 why = (
                     "Its attention does more than a masked softmax over keys; kfh cannot probe it."
@@ -267,6 +288,10 @@ class Difference(NamedTuple):
                     f"{name}: the attention captured in layer {layer} is not the one that the "
                     f"model used (relative difference {found:.2g}, {allowed:.0e} allowed). {why}"
                 )
+
+    def _limits(self, dtype: torch.dtype) -> tuple[tuple[float, float], ...]:
+        rough = PROOF_TOLERANCE.get(dtype, 1e-4)
+        return (self.exact, EXACT_TOLERANCE), (self.rough, rough)
 
 
 def rows_against_kernel(
@@ -300,12 +325,9 @@ def rows_against_kernel(
             continue
         there = at.to(output.device)
         own = output.new_empty((len(at), *output.shape[2:]), dtype=torch.float32)
-        grouped = own.unflatten(1, (-1, rows.group)).transpose(0, 1)
-        for chunk in rows.chunks(trace, there, int(at[-1])):
-            probs = chunk.probs.flatten(1, 2)
-            values = value[trace, chunk.kv, : probs.shape[-1]].float()
-            part = (probs @ values).unflatten(1, (-1, rows.group))
-            grouped[chunk.kv, chunk.rows] = part
+        values = value[trace].float()
+        for chunk in rows.chunks(trace, at):
+            weigh(chunk, values, own)
         ours.append(own.flatten())
         theirs.append(output[trace, there].float().flatten())
         if exactly:

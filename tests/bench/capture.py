@@ -3,8 +3,11 @@
     python tests/bench/capture.py [--peers] [--tokens 1024,2048,4096,8192] [--long 32768] [--runs 5]
 
 Each figure of memory comes from a process of its own (peak resident size). Seconds of the plain
-trunk and of the capture are taken in turn in one process (trunk, capture, trunk, …), so that their
-ratio holds on a machine whose speed drifts. F is the last eighth of the tokens. Prints Markdown.
+trunk, of the capture where the kernel computes all queries ("whole"), and of the capture as it is
+("kfh", whose kernel stops at the answer) are taken in turn in one process (trunk, whole, kfh,
+trunk, …), so that their ratios hold on a machine whose speed drifts; `--clock cpu` counts the
+seconds of the process, where others share the machine. F is the last eighth of the tokens. Prints
+Markdown.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-METHODS = ("trunk", "capture", "eager", "transformer-lens")
+PAIR = {"trunk": "trunk (sdpa)", "whole": "kfh, kernel whole", "capture": "kfh, all heads"}
+PEERS = ("eager", "transformer-lens")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def main() -> None:
@@ -30,11 +35,12 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="default: SmolLM2-135M-Instruct (GGUF)")
     parser.add_argument("--tokens", default="1024,2048,4096,8192")
     parser.add_argument("--long", type=int, default=0, help="one more length, capture alone")
-    parser.add_argument("--runs", type=int, default=5, help="pairs of trunk and capture")
+    parser.add_argument("--runs", type=int, default=5, help="rounds of trunk and captures")
     parser.add_argument("--peers", action="store_true", help="eager and TransformerLens too")
     parser.add_argument("--peer-tokens", type=int, default=4096, help="longest trace for peers")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--worker", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -52,7 +58,8 @@ def report(args: argparse.Namespace) -> None:
     if torch.cuda.is_available():
         machine = torch.cuda.get_device_name()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{machine}; {versions}; F = T/8; medians of {args.runs} runs\n")
+    print(f"{machine}; {versions}; F = T/8; medians of {args.runs} runs")
+    print(f"Seconds by the clock: {args.clock}\n")
     print("| tokens | method | seconds | × trunk | peak MB | MB beyond trunk |")
     print("|---|---|---|---|---|---|", flush=True)
     lengths = [int(length) for length in args.tokens.split(",")]
@@ -64,11 +71,11 @@ def report(args: argparse.Namespace) -> None:
             )
             continue
         pair = ask(args, {"method": "pair", "tokens": tokens, "runs": args.runs})
-        memory = {m: ask(args, {"method": m, "tokens": tokens})["peak"] for m in METHODS[:2]}
-        row(tokens, "trunk (sdpa)", pair["trunk"], 1.0, memory["trunk"], 0)
-        beyond = memory["capture"] - memory["trunk"]
-        row(tokens, "kfh, all heads", pair["capture"], pair["ratio"], memory["capture"], beyond)
-        for method in METHODS[2:] if args.peers and tokens <= args.peer_tokens else ():
+        memory = {m: ask(args, {"method": m, "tokens": tokens})["peak"] for m in PAIR}
+        for method, name in PAIR.items():
+            beyond = memory[method] - memory["trunk"]
+            row(tokens, name, pair[method], pair["ratios"][method], memory[method], beyond)
+        for method in PEERS if args.peers and tokens <= args.peer_tokens else ():
             peer = ask(args, {"method": method, "tokens": tokens})
             if "error" in peer:
                 print(f"| {tokens} | {method} | did not fit: {peer['error']} | | | |", flush=True)
@@ -88,7 +95,7 @@ def row(tokens: int, name: str, seconds: float, ratio: float, peak: float, beyon
 def ask(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     """Do a job in a process of its own."""
     command = [sys.executable, __file__, "--worker", json.dumps(job)]
-    for name in ("model", "device", "dtype"):
+    for name in ("model", "device", "dtype", "clock"):
         if getattr(args, name):
             command += [f"--{name}", getattr(args, name)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -101,7 +108,7 @@ def ask(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def work(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
-    """Load the model, run one method (or trunk and capture in turn), report seconds and peak."""
+    """Load the model, run one method (or trunk and captures in turn), report seconds and peak."""
 
     from probing.models.load import load_model
 
@@ -111,20 +118,25 @@ def work(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     ids, answer = _trace(model_id, job["tokens"], next(model.parameters()).device)
     short = slice(0, 128)
     runs = {}
-    for method in ("trunk", "capture") if job["method"] == "pair" else (job["method"],):
+    for method in PAIR if job["method"] == "pair" else (job["method"],):
         runs[method] = _runner(method, model)
         runs[method](ids[:, short], answer[:, -128:])  # warm up
     seconds: dict[str, list[float]] = {method: [] for method in runs}
     _forget_peak()
     for _ in range(job.get("runs", 1)):
         for method, run in runs.items():
-            seconds[method].append(_timed(run, ids, answer))
+            seconds[method].append(_timed(run, ids, answer, CLOCKS[args.clock]))
     peak = _peak_mb()
     medians = {method: statistics.median(taken) for method, taken in seconds.items()}
     if job["method"] != "pair":
         return {"seconds": medians[job["method"]], "peak": peak}
-    pairs = zip(seconds["capture"], seconds["trunk"], strict=True)
-    return {**medians, "ratio": statistics.median(c / t for c, t in pairs), "peak": peak}
+    ratios = {
+        method: statistics.median(
+            t / plain for t, plain in zip(taken, seconds["trunk"], strict=True)
+        )
+        for method, taken in seconds.items()
+    }
+    return {**medians, "ratios": ratios, "peak": peak}
 
 
 def _forget_peak() -> None:
@@ -154,14 +166,14 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _timed(run: Any, ids: Any, answer: Any) -> float:
+def _timed(run: Any, ids: Any, answer: Any, clock: Any) -> float:
     import torch
 
-    started = time.perf_counter()
+    started = clock()
     run(ids, answer)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return float(clock() - started)
 
 
 def _runner(method: str, model: Any) -> Any:
@@ -174,8 +186,10 @@ def _runner(method: str, model: Any) -> Any:
     trunk = trunk_of(model)
     if method == "trunk":
         return torch.no_grad()(lambda ids, answer: trunk(input_ids=ids, use_cache=False)[0])
-    if method == "capture":
+    if method in ("capture", "whole"):
         capture = AttentionCapture(model)
+        if method == "whole":
+            capture.split = frozenset()
 
         def capture_all(ids: Any, answer: Any) -> Any:
             with capture:

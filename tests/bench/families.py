@@ -4,7 +4,9 @@
 
 Each model has a few layers of random weights, sharpened so that its attention is far from uniform.
 Two texts go through the capture in one batch, as a probe does it, and each alone through the eager
-attention of the same weights with `output_attentions`, which is the reference. A family is
+attention of the same weights with `output_attentions`, which is the reference. A pass whose output
+is split (`probing.attention.split`) must give the masses and the last hidden state of one that is
+not. A family is
 
 - exact: the largest difference of any token's mass is below 1e-4;
 - refused: kfh says why, before it gives a number;
@@ -28,6 +30,7 @@ from typing import Any
 import torch
 
 ALLOWED = 1e-4
+ALLOWED_SPLIT = 1e-5  # of the largest mass or hidden number
 LARGEST = 30_000_000  # parameters of a model that still counts as tiny
 LENGTHS = (40, 23)
 
@@ -143,6 +146,7 @@ class Result:
     error: float | None = None
     why: str = ""
     kernel: str = ""
+    split: int = 0  # layers whose output was split
 
 
 def main() -> None:
@@ -223,6 +227,7 @@ def tried(family: str) -> Result:
     kernel, note = str(model.config._attn_implementation), ""
     try:
         mass = captured(model, ids, answer)
+        split = split_layers(model, ids)
         if family in SINKS_IN_OUTPUT:
             note = "with the sinks off: its eager weights leave them out; the proof has them"
             model = tiny_model(config)
@@ -243,7 +248,7 @@ def tried(family: str) -> Result:
         why = f"weights of the eager attention: {shapes}"
         return Result(family, "no reference", why=why, kernel=kernel)
     error = float((mass - reference).abs().max())
-    return Result(family, "exact" if error < ALLOWED else "wrong", error, note, kernel)
+    return Result(family, "exact" if error < ALLOWED else "wrong", error, note, kernel, split)
 
 
 def made(family: str) -> tuple[Any, Any, Any]:
@@ -272,6 +277,34 @@ def captured(model: Any, ids: Any, answer: Any) -> Any:
 
     with AttentionCapture(model) as capture:
         return capture(ids, answer)
+
+
+def split_layers(model: Any, ids: Any) -> int:
+    """How many layers are split where the last tokens answer.
+
+    Raises:
+        ArithmeticError: masses or the last hidden state are not those of a pass that is not split.
+    """
+    from probing.attention.capture import AttentionCapture
+    from probing.models.front import trunk_of
+
+    answer = torch.zeros_like(ids, dtype=torch.bool)
+    answer[:, -6:] = True
+    capture, trunk = AttentionCapture(model, early_exit=False), trunk_of(model)
+    layers, found = capture.split, []
+
+    def forward(**given: Any) -> Any:
+        found.append(trunk(**given))
+        return found[-1]
+
+    for capture.split in (frozenset(), layers):
+        with capture:
+            found.append(capture(ids, answer, forward=forward))
+    for plain, split in ((found[1], found[3]), (found[0][0], found[2][0])):
+        difference = float((split - plain).abs().max() / plain.abs().max())
+        if not difference < ALLOWED_SPLIT:
+            raise ArithmeticError(f"a split pass differs by {difference:.1g}")
+    return len(layers)
 
 
 def eager_mass(config: Any, model: Any, ids: Any, answer: Any) -> Any:

@@ -47,7 +47,12 @@ class ProbeConfig(ModelSource, TraceReading, StepCutting, TraceChoosing):
     out: Path = choice(Path("runs/probe"), "Folder for the results.")
     answer: Answer = choice("all", "Answer tokens that look back.", panel=RANKING)
     by: Metric = choice("sra", "Metric to pick heads by.", panel=RANKING)
-    select: Selection = choice("top", "How heads are picked.", panel=RANKING)
+    select: Selection = choice(
+        "top",
+        "How heads are picked: the best ones, or one by one the best in the mean with those "
+        "before (reads all scores once a head).",
+        panel=RANKING,
+    )
     top: int = choice(3, "Number of heads in the set.", least=1, panel=RANKING)
     null: Null = choice(
         "problems", "What chance is: no ranking of new problems, or permuted labels.", panel=RANKING

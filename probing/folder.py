@@ -11,7 +11,7 @@ from __future__ import annotations
 import html
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,7 @@ from probing.files.tables import WRITTEN
 from probing.headset import HeadSet
 from probing.models.identity import ModelCard
 from probing.ranking.caveats import label_caveats, ranking_caveats
-from probing.ranking.metrics import RankedTrace
+from probing.ranking.metrics import RankedTrace, ReadTraces
 from probing.ranking.rank import Ranking, set_caveats
 from probing.traces.file import Trace, read_traces
 from probing.traces.source import TraceSource, prepare_traces
@@ -245,45 +245,51 @@ class ProbeResult(Ranking):
         return (self.folder / "scores.parquet").is_file()
 
     @cached_property
-    def scored(self) -> dict[str, ScoredTrace]:
-        """Step scores of each trace by id, of all heads.
+    def scored(self) -> Mapping[str, ScoredTrace]:
+        """Step scores of each trace by id, of all heads; read when they are asked for.
 
         Raises:
-            DataError: `scores.parquet` is missing or damaged.
+            DataError: `scores.parquet` is missing or damaged, or what it holds of a trace is.
         """
         if not self.has_scores:
             raise DataError(
                 f"{self.folder / 'scores.parquet'} is missing: no step scores; run `kfh probe "
                 f"--out {self.folder}` again, or copy the file"
             )
-        return dict(ScoreStore(self.folder, {}).load())
+        return ScoreStore(self.folder, {}).load()
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All that decided the step scores, as `scores.parquet` has it; errors as for `scored`."""
         return stored_settings(self.folder / "scores.parquet")
 
-    def ranked_traces(self, problems: dict[str, str] | None = None) -> list[RankedTrace]:
+    def ranked_traces(self, problems: dict[str, str] | None = None) -> Sequence[RankedTrace]:
         """The labelled steps of each ranked trace with their scores, as the probe ranked them.
 
         Args:
             problems: of each trace by id; without it each trace stands for a problem of its own.
 
+        Returns:
+            Read when they are asked for, and again when they are asked for again.
+
         Raises:
-            DataError: as for `scored`, or the scores are not those that the run file names.
+            DataError: as for `scored`; a trace is missing. On reading one: its scores are damaged,
+                or of other heads.
         """
         labels = stored_labels(self.folder / "scores.parquet") if self.scored else {}
-        traces = []
-        for name in self.ranked:
-            problem = problems[name] if problems else name
-            scored = self.scored.get(name)
-            if scored is not None and len(scored.scores) != len(self.table):
+        if lost := [name for name in self.ranked if name not in self.scored]:
+            raise DataError(f"{self.folder}: scores.parquet has no trace {lost[0]}; probe again")
+
+        def read(name: str) -> RankedTrace:
+            scored = self.scored[name]
+            if len(scored.scores) != len(self.table):
                 raise DataError(f"{self.folder}: scores.parquet is of other heads; probe again")
-            ranked = scored is not None and RankedTrace.of(scored, labels[name], problem)
+            ranked = RankedTrace.of(scored, labels[name], problems[name] if problems else name)
             if not ranked:
                 raise DataError(f"{self.folder}: scores.parquet has no trace {name}; probe again")
-            traces.append(ranked)
-        return traces
+            return ranked
+
+        return ReadTraces(self.ranked, read)
 
     @cached_property
     def source(self) -> TraceSource:

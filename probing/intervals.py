@@ -3,6 +3,7 @@
 The samples of one question, the traces of one problem are not independent: a group is one entry
 of the bootstrap. `resampled` draws the groups for every interval of the project, and `tails` says
 which quantiles of the draws are its ends: of few groups wider ones. One group leaves no interval.
+Beside them stand medians of more values than fit into memory (`Medians`).
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 LEVEL = 0.95  # of intervals
 TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]  # of draws whose spread is the estimate's
 RESAMPLES = 2000
 Rows = Sequence[Sequence[float]]  # a row a group, such as a question; a value a sample
 Seed = int | tuple[int, ...]
+CLASSES = 1 << 13  # of values, for medians: sign, 8 bits of exponent, 4 of fraction of a float32
+KEPT = 1 << 26  # values that a median keeps at once: 256 MB
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def mean_over_traces(values: Float[np.ndarray, "*row trace"]) -> Float[np.ndarra
 
 def _drawn(
     sums: Float[np.ndarray, "row group"],
-    sizes: Float[np.ndarray, "row group"],
+    sizes: Float[np.ndarray, "#row group"],
     resamples: int,
     seed: Seed,
 ) -> Float[np.ndarray, "row resample"]:
@@ -124,9 +128,12 @@ def by_group(
         [5.0, 2.0]
     """
     places = {name: place for place, name in enumerate(dict.fromkeys(groups))}
-    member = np.zeros((len(groups), len(places)))
-    member[np.arange(len(groups)), [places[name] for name in groups]] = 1
-    return np.asarray(values @ member)
+    of = np.array([places[name] for name in groups])
+    if len(places) == len(of):  # each group has one trace
+        return np.array(values, dtype=float)
+    order = np.argsort(of, kind="stable")
+    starts = np.searchsorted(of[order], np.arange(len(places)))
+    return np.asarray(np.add.reduceat(values[..., order], starts, axis=-1, dtype=float))
 
 
 def bootstrap_interval(
@@ -155,7 +162,10 @@ def bootstrap_interval(
     counted = (there > 0).sum(axis=1)
     for count in np.unique(counted):  # nearly always one number, that of all groups
         rows = counted == count
-        limits[rows] = ends(_drawn(sums[rows], there[rows], resamples, seed), int(count)).T
+        sizes = there[rows]
+        if (sizes == sizes[0]).all():  # as a rule: a trace has a figure for all heads or for none
+            sizes = sizes[:1]
+        limits[rows] = ends(_drawn(sums[rows], sizes, resamples, seed), int(count)).T
     return limits
 
 
@@ -252,3 +262,104 @@ def estimate_share(
     if np.isnan(low):  # one group, of several answers that differ: all is possible
         low, high = least, 1.0
     return Estimate(value, max(least, float(low)), min(1.0, float(high)), n)
+
+
+class Medians:
+    """The median of each row over values that go by twice: exact, in bounded memory.
+
+    1. The values of each row are counted by class, 16 to a power of two (`add`).
+    2. The middle ones lie in known classes now. The few values in these are kept (`turns`, `Turn`),
+       and the middle of them is the median. Where they are too many, rows take turns.
+
+    Args:
+        rows: how many.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.counts = np.zeros((rows, CLASSES), dtype=np.uint32)
+
+    def add(self, first: int, values: Float[np.ndarray, "row value"]) -> None:
+        """Count values of the rows from `first` on."""
+        places = classes(values) + np.arange(first, first + len(values))[:, None] * CLASSES
+        np.add.at(self.counts.reshape(-1), places.reshape(-1), np.uint32(1))
+
+    def turns(self, kept: int = KEPT) -> list[Turn]:
+        """Rows in runs of which the middle classes can be kept, at most so many values each.
+
+        Each is given all values once more; a single row may keep more.
+        """
+        upto = np.cumsum(self.counts, axis=1, dtype=np.int64)
+        total, rows = upto[:, -1], np.arange(len(upto))
+        middles = np.stack([(total - 1) // 2, total // 2])  # ranks
+        low, high = (np.argmax(upto > ranks[:, None], axis=1) for ranks in middles)
+        inside = self.counts[rows, low].astype(np.int64)
+        below = upto[rows, low] - inside
+        sizes = inside + np.where(high > low, self.counts[rows, high], 0)
+        ends, held = [0], 0
+        for row, size in enumerate(sizes.tolist()):
+            if held and held + size > kept:
+                ends.append(row)
+                held = 0
+            held += size
+        runs = [slice(*ends) for ends in pairwise([*ends, len(sizes)])]
+        return [Turn(r, low[r], high[r], middles[:, r] - below[r], sizes[r]) for r in runs]
+
+
+class Turn:
+    """A run of rows whose middle values are kept, see `Medians.turns`.
+
+    Args:
+        rows: the run.
+        low, high: classes of the two middle values of each row, which may be one.
+        ranks: of the two among those kept.
+        sizes: number of values to keep.
+    """
+
+    def __init__(
+        self,
+        rows: slice,
+        low: Int[np.ndarray, "row"],
+        high: Int[np.ndarray, "row"],
+        ranks: Int[np.ndarray, "2 row"],
+        sizes: Int[np.ndarray, "row"],
+    ) -> None:
+        self.rows, self.low, self.high, self.ranks = rows, low[:, None], high[:, None], ranks
+        self.ends = np.cumsum(sizes)
+        self.filled = self.ends - sizes
+        self.starts = self.filled.copy()
+        self.kept: np.ndarray = np.empty(0)
+
+    def add(self, first: int, values: Float[np.ndarray, "row value"]) -> None:
+        """Keep what these values of the rows from `first` on hold of the middle ones."""
+        start, end = max(first, self.rows.start), min(first + len(values), self.rows.stop)
+        if start >= end:
+            return
+        if not len(self.kept):
+            self.kept = np.empty(self.ends[-1], dtype=values.dtype)
+        values = values[start - first : end - first]
+        mine = slice(start - self.rows.start, end - self.rows.start)
+        of = classes(values)
+        middle = (of == self.low[mine]) | (of == self.high[mine])
+        found = middle.sum(axis=1)
+        offsets = self.filled[mine] - np.cumsum(found) + found
+        self.kept[np.repeat(offsets, found) + np.arange(found.sum())] = values[middle]
+        self.filled[mine] += found
+
+    def medians(self) -> Float[np.ndarray, "row"]:
+        """Of the rows, once all values went by; every row has one."""
+        runs = zip(self.starts, self.ends, self.ranks.T, strict=True)
+        parts = [np.partition(self.kept[a:b], ranks)[ranks] for a, b, ranks in runs]
+        return np.asarray(np.stack(parts).mean(axis=1))
+
+
+def classes(values: Float[np.ndarray, "*any"]) -> Int[np.ndarray, "*any"]:
+    """The class of each value, 0 to CLASSES − 1: of two values the larger has no lower one.
+
+    Example:
+        >>> (classes(np.array([-1.0, 0.0, 1.0, 1.06, 1.07, 2.0])) - CLASSES // 2).tolist()
+        [-2033, 0, 2032, 2032, 2033, 2048]
+    """
+    with np.errstate(over="ignore"):  # of float64
+        bits = values.astype(np.float32).view(np.int32)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats count down
+    return np.asarray((ordered >> 19) + CLASSES // 2)

@@ -36,7 +36,7 @@ from probing.models.identity import (
 )
 from probing.models.load import with_random_weights
 from probing.models.processes import Processes
-from probing.ranking.metrics import RankedTrace, ranked_trace
+from probing.ranking.metrics import Measured, Measures, RankedTrace, ReadTraces, ranked_trace
 from probing.ranking.rank import Ranking, rank_heads
 from probing.settings import Progress, no_progress
 from probing.traces.file import Trace
@@ -82,13 +82,12 @@ def probe(
     if processes.rank != 0:
         return None
     limit = position_limit(model)
-    scored = store.load(ids)
-    if not scored:
+    if not (scored := store.load(ids)):
         why = NOT_FINITE if limit is None else too_long(limit)
         raise DataError(f"{config.traces}: every trace has {why}")
     counter = _Counter(report, tokenizer, context_limit(model.config))
-    rows, random = list[RankedTrace](), [list[RankedTrace]() for _ in of_random]
-    marks: dict[str, set[str]] = {}
+    measures, random = Measures(), [Measured() for _ in of_random]
+    labels, marks = dict[str, list[str | None]](), dict[str, set[str]]()
     with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
         for trace in prepare_traces(config.source):  # once more: one in memory at a time
             bar(1, 0)
@@ -98,12 +97,14 @@ def probe(
                 continue
             write(trace)
             marks[trace.id] = trace.problem_marks
+            labels[trace.id] = [step.label for step in trace.steps]
             row = ranked_trace(trace, scored[trace.id])
             counter.count(trace, scored[trace.id], row)
-            rows += [row] if row else []
-            for untrained, scores in zip(random, of_random, strict=True):
-                untrained += _control(trace, scores) if row else []
-    ranking = rank_heads(config, heads, rows, progress, random)  # 4, 5
+            if row:
+                measures.add(row)
+                _measure_controls(random, trace, of_random)
+    again = _read_again(store, labels, measures.heads)
+    ranking = rank_heads(config, heads, measures, again, progress, random)  # 4, 5
     result = _result(ranking, ModelCard.of(config.model, model.config), report, speed)
     result.write(head_set_of(result, result.card, marks))  # 6
     return result
@@ -176,9 +177,9 @@ def _random_scores(
     ids: list[str],
     processes: Processes,
     progress: Progress,
-) -> list[dict[str, ScoredTrace]]:
+) -> list[Mapping[str, ScoredTrace]]:
     """Scores of models of random weights, each in a folder of its own; none where not asked for."""
-    found = []
+    found: list[Mapping[str, ScoredTrace]] = []
     for draw in range(config.control_draws if config.control == "random-weights" else 0):
         fresh = with_random_weights(model, config.seed + draw)
         folder = Path(config.out) / "random-weights" / str(draw)
@@ -192,12 +193,31 @@ def _random_scores(
     return found
 
 
-def _control(trace: Trace, scores: dict[str, ScoredTrace]) -> list[RankedTrace]:
-    """The trace as an untrained model scores it; all of them or none, so that halves are alike."""
-    if trace.id not in scores:
-        raise DataError(f"trace {trace.id}: an untrained model gives {NOT_FINITE}; --control none")
-    control = ranked_trace(trace, scores[trace.id])
-    return [control] if control else []
+def _measure_controls(
+    to: list[Measured], trace: Trace, models: list[Mapping[str, ScoredTrace]]
+) -> None:
+    """The trace as untrained models score it; all of them or none, so that halves are alike."""
+    for measured, scores in zip(to, models, strict=True):
+        if trace.id not in scores:
+            raise DataError(
+                f"trace {trace.id}: an untrained model gives {NOT_FINITE}; --control none"
+            )
+        if control := ranked_trace(trace, scores[trace.id]):
+            measured.add(control)
+
+
+def _read_again(
+    store: ScoreStore, labels: Mapping[str, list[str | None]], measured: Measured
+) -> ReadTraces:
+    """The ranked traces, without their texts, from the table that was just written."""
+    scored, groups = store.load(measured.ids), dict(zip(measured.ids, measured.groups, strict=True))
+
+    def read(name: str) -> RankedTrace:
+        ranked = RankedTrace.of(scored[name], labels[name], groups[name])
+        assert ranked  # it was ranked before
+        return ranked
+
+    return ReadTraces(measured.ids, read)
 
 
 class _Counter:

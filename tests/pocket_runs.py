@@ -9,6 +9,7 @@ import torch
 
 from probing.files.headers import data_path
 from probing.models.load import load_model
+from rl.attnpo.credit import Terms
 from rl.tasks.questions import load_questions
 from rl.training.job import build_trainer, trainer_settings
 from rl.training.recipe import find_recipe, read_recipe, train_config
@@ -46,12 +47,21 @@ def make_trainer(out, recipe="attnpo", options=None, **settings):
     return build_trainer(made, args, questions, **(options or {}))
 
 
-def first_batch(trainer):
-    """The generation batch of the first step, scored."""
+def made_batch(trainer):
+    """The generation batch of the first step, as it goes to the loss."""
     trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
     inputs = next(iter(trainer.get_train_dataloader()))
     torch.manual_seed(0)
     return trainer._generate_and_score_completions(inputs)
+
+
+def first_batch(trainer):
+    """The same, with its advantages as the loss reads them."""
+    batch = made_batch(trainer)
+    if Terms.are_in(batch):  # the pass of the loss scores
+        trainer._compute_loss(trainer.model, batch)
+    return batch
 
 
 def pocket_model():

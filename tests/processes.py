@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, set_seed
-from pocket_runs import first_batch, make_trainer, resumable, weights
+from pocket_runs import first_batch, made_batch, make_trainer, resumable, weights
 from transformers import TrainerCallback
 
 from rl.attnpo.completions import Batch
+from rl.attnpo.credit import Terms
 from rl.training.job import train
 
 GROUP = 4
@@ -30,6 +31,7 @@ CASES = {
     "tlmre-trimmed": ("tlmre", 1, 1),
     "attnpo-trimmed": ("attnpo", 1, 1),
     "attnpo-accumulated": ("attnpo", 1, 2),
+    "attnpo-own-pass": ("attnpo", 1, 2),
 }
 
 
@@ -71,14 +73,23 @@ def fixed_trainer(folder, name, method, rows, accumulation=1, batch=GROUP, **set
 
 def keep_advantages(trainer):
     """Advantages by token of every response of every batch, all processes in order."""
-    kept, stock = [], trainer._generate_and_score_completions
+    kept, own = [], {}
+    make, compute = trainer._generate_and_score_completions, trainer._compute_loss
 
-    def watched(inputs):
-        output = stock(inputs)
-        kept.append(gather_object(by_response(output)))
+    def numbered(inputs):
+        output = make(inputs)
+        output["place"] = torch.arange(len(output["advantages"]))  # TRL shuffles and splits
         return output
 
-    trainer._generate_and_score_completions = watched
+    def watched(model, inputs):
+        loss = compute(model, inputs)
+        own.update(zip(inputs["place"].tolist(), by_response(inputs), strict=True))
+        if len(own) == trainer.args.generation_batch_size // PartialState().num_processes:
+            kept.append(gather_object([own[place] for place in sorted(own)]))
+            own.clear()
+        return loss
+
+    trainer._generate_and_score_completions, trainer._compute_loss = numbered, watched
     return kept
 
 
@@ -92,6 +103,7 @@ def by_response(output):
 def train_case(folder, name):
     """Two steps: advantages, loss, norm of the gradient, metrics, weights."""
     trainer = fixed_trainer(folder, name, *CASES[name])
+    trainer.own_pass = name.endswith("own-pass")
     advantages = keep_advantages(trainer)
     trainer.train()
     logs = [line for line in trainer.state.log_history if "accuracy" in line]
@@ -153,6 +165,15 @@ def sharded(folder):
             for name, parameter in trainer.model.named_parameters()
         ]
         results[f"gradients-{rows}"] = max(largest(*pair) for pair in pairs)
+        trainer.model.zero_grad()
+        to_score = made_batch(trainer)
+        assert Terms.are_in(to_score)
+        trainer._compute_loss(trainer.model, to_score).backward()
+        pairs = [
+            (parameter.grad.full_tensor(), gradients[rows][name])
+            for name, parameter in trainer.model.named_parameters()
+        ]
+        results[f"gradients-scored-{rows}"] = max(largest(*pair) for pair in pairs)
         trainer.model.zero_grad()
     trainer.use_vllm, trainer._last_loaded_step = True, 0  # TRL scores old log-probabilities
     trainer.args.rows_per_forward = 1

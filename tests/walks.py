@@ -158,6 +158,7 @@ def advantages_of_a_step(folder: Path) -> list[str]:
         num_generations=4,
         per_device_train_batch_size=4,
         max_completion_length=400,
+        rows_per_forward=0,
         bf16=False,
         use_cpu=True,
     )
@@ -173,8 +174,11 @@ def advantages_of_a_step(folder: Path) -> list[str]:
     trainer.model.train()
     inputs = next(iter(trainer.get_train_dataloader()))
     torch.manual_seed(0)
+    trainer.current_gradient_accumulation_steps = 1
     with watched() as watch:
-        advantages = trainer._generate_and_score_completions(inputs)["advantages"]
+        batch = trainer._generate_and_score_completions(inputs)
+        trainer._compute_loss(trainer.model, batch)
+    advantages = batch["advantages"]
     assert advantages.dim() == 2 and (advantages.amax(dim=1) > advantages.amin(dim=1)).any()
     return watch.files
 

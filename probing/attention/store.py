@@ -91,22 +91,22 @@ class ScoreStore:
                 metadata={"id": trace.id, HEADER: json.dumps(file_header("step scores"))},
             )
 
-    def load(self, ids: Iterable[str] | None = None) -> dict[str, ScoredTrace]:
-        """All scores that are there, by trace id; or those of `ids`, in their order."""
-        parts = [path for path in self.parts.glob("*.safetensors") if path.name[0] != "."]
-        stored = {**self._read_table(), **{t.id: t for t in map(self._read_part, parts)}}
-        return stored if ids is None else {name: stored[name] for name in ids if name in stored}
+    def load(self, ids: Iterable[str] | None = None) -> StoredScores:
+        """All scores that are there, by trace id; or those of `ids`, in their order.
 
-    def _read_part(self, path: Path) -> ScoredTrace:
-        from safetensors import SafetensorError, safe_open
+        Raises:
+            DataError: a part or the table is damaged; of a single trace's scores on reading them.
+        """
+        table = _Table(self.table) if self.table.exists() else None
+        known = {**(dict.fromkeys(table.groups) if table else {}), **self._parts()}
+        if ids is not None:
+            known = {name: known[name] for name in ids if name in known}
+        return StoredScores(known, table)
 
-        try:
-            with damaged(path, PART), safe_open(path, framework="numpy") as file:
-                sizes = file.get_tensor("sizes").tolist()
-                scores, tokens = file.get_tensor("scores"), file.get_tensor("tokens")
-                return _scored(file.metadata()["id"], scores, tokens, sizes)
-        except SafetensorError as error:
-            raise DataError(f"{path}: damaged ({error}); {PART}") from error
+    def _parts(self) -> dict[str, Path]:
+        """The part of each trace that has one."""
+        paths = sorted(path for path in self.parts.glob("*.safetensors") if path.name[0] != ".")
+        return {_part_id(path): path for path in paths}
 
     @contextmanager
     def table_writer(
@@ -115,7 +115,7 @@ class ScoreStore:
         """Write the table: call what this gives with each trace; then the parts are dropped.
 
         Args:
-            scored: the scores of these traces, by id.
+            scored: the scores of these traces, by id; what `load` gave is read as it is needed.
             heads: in the order of the scores.
 
         Yields:
@@ -128,29 +128,85 @@ class ScoreStore:
         metadata = {HEADER: json.dumps(header), "sizes": json.dumps(sizes)}
         layers = np.array([layer for layer, _ in heads], dtype=np.int16)
         numbers = np.array([head for _, head in heads], dtype=np.int16)
+        schema = _schema().with_metadata(metadata)
+        # Scores hardly repeat: a dictionary of them would make the file larger.
+        repeated = [name for name in schema.names if name != "score"]
+        options = {"compression": "zstd", "use_dictionary": repeated, **WRITTEN}
         with whole_file(self.table) as temporary:
-            schema = _schema().with_metadata(metadata)
-            with pq.ParquetWriter(temporary, schema, compression="zstd", **WRITTEN) as writer:
+            with pq.ParquetWriter(temporary, schema, **options) as writer:
                 yield lambda trace: writer.write_table(
                     _row_group(trace, scored[trace.id], layers, numbers, schema)
                 )
+            if isinstance(scored, StoredScores):
+                scored.close()  # an open file cannot be replaced everywhere
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def _table_sizes(self) -> dict[str, tuple[int, int]]:
         """Sizes of the answer and of the whole, by the ids in the table."""
-        if not self.table.exists():
-            return {}
-        with damaged(self.table, TABLE):
-            return shaped(dict[str, tuple[int, int]], parse_json(_metadata(self.table)[b"sizes"]))
+        return _sizes(_metadata(self.table), self.table) if self.table.exists() else {}
 
-    def _read_table(self) -> dict[str, ScoredTrace]:
-        sizes = self._table_sizes()
-        traces = {}
-        for name, columns in _row_groups(self.table, "tokens", "score") if sizes else ():
-            scores, tokens = np.ascontiguousarray(columns["score"].T), columns["tokens"][:, 0]
-            with damaged(self.table, TABLE):
-                traces[name] = _scored(name, scores, tokens, sizes[name])
-        return traces
+
+class StoredScores(Mapping[str, ScoredTrace]):
+    """Scores by trace id that are read from disk when they are asked for; see `ScoreStore.load`.
+
+    The trace that was read last stays in memory. What `scores.parquet` held when it was opened is
+    lost once the file is written anew.
+
+    Args:
+        parts: the part of each trace; None where the table has it.
+        table: open.
+
+    Raises:
+        DataError: on reading a trace whose scores are damaged.
+    """
+
+    def __init__(self, parts: dict[str, Path | None], table: _Table | None) -> None:
+        self._of, self._table = parts, table
+        self._last: ScoredTrace | None = None
+
+    def __getitem__(self, trace_id: str) -> ScoredTrace:
+        part = self._of[trace_id]
+        if self._last is None or self._last.id != trace_id:
+            if part is None:
+                assert self._table is not None
+                self._last = self._table.scored(trace_id)
+            else:
+                self._last = _read_part(part)
+        return self._last
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def close(self) -> None:
+        """Close the table: no trace that it has can be read any more."""
+        if self._table is not None:
+            self._table.file.close()
+
+
+def _part_id(path: Path) -> str:
+    with _opened(path) as file:
+        return str(file.metadata()["id"])
+
+
+def _read_part(path: Path) -> ScoredTrace:
+    with _opened(path) as file:
+        sizes = file.get_tensor("sizes").tolist()
+        scores, tokens = file.get_tensor("scores"), file.get_tensor("tokens")
+        return _scored(file.metadata()["id"], scores, tokens, sizes)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with damaged(path, PART), safe_open(path, framework="numpy") as file:
+            yield file
+    except SafetensorError as error:
+        raise DataError(f"{path}: damaged ({error}); {PART}") from error
 
 
 def _scored(name: str, scores: np.ndarray, tokens: np.ndarray, sizes: Sequence[int]) -> ScoredTrace:
@@ -185,10 +241,8 @@ def stored_labels(table: Path) -> dict[str, list[str | None]]:
     Raises:
         DataError: it is damaged.
     """
-    found = {
-        name: [label if isinstance(label, str) else None for label in columns["label"][:, 0]]
-        for name, columns in _row_groups(table, "label")
-    }
+    file = _Table(table)
+    found = {name: file.by_step(name, "label") for name in file.groups}
     for label in {label for labels in found.values() for label in labels} - {*LABELS}:
         raise DataError(f"{table}: damaged, it holds the label {label!r:.40}; {TABLE}")
     return found
@@ -200,24 +254,63 @@ def _metadata(table: Path) -> dict[bytes, bytes]:
     return dict(pq.read_schema(table).metadata or {})
 
 
-def _row_groups(table: Path, *columns: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """The id of each trace, and its columns as (step, head).
+def _sizes(metadata: dict[bytes, bytes], table: Path) -> dict[str, tuple[int, int]]:
+    with damaged(table, TABLE):
+        return shaped(dict[str, tuple[int, int]], parse_json(metadata[b"sizes"]))
+
+
+class _Table:
+    """An open `scores.parquet`: a row group a trace, of rows in the order step, head.
 
     Raises:
-        DataError: the table is damaged.
+        DataError: it is damaged; of a single row group on reading it.
     """
-    import pyarrow.parquet as pq
 
-    with damaged(table, TABLE):
-        file = pq.ParquetFile(table, **READ)
-        for number in range(file.num_row_groups):
-            group = file.read_row_group(number, columns=["trace", "step", *columns])
-            steps = int(group["step"][-1].as_py()) + 1
-            values = {name: group[name].to_pandas().to_numpy() for name in columns}
-            name = group["trace"][0].as_py()
-            if not isinstance(name, str):
-                raise ValueError(f"a trace is called {name!r:.40}")
-            yield name, {key: column.reshape(steps, -1) for key, column in values.items()}
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        self.path = path
+        with damaged(path, TABLE):
+            self.file = pq.ParquetFile(path, **READ)
+            metadata = dict(self.file.schema_arrow.metadata or {})
+            names = map(self._name, range(self.file.num_row_groups))
+            self.groups = {name: number for number, name in enumerate(names)}
+        self.sizes = _sizes(metadata, path) if b"sizes" in metadata or self.groups else {}
+
+    def _name(self, number: int) -> str:
+        """The trace of a row group, from its statistics or, where they do not say it, its rows."""
+        column = self.file.metadata.row_group(number).column(0)
+        stored = column.statistics if column.path_in_schema == "trace" else None
+        if stored is not None and stored.has_min_max and stored.min == stored.max:
+            name = stored.min
+        else:
+            name = self.file.read_row_group(number, columns=["trace"])["trace"][0].as_py()
+        if not isinstance(name, str):
+            raise ValueError(f"a trace is called {name!r:.40}")
+        return name
+
+    def _read(self, name: str, *columns: str) -> tuple[Any, int, int]:
+        """The row group of a trace, and its numbers of steps and of heads."""
+        group = self.file.read_row_group(self.groups[name], columns=["step", *columns])
+        steps = int(group["step"][-1].as_py()) + 1
+        heads, rest = divmod(group.num_rows, steps)
+        if rest:
+            raise ValueError(f"trace {name} has {group.num_rows} scores of {steps} steps")
+        return group, steps, heads
+
+    def by_step(self, name: str, column: str) -> list[Any]:
+        """What a column says of each step of a trace."""
+        with damaged(self.path, TABLE):
+            group, steps, heads = self._read(name, column)
+            return list(group[column].take(np.arange(steps) * heads).to_pylist())
+
+    def scored(self, name: str) -> ScoredTrace:
+        """The scores of a trace."""
+        with damaged(self.path, TABLE):
+            group, steps, heads = self._read(name, "tokens", "score")
+            scores = np.ascontiguousarray(group["score"].to_numpy().reshape(steps, heads).T)
+            tokens = group["tokens"].to_numpy()[::heads]
+            return _scored(name, scores, tokens, self.sizes[name])
 
 
 def _schema() -> Any:
@@ -244,16 +337,23 @@ def _row_group(
     import pyarrow as pa
 
     n_heads, n_steps = scored.scores.shape
-    rows = n_heads * n_steps
-    steps = np.repeat(np.arange(n_steps, dtype=np.int32), n_heads)
-    labels = np.repeat([step.label for step in trace.steps], n_heads).tolist()
+    labels = pa.array([step.label for step in trace.steps], pa.string())
     columns = {
-        "trace": pa.array([trace.id] * rows).dictionary_encode(),
-        "step": steps,
-        "label": pa.array(labels, pa.string()).dictionary_encode(),
+        "trace": _repeated(pa.array([trace.id]), n_heads * n_steps),
+        "step": np.repeat(np.arange(n_steps, dtype=np.int32), n_heads),
+        "label": _repeated(labels, n_heads),
         "tokens": np.repeat(scored.tokens.astype(np.int32), n_heads),
         "layer": np.tile(layers, n_steps),
         "head": np.tile(numbers, n_steps),
         "score": scored.scores.T.reshape(-1),
     }
     return pa.table(columns, schema=schema)
+
+
+def _repeated(texts: Any, times: int) -> Any:
+    """Every text so many times in turn, each stored once."""
+    import pyarrow as pa
+
+    coded = texts.dictionary_encode()
+    places = coded.indices.take(np.repeat(np.arange(len(texts)), times))
+    return pa.DictionaryArray.from_arrays(places, coded.dictionary)

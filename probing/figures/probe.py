@@ -222,7 +222,7 @@ def heads(result: ProbeResult, metric: str = "sra") -> Figure:
 
 @styled
 def ensembles(result: ProbeResult) -> Figure:
-    """Held-out figure of ensembles of 1 … 10 heads, chosen as the top k and greedily."""
+    """Held-out figure of ensembles of 1 … 10 heads: the top k, and greedy ones where chosen."""
     figure = Figure(figsize=(6.4, 3.6))
     axes = figure.subplots()
     draw_ensembles(axes, result)

@@ -1,8 +1,9 @@
 from .caveats import ranking_caveats as ranking_caveats
 from .metrics import CONTROLS as CONTROLS
+from .metrics import Measured as Measured
+from .metrics import Measures as Measures
 from .metrics import RankedTrace as RankedTrace
 from .metrics import balanced_ranking_accuracy as balanced_ranking_accuracy
-from .metrics import contrast as contrast
 from .metrics import gating_accuracy as gating_accuracy
 from .metrics import metric_table as metric_table
 from .metrics import step_ranking_accuracy as step_ranking_accuracy

@@ -1,21 +1,23 @@
 """How well scores rank essential steps above redundant ones: SRA, its balanced form, the gate.
 
 Equation numbers are those of docs/PAPER.md; the method is AttnPO's (arXiv 2602.09953, section 3).
-Plain functions of one trace come first; the vectorised engine over heads and labellings after.
+Plain functions of one trace come first; what counts the pairs of all heads at once after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 
 from probing.attention.scores import ScoredTrace, Scores
 from probing.choices import METRICS
 from probing.errors import DataError
+from probing.intervals import Medians
 from probing.traces.file import Trace
 
 Essential = Bool[np.ndarray, "step"]
@@ -146,10 +148,10 @@ class RankedTrace:
     def measure(self, scores: Scores | None = None) -> dict[str, Float[np.ndarray, "head"]]:
         """Every metric of this trace for the given scores (default: its own)."""
         scores = self.scores if scores is None else scores
-        counts = ranking_counts(scores, self.essential[None])
+        counts = ranking_counts(scores, self.essential)
         return {
-            "sra": counts.sra()[:, 0],
-            "balanced": counts.balanced()[:, 0],
+            "sra": counts.sra(),
+            "balanced": counts.balanced(),
             "gating": gating_accuracy(scores, self.essential, self.base),
         }
 
@@ -186,23 +188,18 @@ def control_scores(trace: RankedTrace, name: str) -> Float[np.ndarray, "1 step"]
 
 @dataclass(frozen=True, eq=False)
 class RankingCounts:
-    """Pairs put right, by which of the two comes first, for P labellings of one trace."""
+    """Pairs put right, by which of the two comes first, under one labelling or each of many."""
 
-    right_first: Float[np.ndarray, "head labelling"]  # the essential step comes first
-    right_last: Float[np.ndarray, "head labelling"]  # the redundant step comes first
-    pairs_first: Float[np.ndarray, "labelling"]
-    pairs_last: Float[np.ndarray, "labelling"]
+    right_first: Float[np.ndarray, "head *labelling"]  # the essential step comes first
+    right_last: Float[np.ndarray, "head *labelling"]  # the redundant step comes first
+    pairs_first: Float[np.ndarray, "*labelling"]
+    pairs_last: Float[np.ndarray, "*labelling"]
 
-    @property
-    def pairs(self) -> Float[np.ndarray, "labelling"]:
-        """Number of (essential, redundant) pairs."""
-        return self.pairs_first + self.pairs_last
-
-    def sra(self) -> Float[np.ndarray, "head labelling"]:
+    def sra(self) -> Float[np.ndarray, "head *labelling"]:
         """`step_ranking_accuracy` of each head under each labelling."""
-        return (self.right_first + self.right_last) / self.pairs
+        return (self.right_first + self.right_last) / (self.pairs_first + self.pairs_last)
 
-    def balanced(self) -> Float[np.ndarray, "head labelling"]:
+    def balanced(self) -> Float[np.ndarray, "head *labelling"]:
         """`balanced_ranking_accuracy` of each head under each labelling."""
         with np.errstate(invalid="ignore", divide="ignore"):
             first = self.right_first / self.pairs_first
@@ -210,70 +207,59 @@ class RankingCounts:
             return (first + last) / 2
 
 
-def ranking_counts(
-    scores: Scores,
-    labellings: Bool[np.ndarray, "labelling step"],
-    chunk_bytes: int = 64 << 20,
-) -> RankingCounts:
-    """Count the pairs put right, for all heads and many labellings at once.
+def ranking_counts(scores: Scores, essential: Essential) -> RankingCounts:
+    """Count the pairs put right, for all heads at once, in whole numbers.
 
-    With U_ij = [S_i > S_j] + ½ [S_i = S_j] for i < j, and labels m, one product X = m U serves
-    both orders:
-        essential first:  Σ_{i<j} m_i (1 − m_j) U_ij        = Σ_j X_j (1 − m_j)
-        redundant first:  Σ_{i<j} (1 − m_i) m_j (1 − U_ij)  = n − Σ_j (Σ_i U_ij − X_j) m_j
-    The counts are whole and half numbers below 2²⁴, hence exact in float32.
+    Only pairs of an essential and a redundant step are compared, one essential step after another
+    with all redundant ones: 2 U_ij = [S_i > S_j] + [S_i ≥ S_j]. Heads lie side by side in memory,
+    so that a comparison takes many of them, and hits are added as bytes.
     """
-    n_heads, n_steps = scores.shape
-    labels = torch.from_numpy(labellings.astype(np.float32))
-    before = torch.cumsum(labels, 1) - labels  # essential steps before each step
-    others = torch.arange(n_steps) - before  # redundant steps before each step
-    pairs_first = (before * (1 - labels)).sum(1)
-    pairs_last = (others * labels).sum(1)
-    right_first = torch.empty((n_heads, len(labels)))
-    right_last = torch.empty((n_heads, len(labels)))
-    size = max(1, chunk_bytes // (4 * n_steps * (n_steps + len(labels))))
-    for at in range(0, n_heads, size):
-        s = torch.from_numpy(np.ascontiguousarray(scores[at : at + size]))
-        difference = s[:, :, None] - s[:, None, :]
-        wins = ((difference > 0).float() + 0.5 * (difference == 0).float()).triu_(1)
-        x = labels @ wins  # (head, labelling, step)
-        right_first[at : at + size] = (x * (1 - labels)).sum(-1)
-        rest = ((wins.sum(1)[:, None] - x) * labels).sum(-1)
-        right_last[at : at + size] = pairs_last - rest
-    return RankingCounts(
-        right_first.double().numpy(),
-        right_last.double().numpy(),
-        pairs_first.double().numpy(),
-        pairs_last.double().numpy(),
-    )
+    by_step = np.ascontiguousarray(scores.T)
+    redundant, places = by_step[~essential], np.flatnonzero(~essential)
+    first, last = np.zeros((2, len(scores)), dtype=np.int64)  # twice the pairs put right
+    lower = np.empty(redundant.shape, dtype=bool)
+    chosen = np.flatnonzero(essential)
+    earlier = np.searchsorted(places, chosen)  # redundant steps before each essential one
+    for step, before in zip(chosen, earlier, strict=True):
+        for below in (np.less, np.less_equal):
+            below(redundant, by_step[step], out=lower)
+            _add_hits(last, lower[:before])
+            _add_hits(first, lower[before:])
+    pairs_last = int(earlier.sum())
+    pairs = (len(chosen) * len(places) - pairs_last, pairs_last)
+    return RankingCounts(first / 2, last / 2, *(np.array(float(number)) for number in pairs))
 
 
-def metric_table(
-    traces: Sequence[RankedTrace], scores: Sequence[Float[np.ndarray, "head _"]] | None = None
-) -> dict[str, Float[np.ndarray, "head trace"]]:
+def _add_hits(to: Int[np.ndarray, "head"], hits: Bool[np.ndarray, "step head"]) -> None:
+    """Add the number of hits of each head; 255 steps at a time fit a byte."""
+    for at in range(0, len(hits), 255):
+        to += np.add.reduce(hits[at : at + 255].view(np.uint8), axis=0, dtype=np.uint8)
+
+
+def metric_table(traces: Iterable[RankedTrace]) -> dict[str, Float[np.ndarray, "head trace"]]:
     """Every metric for every head (rows) and trace (columns); its mean over traces is the figure.
 
     Args:
         traces: at least one.
-        scores: other scores than the traces' own, one array a trace (ensembles, controls).
     """
-    rows = [
-        trace.measure(None if scores is None else scores[number])
-        for number, trace in enumerate(traces)
-    ]
-    return {metric: np.stack([row[metric] for row in rows], axis=1) for metric in METRICS}
+    return by_metric([trace.measure() for trace in traces])
 
 
-def contrast(
-    traces: Sequence[RankedTrace],
-) -> tuple[Float[np.ndarray, "head"], Float[np.ndarray, "head"]]:
-    """Median S / S_base over the essential and over the redundant steps of all traces, by head."""
-    ratios = [trace.scores / trace.base for trace in traces]
-    parts = []
-    for essential in (True, False):
-        chosen = [r[:, t.essential == essential] for r, t in zip(ratios, traces, strict=True)]
-        parts.append(np.median(np.concatenate(chosen, axis=1), axis=1))
-    return parts[0], parts[1]
+def by_metric(
+    measured: Sequence[dict[str, Float[np.ndarray, "head"]]],
+) -> dict[str, Float[np.ndarray, "head trace"]]:
+    """The metrics of single traces as one table a metric."""
+    return {metric: np.stack([row[metric] for row in measured], axis=1) for metric in METRICS}
+
+
+def ratios(trace: RankedTrace) -> Iterator[tuple[int, Float[np.ndarray, "head step"]]]:
+    """S / S_base of the essential steps, of the redundant ones, with the row of the first head.
+
+    Rows as `Medians` takes them: of essential steps by head, then of redundant steps by head.
+    """
+    of_base = trace.scores / trace.base
+    yield 0, of_base[:, trace.essential]
+    yield len(of_base), of_base[:, ~trace.essential]
 
 
 def ranked_trace(trace: Trace, scored: ScoredTrace) -> RankedTrace | None:
@@ -284,3 +270,96 @@ def ranked_trace(trace: Trace, scored: ScoredTrace) -> RankedTrace | None:
         trace.problem_key,
         [trace.response[step.start : step.end] for step in trace.steps],
     )
+
+
+class Measured:
+    """The metrics of some scorers (the heads of a model, controls) on each trace."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.groups: list[str] = []  # problems
+        self.pairs: list[int] = []  # of an essential and a redundant step
+        self._rows: list[dict[str, Float[np.ndarray, "scorer"]]] = []
+
+    @classmethod
+    def of(cls, traces: Iterable[RankedTrace]) -> Measured:
+        """All of these, by their own scores."""
+        measured = cls()
+        for trace in traces:
+            measured.add(trace)
+        return measured
+
+    def add(self, trace: RankedTrace, scores: Scores | None = None) -> None:
+        """Measure one trace, by its own scores or by others; not after `values` were asked for."""
+        self.ids.append(trace.id)
+        self.groups.append(trace.group)
+        self.pairs.append(int(trace.essential.sum() * (~trace.essential).sum()))
+        self._rows.append(trace.measure(scores))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def values(self) -> dict[str, Float[np.ndarray, "scorer trace"]]:
+        """Every metric of every scorer on every trace."""
+        values = by_metric(self._rows)
+        self._rows.clear()
+        return values
+
+
+class Measures:
+    """All that ranking needs from going through the traces for the first time."""
+
+    def __init__(self) -> None:
+        self.heads, self.controls = Measured(), Measured()
+        self.ratios: Medians | None = None  # of S / S_base, see `ratios`
+
+    @classmethod
+    def of(cls, traces: Iterable[RankedTrace]) -> Measures:
+        """Of all of these."""
+        measures = cls()
+        for trace in traces:
+            measures.add(trace)
+        return measures
+
+    def add(self, trace: RankedTrace) -> None:
+        """Measure one trace.
+
+        Raises:
+            DataError: a control does not give one number a step.
+        """
+        self.heads.add(trace)
+        controls = [control_scores(trace, name) for name in CONTROLS]
+        self.controls.add(trace, np.concatenate(controls))
+        self.ratios = self.ratios or Medians(2 * len(trace.scores))
+        for first, values in ratios(trace):
+            self.ratios.add(first, values)
+
+
+class ReadTraces(Sequence[RankedTrace]):
+    """Ranked traces that are read when they are asked for: none stays in memory.
+
+    Args:
+        keys: ids or places, one a trace.
+        read: gives the trace of a key.
+    """
+
+    def __init__(self, keys: Sequence[Any], read: Callable[[Any], RankedTrace]) -> None:
+        self.keys, self.read = keys, read
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, place: int) -> RankedTrace: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> ReadTraces: ...
+
+    def __getitem__(self, place: int | slice) -> RankedTrace | ReadTraces:
+        if isinstance(place, slice):
+            return ReadTraces(self.keys[place], self.read)
+        return self.read(self.keys[place])
+
+    def __iter__(self) -> Iterator[RankedTrace]:
+        return map(self.read, self.keys)

@@ -9,15 +9,17 @@ often than the claim is true.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from probing.attention.scores import Scores
 from probing.choices import METRICS, NULLS, PERMUTATIONS
 from probing.errors import ConfigError
 from probing.intervals import by_group
-from probing.ranking.metrics import RankedTrace, ranking_counts
+from probing.ranking.metrics import Measured, RankedTrace, RankingCounts
 from probing.settings import unknown
 
 CHANCE = 0.5  # of every metric, for scores that know nothing of the labels
@@ -103,8 +105,58 @@ def permuted_labels(
     raise ConfigError(unknown("null", kind, NULLS))
 
 
+def labelling_counts(
+    scores: Scores,
+    labellings: Bool[np.ndarray, "labelling step"],
+    chunk_bytes: int = 64 << 20,
+) -> RankingCounts:
+    """`ranking_counts` under many labellings at once.
+
+    With U_ij = [S_i > S_j] + ½ [S_i = S_j] for i < j, and labels m, one product over pairs serves
+    both orders, Q = Σ_{i<j} U_ij m_i m_j, beside two over steps:
+        essential first:  Σ_{i<j} m_i (1 − m_j) U_ij        = Σ_i m_i Σ_{j>i} U_ij − Q
+        redundant first:  Σ_{i<j} (1 − m_i) m_j (1 − U_ij)  = n − Σ_j m_j Σ_{i<j} U_ij + Q
+    Equal labellings, as of rotations and of short traces, are counted once.
+
+    Args:
+        scores: of every head.
+        labellings: True for essential.
+        chunk_bytes: of the pairs of heads and of labellings that are in memory at once. Sums over
+            as many are whole and half numbers below 2²³, hence exact in float32.
+    """
+    labels, of = np.unique(labellings, axis=0, return_inverse=True)
+    n_heads, n_steps = scores.shape
+    by_step = np.ascontiguousarray(scores.T)
+    size = min(max(n_steps, chunk_bytes // (4 * (n_heads + len(labels)))), 1 << 23)  # of pairs
+    wins = np.empty((size, n_heads), dtype=np.float32)
+    both = np.empty((size, len(labels)), dtype=np.float32)
+    later, earlier = np.zeros((2, n_steps, n_heads))  # Σ U_ij over j > i, over i < j
+    product, filled = np.zeros((n_heads, len(labels))), 0
+    for step in range(n_steps - 1):
+        end = filled + n_steps - step - 1
+        if end > size:
+            product += wins[:filled].T @ both[:filled]
+            filled, end = 0, end - filled
+        rest, won = by_step[step + 1 :], wins[filled:end]
+        np.add(rest < by_step[step], rest <= by_step[step], out=won, dtype=np.float32)
+        won *= 0.5
+        later[step] = won.sum(axis=0, dtype=np.float64)
+        earlier[step + 1 :] += won
+        np.multiply(labels[:, step + 1 :].T, labels[:, step], out=both[filled:end])
+        filled = end
+    product += wins[:filled].T @ both[:filled]
+    before = np.cumsum(labels, axis=1) - labels  # essential steps before each step
+    pairs_first = (before * ~labels).sum(axis=1).astype(float)
+    pairs_last = ((np.arange(n_steps) - before) * labels).sum(axis=1).astype(float)
+    weights = labels.T.astype(float)
+    first = later.T @ weights - product
+    last = pairs_last - earlier.T @ weights + product
+    of = of.reshape(-1)
+    return RankingCounts(first[:, of], last[:, of], pairs_first[of], pairs_last[of])
+
+
 def max_null(
-    traces: Sequence[RankedTrace],
+    traces: Iterable[RankedTrace],
     *,
     kind: str = "shuffle",
     permutations: int = PERMUTATIONS,
@@ -114,7 +166,7 @@ def max_null(
     """SRA and balanced SRA of the best head under labels permuted within each trace.
 
     Args:
-        traces: with scores of every head.
+        traces: at least one, with scores of every head; gone through once.
         kind: see `permuted_labels`.
         permutations: number of labellings; the smallest p-value is 1 / (permutations + 1).
         seed: of the permutations.
@@ -124,17 +176,15 @@ def max_null(
         ConfigError: an unknown kind.
     """
     rng = np.random.default_rng(seed)
-    n_heads = traces[0].scores.shape[0]
-    sums = {m: np.zeros((n_heads, permutations)) for m in ("sra", "balanced")}
+    sums: dict[str, Any] = dict.fromkeys(("sra", "balanced"), 0.0)  # (head, permutation)
     counted = {m: np.zeros(permutations) for m in sums}
     for trace in traces:
         labellings = permuted_labels(trace.essential, permutations, kind, rng)
-        counts = ranking_counts(trace.scores, labellings)
+        counts = labelling_counts(trace.scores, labellings)
         for metric, values in (("sra", counts.sra()), ("balanced", counts.balanced())):
             # A labelling with pairs of one order only has no balanced figure for any head.
-            exists = ~np.isnan(values[0])
-            sums[metric][:, exists] += values[:, exists]
-            counted[metric] += exists
+            counted[metric] += ~np.isnan(values[0])
+            sums[metric] += np.nan_to_num(values)
         advance()
     return {m: (sums[m] / np.maximum(counted[m], 1)).max(axis=0) for m in sums}
 
@@ -159,8 +209,8 @@ def _reached(
 
 
 def best_by_chance(
-    traces: Sequence[RankedTrace],
-    values: Mapping[str, Float[np.ndarray, "head trace"]],
+    traces: Iterable[RankedTrace],
+    measured: Measured,
     kind: str,
     draws: int,
     seed: int,
@@ -169,8 +219,8 @@ def best_by_chance(
     """p-values and the best head by chance of every metric that the kind of null has them for.
 
     Args:
-        traces: with scores of every head.
-        values: every metric of them (`metric_table`).
+        traces: with scores of every head; gone through once where labels are permuted.
+        measured: every metric of them.
         kind: of NULLS; see the top of this module.
         draws: of signs or labellings.
         seed: of the draws.
@@ -179,9 +229,9 @@ def best_by_chance(
     Raises:
         ConfigError: an unknown kind.
     """
+    values, groups = measured.values, measured.groups
     if kind == "problems":
-        groups = [trace.group for trace in traces]
-        for _ in traces:
+        for _ in measured.ids:
             advance()
         return {str(m): flipped_null(values[m], groups, draws=draws, seed=seed) for m in METRICS}
     null = max_null(traces, kind=kind, permutations=draws, seed=seed, advance=advance)

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
-from probing.choices import METRICS, SELECTIONS, Head
+from probing.choices import METRICS, Head
 from probing.config import ProbeConfig
 from probing.errors import DataError
 from probing.files.headers import json_number, part_json
@@ -18,13 +17,14 @@ from probing.intervals import bootstrap_interval, mean_over_traces, next_below
 from probing.ranking.metrics import (
     BUILT_IN,
     CONTROLS,
+    Measured,
+    Measures,
     RankedTrace,
-    contrast,
-    control_scores,
-    metric_table,
+    ReadTraces,
+    ratios,
 )
 from probing.ranking.null import best_by_chance
-from probing.ranking.select import CURVE, ensemble_values, select_greedy, select_top, split_halves
+from probing.ranking.select import CURVE, ensembles, halves, select_greedy, select_top
 from probing.settings import Progress, no_progress
 
 RANDOM_WEIGHTS = "best head of random weights"  # a control
@@ -41,7 +41,8 @@ class Ranking:
             `sra_held_out`), and p-values against the best head by chance (`sra_p`).
         controls: a row a control (`probing.ranking.metrics.CONTROLS`), in the same columns;
             where that was asked for, what the best heads of untrained models stay below.
-        curves: ensembles of 1 … 10 heads by way of selection; each point names the head `added`.
+        curves: ensembles of 1 … 10 heads by way of selection, `top` and the one that was asked for;
+            each point names the head `added`.
         chosen: the heads of the set, in the order in which they were chosen.
         set_caveats: in sentences, where the set does not beat the best control.
         scorers: the controls of the user's, by name: name and hash of the function.
@@ -68,16 +69,19 @@ class Ranking:
 def rank_heads(
     config: ProbeConfig,
     heads: Sequence[Head],
+    measures: Measures,
     traces: Sequence[RankedTrace],
     progress: Progress = no_progress,
-    random: Sequence[Sequence[RankedTrace]] = (),
+    random: Sequence[Measured] = (),
 ) -> Ranking:
     """Rank the heads, choose the set on one half of the problems and report it on the other.
 
     Args:
         config: the settings.
         heads: of the model, in the order of the scores.
-        traces: the labelled steps with their scores.
+        measures: of the traces, from going through them once.
+        traces: the same, in the same order; gone through once more, and once a head for greedy
+            selection and for a null of permuted labels.
         progress: makes progress bars.
         random: the same traces as each of several models of random weights scores them, for a
             control.
@@ -85,28 +89,24 @@ def rank_heads(
     Raises:
         DataError: the traces are of fewer than two problems, so that no half is left to report on.
     """
-    halves = split_halves(traces)
-    if not halves[1]:
-        raise DataError(
-            f"{config.traces}: ranking needs labelled traces of at least two problems, one to "
-            f"select heads on and one to report them on; {len(traces)} trace(s) can be ranked"
-        )
-    values = metric_table(traces)
-    with progress("null of the best head", len(traces)) as advance:
+    measured, seed = measures.heads, config.seed
+    split = _split(config, measured)
+    with progress("null of the best head", len(measured)) as advance:
         null = best_by_chance(
-            traces, values, config.null, config.permutations, config.seed, lambda: advance(1, 0)
+            traces, measured, config.null, config.permutations, seed, lambda: advance(1, 0)
         )
     table = pd.DataFrame(heads, columns=["layer", "head"])
-    _add_figures(table, values, traces, halves, config.seed)
+    _add_figures(table, measured, split, seed)
     for metric, (p, _) in null.items():
         table[f"{metric}_p"] = p
-    table["contrast_essential"], table["contrast_redundant"] = contrast(traces)
-    controls, counts = _controls(traces, halves, config.seed), _counts(traces, values, halves)
+    controls, counts = _controls(measures.controls, split, seed), _counts(measured, split)
     if random:
-        best, found = _best_of_random(config, heads, random, halves)
+        best, found = _best_of_random(config, heads, random, split)
         controls = pd.concat([controls, best], ignore_index=True)
         counts["random_weights"] = found
-    curves = _curves(config, traces, table, halves, progress)
+    orders = _orders(config, traces, table, split, progress)
+    mixed = _read_again(measures, traces, orders, table, progress)
+    curves = {how: _curve(table, orders[how], mixed[how], split, seed) for how in orders}
     points = curves[config.select][: config.top]
     return Ranking(
         config=config,
@@ -125,22 +125,29 @@ def rank_heads(
     )
 
 
-def _counts(
-    traces: Sequence[RankedTrace],
-    values: dict[str, Float[np.ndarray, "head trace"]],
-    halves: tuple[list[int], list[int]],
-) -> dict[str, Any]:
+def _split(config: ProbeConfig, measured: Measured) -> tuple[list[int], list[int]]:
+    split = halves(measured.ids, measured.groups)
+    if not split[1]:
+        raise DataError(
+            f"{config.traces}: ranking needs labelled traces of at least two problems, one to "
+            f"select heads on and one to report them on; {len(measured)} trace(s) can be ranked"
+        )
+    return split
+
+
+def _counts(measured: Measured, split: tuple[list[int], list[int]]) -> dict[str, Any]:
     """Traces, problems and pairs that were ranked, and the ids of both halves."""
+    ids, groups = measured.ids, measured.groups
     counts: dict[str, Any] = {
-        "ranked": len(traces),
-        "problems": len({trace.group for trace in traces}),
-        "problem_of": {trace.id: trace.group for trace in traces},
-        "pairs": int(sum(t.essential.sum() * (~t.essential).sum() for t in traces)),
-        "both_orders": int((~np.isnan(values["balanced"][0])).sum()),
+        "ranked": len(ids),
+        "problems": len(set(groups)),
+        "problem_of": dict(zip(ids, groups, strict=True)),
+        "pairs": sum(measured.pairs),
+        "both_orders": int((~np.isnan(measured.values["balanced"][0])).sum()),
     }
-    for name, half in zip(("select", "held_out"), halves, strict=True):
-        counts[f"{name}_problems"] = len({traces[place].group for place in half})
-        counts[f"{name}_traces"] = [traces[place].id for place in half]
+    for name, half in zip(("select", "held_out"), split, strict=True):
+        counts[f"{name}_problems"] = len({groups[place] for place in half})
+        counts[f"{name}_traces"] = [ids[place] for place in half]
     return counts
 
 
@@ -179,32 +186,23 @@ def beaten(control: float, low: float | None) -> bool:
 
 
 def _add_figures(
-    rows: pd.DataFrame,
-    values: dict[str, Float[np.ndarray, "row trace"]],
-    traces: Sequence[RankedTrace],
-    halves: tuple[list[int], list[int]],
-    seed: int,
+    rows: pd.DataFrame, measured: Measured, split: tuple[list[int], list[int]], seed: int
 ) -> None:
     """Add the columns of every metric: its mean, its interval, and its mean on each half."""
-    groups = [trace.group for trace in traces]
+    values = measured.values
     for metric in METRICS:
         rows[metric] = mean_over_traces(values[metric])
-        limits = bootstrap_interval(values[metric], groups, seed=seed)
+        limits = bootstrap_interval(values[metric], measured.groups, seed=seed)
         rows[f"{metric}_low"], rows[f"{metric}_high"] = limits.T
-    for name, half in zip(("select", "held_out"), halves, strict=True):
+    for name, half in zip(("select", "held_out"), split, strict=True):
         for metric in METRICS:
             rows[f"{metric}_{name}"] = mean_over_traces(values[metric][:, half])
 
 
-def _controls(
-    traces: Sequence[RankedTrace], halves: tuple[list[int], list[int]], seed: int
-) -> pd.DataFrame:
+def _controls(measured: Measured, split: tuple[list[int], list[int]], seed: int) -> pd.DataFrame:
     """Figures of the controls, as of heads."""
     rows = pd.DataFrame({"control": list(CONTROLS)})
-    scores = [
-        np.concatenate([control_scores(trace, name) for name in CONTROLS]) for trace in traces
-    ]
-    _add_figures(rows, metric_table(traces, scores), traces, halves, seed)
+    _add_figures(rows, measured, split, seed)
     # Only scores in the unit of attention can be held against S_base.
     gating = [column for column in rows if column.startswith("gating")]
     rows.loc[rows["control"] != "all heads", gating] = np.nan
@@ -214,26 +212,27 @@ def _controls(
 def _best_of_random(
     config: ProbeConfig,
     heads: Sequence[Head],
-    models: Sequence[Sequence[RankedTrace]],
-    halves: tuple[list[int], list[int]],
+    models: Sequence[Measured],
+    split: tuple[list[int], list[int]],
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """A control from models of random weights: what the best head of such a model stays below.
 
     Of each model the best head is chosen as the probed model's are: figures over all traces are
     those of the best head on all, those on the other half those of the best head on the selection
     half. Models differ among each other by more than their intervals over problems say, so the
-    control is the figure that one more model stays below in 97.5 % of cases.
+    control is the figure that one more model stays below in 97.5 % of cases. On the other half, on
+    which nothing was chosen, it is the greatest of theirs: the set's interval has its noise.
 
     Returns:
         The row of the control, and of each model its best head with its figures.
     """
     found = []
-    for traces in models:
-        values = metric_table(traces)
+    for measured in models:
+        values = measured.values
         columns: dict[str, np.ndarray] = {}
         for metric in METRICS:
             columns[metric] = mean_over_traces(values[metric])
-            for name, half in zip(("select", "held_out"), halves, strict=True):
+            for name, half in zip(("select", "held_out"), split, strict=True):
                 columns[f"{metric}_{name}"] = mean_over_traces(values[metric][:, half])
         best, chosen = (
             select_top(columns[name], 1)[0] for name in (config.by, f"{config.by}_select")
@@ -244,38 +243,85 @@ def _best_of_random(
         }
         found.append({"head": list(heads[best]), **figures})
     table = pd.DataFrame(found).drop(columns="head").astype(float)
-    bounds = {name: min(next_below(table[name].to_numpy()), 1.0) for name in table}
+    bounds = {
+        name: min(next_below(table[name].to_numpy()), 1.0)
+        if not name.endswith("held_out")
+        else float(table[name].max())
+        for name in table
+    }
     return pd.DataFrame([{"control": RANDOM_WEIGHTS, **bounds}]), found
 
 
-def _curves(
+def _orders(
     config: ProbeConfig,
     traces: Sequence[RankedTrace],
     table: pd.DataFrame,
-    halves: tuple[list[int], list[int]],
+    split: tuple[list[int], list[int]],
     progress: Progress,
-) -> dict[Any, list[dict[str, Any]]]:
-    """Both ways of selection on the first half, ensembles of 1 … 10 heads on the second."""
-    select, held_out = ([traces[place] for place in half] for half in halves)
-    groups = [trace.group for trace in held_out]
+) -> dict[Any, list[int]]:
+    """Heads in the order in which the first half chooses them.
+
+    Those of the best single heads always, for they cost nothing; the greedy ones, for which the
+    half is gone through once a head, where they are asked for.
+    """
     size = min(max(CURVE, config.top), len(table))
-    orders = {"top": select_top(table[f"{config.by}_select"].to_numpy(), size)}
-    with progress("greedy selection", size) as advance:
-        orders["greedy"] = select_greedy(select, config.by, size, lambda: advance(1, 0))
+    orders: dict[Any, list[int]] = {
+        "top": select_top(table[f"{config.by}_select"].to_numpy(), size)
+    }
+    if config.select == "greedy":
+        half = ReadTraces(split[0], traces.__getitem__)
+        with progress("greedy selection", size) as advance:
+            orders["greedy"] = select_greedy(half, config.by, size, lambda: advance(1, 0))
+    return orders
 
-    def point(rows: list[int]) -> dict[str, Any]:
-        added = table.iloc[rows[-1]]
-        figures: dict[str, Any] = {
-            "heads": len(rows),
-            "added": [int(added["layer"]), int(added["head"])],
+
+def _read_again(
+    measures: Measures,
+    traces: Sequence[RankedTrace],
+    orders: Mapping[Any, list[int]],
+    table: pd.DataFrame,
+    progress: Progress,
+) -> dict[Any, Measured]:
+    """Go through the traces once more: ensembles of each order, and medians into the table."""
+    assert measures.ratios is not None
+    found = {how: Measured() for how in orders}
+    turns = measures.ratios.turns()
+    with progress("ensembles", len(traces) * len(turns)) as advance:
+        for number, turn in enumerate(turns):  # nearly always one
+            for trace in traces:
+                for first, values in ratios(trace):
+                    turn.add(first, values)
+                for how, order in orders.items() if number == 0 else ():
+                    found[how].add(trace, ensembles(trace, order))
+                advance(1, 0)
+    contrast = np.concatenate([turn.medians() for turn in turns]).reshape(2, -1)
+    table["contrast_essential"], table["contrast_redundant"] = contrast
+    return found
+
+
+def _curve(
+    table: pd.DataFrame,
+    order: list[int],
+    measured: Measured,
+    split: tuple[list[int], list[int]],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Ensembles of 1 … 10 heads on the second half, and where they were chosen."""
+    select, held_out = split
+    groups = [measured.groups[place] for place in held_out]
+    columns: dict[str, np.ndarray] = {}
+    for metric in METRICS:
+        values = measured.values[metric]
+        columns[metric] = mean_over_traces(values[:, held_out])
+        limits = bootstrap_interval(values[:, held_out], groups, seed=seed)
+        columns[f"{metric}_low"], columns[f"{metric}_high"] = limits.T
+        columns[f"{metric}_select"] = mean_over_traces(values[:, select])
+    added = table[["layer", "head"]].iloc[order].to_numpy().tolist()
+    return [
+        {
+            "heads": size + 1,
+            "added": head,
+            **{name: json_number(column[size]) for name, column in columns.items()},
         }
-        for metric in METRICS:
-            values = ensemble_values(held_out, rows, metric)
-            figures[metric] = json_number(mean_over_traces(values))
-            limits = bootstrap_interval(values[None], groups, seed=config.seed)[0]
-            figures[f"{metric}_low"], figures[f"{metric}_high"] = map(json_number, limits)
-            on_select = ensemble_values(select, rows, metric)
-            figures[f"{metric}_select"] = json_number(mean_over_traces(on_select))
-        return figures
-
-    return {how: [point(orders[how][:n]) for n in range(1, size + 1)] for how in SELECTIONS}
+        for size, head in enumerate(added)
+    ]

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from probing.attention.scores import Scores
 from probing.intervals import mean_over_traces
-from probing.ranking.metrics import RankedTrace, metric_table
+from probing.ranking.metrics import RankedTrace
 from probing.settings import check_metric
 
 CURVE = 10  # ensembles of 1 … 10 heads, as in the paper's figure
 
 
-def ensemble(trace: RankedTrace, heads: Sequence[int]) -> Scores:
-    """Mean score of the heads, as of one head (AttnPO section 4: S_k over the head set)."""
-    return trace.scores[list(heads)].mean(axis=0, keepdims=True)
-
-
-def ensemble_values(
-    traces: Sequence[RankedTrace], heads: Sequence[int], metric: str
-) -> Float[np.ndarray, "trace"]:
-    """The ensemble's metric on each trace."""
-    table = metric_table(traces, [ensemble(trace, heads) for trace in traces])
-    return table[metric][0]
+def ensembles(trace: RankedTrace, order: Sequence[int]) -> Float[np.ndarray, "size step"]:
+    """Mean scores of the first 1, 2, … heads of an order (AttnPO section 4: S_k over the set)."""
+    sums = np.cumsum(trace.scores[list(order)], axis=0)
+    means: Scores = sums / np.arange(1, len(sums) + 1, dtype=sums.dtype)[:, None]
+    return means
 
 
 def select_top(figures: Float[np.ndarray, "head"], count: int) -> list[int]:
@@ -44,28 +39,26 @@ def select_greedy(
     """Add, `count` times, the head whose mean with those chosen has the best figure.
 
     Args:
-        traces: the selection half.
+        traces: the selection half, gone through `count` times.
         metric: of METRICS.
         count: heads to choose, at most as many as there are.
         advance: called after each head, for a progress bar.
     """
     check_metric(metric)
     chosen: list[int] = []
+    sums: list[Any] = [0.0] * len(traces)  # of the scores of those chosen, (step,) a trace
     for _ in range(count):
-        mixed = []
-        for trace in traces:
-            so_far = trace.scores[chosen].sum(axis=0, keepdims=True)
-            mixed.append((so_far + trace.scores) / (len(chosen) + 1))
-        figures = mean_over_traces(metric_table(traces, mixed)[metric])
+        values = []
+        for number, trace in enumerate(traces):
+            if chosen:
+                sums[number] = sums[number] + trace.scores[chosen[-1]]
+            mixed = (sums[number] + trace.scores) / (len(chosen) + 1)
+            values.append(trace.measure(mixed)[metric])
+        figures = mean_over_traces(np.stack(values, axis=1))
         figures[chosen] = -np.inf
         chosen.append(int(np.nan_to_num(figures, nan=-1.0).argmax()))
         advance()
     return chosen
-
-
-def split_halves(traces: Sequence[RankedTrace]) -> tuple[list[int], list[int]]:
-    """Places of the traces to select heads on, and of those to report on; see `halves`."""
-    return halves([trace.id for trace in traces], [trace.group for trace in traces])
 
 
 def halves(ids: Sequence[str], groups: Sequence[str]) -> tuple[list[int], list[int]]:

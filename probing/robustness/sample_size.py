@@ -19,7 +19,7 @@ from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_header, write_json
 from probing.folder import ProbeResult
 from probing.intervals import bootstrap_interval, mean_over_traces
-from probing.ranking.metrics import RankedTrace, metric_table
+from probing.ranking.metrics import Measured, RankedTrace
 from probing.ranking.select import select_top
 from probing.settings import check_metric
 
@@ -84,9 +84,9 @@ def agreement_by_size(
         ConfigError: fewer than one draw, or more heads in a set than there are.
         DataError: too few problems for the smallest size, or no figure on some head.
     """
-    values = metric_table(traces)[metric]
-    names = sorted({trace.group for trace in traces})
-    problem = np.array([names.index(trace.group) for trace in traces])
+    measured = Measured.of(traces)
+    values = measured.values[metric]
+    names, problem = np.unique(measured.groups, return_inverse=True)
     if draws < 1:
         raise ConfigError(f"--draws must be at least 1, is {draws}")
     if not 1 <= k <= len(values):

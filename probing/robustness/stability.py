@@ -20,7 +20,7 @@ from probing.choices import Head
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files.headers import HEADER, file_header, json_number, write_json
 from probing.folder import ProbeResult
-from probing.ranking.metrics import metric_table
+from probing.ranking.metrics import Measured
 from probing.ranking.select import CURVE, select_top
 from probing.settings import check_metric
 
@@ -307,11 +307,11 @@ def _probed(name: str, result: ProbeResult, metric: str) -> Probed:
     except DataError as error:
         about["resampled"] = f"traces, each as a problem of its own ({error})"
         problems = {trace: trace for trace in result.ranked}
-    traces = result.ranked_traces(problems)
-    values = metric_table(traces)[metric]
+    measured = Measured.of(result.ranked_traces(problems))
+    values = measured.values[metric]
     exists = ~np.isnan(values).any(axis=0)  # a trace has a figure for all heads or for none
     about["figures"] = int(exists.sum())
-    groups = tuple(trace.group for trace in np.array(traces, dtype=object)[exists])
+    groups = tuple(np.array(measured.groups, dtype=object)[exists])
     return Probed(name, result.values(metric), chosen, values[:, exists], groups, about)
 
 

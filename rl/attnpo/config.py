@@ -90,7 +90,7 @@ class AttnPOConfig(GRPOConfig):
         "padding is computed; 0: as TRL does it; default: 16 on CPU, else 0.",
     )
     score_rows: int | None = choice(
-        None, "Rows of a forward pass of the scoring; default: rows_per_forward, or 8."
+        None, "Rows of a pass that only scores, where one is made; default: rows_per_forward, or 8."
     )
     rollouts: str | None = choice(
         None,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from probing.attention.scores import pad_batch
 from probing.errors import DataError
 from probing.traces.phrases import phrase_counts
-from rl.attnpo.completions import Batch, Outcomes
+from rl.attnpo.completions import Batch, Completion, Outcomes
 from rl.attnpo.rescale import Rescaling, step_scales, token_scales
+from rl.attnpo.signals import AttentionSignal, Scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +28,164 @@ class Credited:
     advantages: Float[Tensor, "response token"]  # γ_k · A
     gamma: Float[Tensor, "response token"]
     step_gamma: Float[Tensor, "response step"]
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What responses bring to their credit besides scores; as tensors, which TRL's batch carries
+    through its shuffling and splitting.
+    """
+
+    advantage: Float[Tensor, "response"]  # A
+    correct: Bool[Tensor, "response"]
+    p: Float[Tensor, "response"]  # share of correct responses of the group
+    needed: Bool[Tensor, "response"]  # whether scores could matter
+    answer: Bool[Tensor, "response token"]  # F
+    spans: Int[Tensor, "response step 2"]  # half open; empty behind the last step
+    total_tokens: Int[Tensor, "response"]  # |q ⊕ o|
+
+    @classmethod
+    def of(cls, batch: Batch) -> Terms:
+        """Those of a batch."""
+        device, tokens = batch.advantage.device, batch.mask.shape[1]
+        answer = pad_batch([each.answer for each in batch.responses], least=tokens)
+        return cls(
+            batch.advantage,
+            batch.correct,
+            batch.p,
+            batch.needs_scores,
+            answer.to(device),
+            pad_batch([each.spans for each in batch.responses], least=2).to(device),
+            torch.tensor(batch.total_tokens, device=device),
+        )
+
+    def put(self, batch: MutableMapping[str, Any]) -> None:
+        """Into TRL's batch."""
+        batch.update({f"credit_{each.name}": getattr(self, each.name) for each in fields(self)})
+
+    @staticmethod
+    def are_in(batch: Mapping[str, Any]) -> bool:
+        """Whether TRL's batch, or a part of it, holds them."""
+        return "credit_advantage" in batch
+
+    @classmethod
+    def taken(cls, batch: MutableMapping[str, Any]) -> Terms:
+        """Out of TRL's batch, or a part of it."""
+        return cls(*(batch.pop(f"credit_{each.name}") for each in fields(cls)))
+
+    def credited(
+        self, scores: Float[Tensor, "response step"], rescaling: Rescaling, step: int
+    ) -> Credited:
+        """γ_k · A for each token; see `credit`."""
+        step_gamma = step_scales(
+            scores,
+            self.answer.sum(dim=1),
+            self.total_tokens,
+            self.advantage,
+            self.correct,
+            self.p,
+            step,
+            rescaling,
+        )
+        gamma = token_scales(step_gamma, self.spans, self.answer.shape[1])
+        return Credited(self.advantage[:, None] * gamma, gamma, step_gamma)
+
+
+@dataclass
+class Scored:
+    """Scores of responses whose pass is made in parts; NaN until it is, and where not needed."""
+
+    signal: AttentionSignal
+    answer: Bool[Tensor, "response token"]
+    spans: Sequence[Int[np.ndarray, "_ 2"]]
+    needed: Sequence[bool]
+
+    def __post_init__(self) -> None:
+        """No score yet."""
+        self.scores: list[Scores] = [np.full(len(each), np.nan) for each in self.spans]
+        self.seconds = 0.0  # that scoring took, beside the pass
+
+    @classmethod
+    def of(cls, signal: AttentionSignal, responses: Sequence[Completion], tokens: int) -> Scored:
+        """All of these responses are to be scored; `tokens`: width of the widest."""
+        answer = pad_batch([each.answer for each in responses], least=tokens)
+        device = next(signal.capture.trunk.parameters()).device
+        spans = [each.spans for each in responses]
+        return cls(signal, answer.to(device), spans, [True] * len(spans))
+
+    def while_passing(
+        self, rows: list[int], prompt: int, tokens: int, forward: Callable[[], Any]
+    ) -> Any:
+        """What `forward` returns; it passes over these rows, cut to so many tokens."""
+        wanted = [self.needed[row] for row in rows]
+        if not any(wanted):
+            return forward()
+        answer = self.answer[rows, :tokens]
+        answer &= torch.tensor(wanted, device=answer.device)[:, None]
+        spans = [self.spans[row] for row in rows]
+        before = self.signal.passing.seconds
+        result, scores = self.signal.in_passing(answer, spans, prompt, forward)
+        self.seconds += self.signal.passing.seconds - before
+        for row, needed, own in zip(rows, wanted, scores, strict=True):
+            self.scores[row] = own if needed else self.scores[row]
+        return result
+
+
+class InLoss:
+    """A part of TRL's batch whose steps the pass of its loss scores.
+
+    Args:
+        inputs: the part; what `Terms` put there is taken out.
+        signal: scores.
+    """
+
+    def __init__(self, inputs: MutableMapping[str, Any], signal: AttentionSignal) -> None:
+        self.inputs, self.terms = inputs, Terms.taken(inputs)
+        spans = list(self.terms.spans.cpu().numpy())
+        self.scored = Scored(signal, self.terms.answer, spans, self.terms.needed.tolist())
+
+    def credit(self, rescaling: Rescaling, step: int) -> dict[str, float]:
+        """Advantages by token take the place of those by response; returns `scale_sums`."""
+        scores = padded(self.scored.scores, self.terms.advantage.device)
+        credited = self.terms.credited(scores, rescaling, step)
+        self.inputs["advantages"] = credited.advantages
+        return scale_sums(credited, self.inputs["completion_mask"].bool())
+
+
+@dataclass
+class Passage:
+    """What one batch leaves on its way through TRL's methods; made anew for each batch."""
+
+    responses: list[Completion] = field(default_factory=list)
+    scored: Scored | None = None  # where the pass for old log-probabilities scores
+    outcomes: Outcomes | None = None
+    sums: dict[str, float] = field(default_factory=dict)  # of `step_figures`
+    left: int = 0  # responses that the loss is still to score
+    seconds: dict[str, float] = field(default_factory=dict)
+    since: float = field(default_factory=time.perf_counter)
+
+    def clock(self, part: str) -> None:
+        """Add the time since the last call to a part of the step."""
+        now = time.perf_counter()
+        self.add({part: now - self.since}, self.seconds)
+        self.since = now
+
+    def add(self, values: Mapping[str, float], to: dict[str, float] | None = None) -> None:
+        """Add to the sums, or to others."""
+        to = self.sums if to is None else to
+        for name, value in values.items():
+            to[name] = to.get(name, 0.0) + value
+
+    def figures(self, accelerator: Any) -> dict[str, float]:
+        """The figures of the step, over all processes, and the seconds of its parts in this."""
+        assert self.outcomes is not None
+        sums = self.sums
+        if accelerator.num_processes > 1:
+            values = torch.tensor([*sums.values()], device=accelerator.device)
+            total = accelerator.reduce(values, reduction="sum").tolist()
+            sums = dict(zip(sums, total, strict=True))
+        seconds = {f"seconds_{part}": value for part, value in self.seconds.items()}
+        return {**step_figures(sums, self.outcomes), **seconds}
 
 
 def credit(
@@ -48,27 +209,22 @@ def credit(
     given = [len(row) for row in scores]
     if given != steps:
         raise DataError(f"the signal gave {given} scores for responses of {steps} steps")
-    device = batch.advantage.device
+    return Terms.of(batch).credited(padded(scores, batch.advantage.device), rescaling, step)
+
+
+def padded(
+    scores: Sequence[Real[np.ndarray, "_"]], device: torch.device
+) -> Float[Tensor, "response step"]:
+    """Scores of responses as one tensor, NaN behind the last step of each."""
     rows = [np.asarray(row, dtype=np.float64) for row in scores]
-    step_gamma = step_scales(
-        pad_batch(rows, np.nan, least=2).to(device, torch.float32),
-        torch.tensor(batch.answer_tokens, device=device),
-        torch.tensor(batch.total_tokens, device=device),
-        batch.advantage,
-        batch.correct,
-        batch.p,
-        step,
-        rescaling,
-    )
-    spans = pad_batch([each.spans for each in batch.responses], least=2).to(device)
-    gamma = token_scales(step_gamma, spans, batch.mask.shape[1])
-    return Credited(batch.advantage[:, None] * gamma, gamma, step_gamma)
+    return pad_batch(rows, np.nan, least=2).to(device, torch.float32)
 
 
 def step_sums(batch: Batch, credited: Credited | None) -> dict[str, float]:
     """What `step_figures` is made of, summed over the responses of this process.
 
-    `credited` is None where the method does not rescale.
+    `credited` is None where the method does not rescale, and where the loss is still to credit:
+    it adds `scale_sums`.
     """
     sums: Counter[str] = Counter()
     for response in batch.responses:
@@ -80,14 +236,21 @@ def step_sums(batch: Batch, credited: Credited | None) -> dict[str, float]:
     values = {name: float(value) for name, value in sums.items()}
     values["advantage"] = float(batch.advantage.abs().sum())
     if credited is not None:
-        inside = credited.gamma[batch.mask]
-        values["gamma"] = float(inside.sum())
-        values["attenuated_tokens"] = float((inside < 1).sum())
-        values["attenuated"] = float((credited.step_gamma < 1).sum())
+        values |= scale_sums(credited, batch.mask)
     if batch.labels is not None:
         labels = [step.label for truth in batch.labels for step in truth]
         values["redundant"] = float(labels.count("redundant"))
     return values
+
+
+def scale_sums(credited: Credited, mask: Bool[Tensor, "response token"]) -> dict[str, float]:
+    """The part of `step_sums` that scales make; `mask`: sampled tokens."""
+    inside = credited.gamma[mask]
+    return {
+        "gamma": float(inside.sum()),
+        "attenuated_tokens": float((inside < 1).sum()),
+        "attenuated": float((credited.step_gamma < 1).sum()),
+    }
 
 
 def step_figures(sums: Mapping[str, float], outcomes: Outcomes) -> dict[str, float]:

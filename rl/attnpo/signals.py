@@ -8,21 +8,27 @@ effect. An own one is entered by its name; `signal: mine` then chooses it:
     SIGNALS["mine"] = lambda batch: [my_scores(response.text) for response in batch.responses]
 
 The signals by attention need the policy, and are made when the trainer is (`AttentionSignal.of`).
+They score in a pass of their own, or in passing, in one that TRL makes anyway (`in_passing`): the
+one for old log-probabilities, or the loss's, where nothing speaks against it (`own_pass_reasons`).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from accelerate.utils import DynamoBackend
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.attention.capture import AttentionCapture
+from probing.attention.capture import AttentionCapture, CapturePass
+from probing.attention.rows import PROOF_TOLERANCE, Workspace, proof_input, relative
 from probing.attention.scores import (
     batch_masses,
     batches_by_length,
@@ -34,10 +40,12 @@ from probing.attention.scores import (
 from probing.choices import Head
 from probing.errors import ConfigError, ModelError
 from probing.headset import HeadSet
+from probing.models.front import AttentionCall, InFront, eager_of
+from probing.models.lengths import fresh_rope
 from probing.traces.segmenters import carry_labels
 from probing.traces.tokens import EncodedTrace
 from rl.attnpo.completions import Batch, Completion
-from rl.attnpo.sharding import Passes, whole_parameters
+from rl.attnpo.sharding import Passes, whole_parameters, zero3
 
 Scores = Float[np.ndarray, "step"]
 Signal = Callable[[Batch], list[Scores]]
@@ -80,19 +88,90 @@ def signal_names() -> list[str]:
     return ["none", *BY_ATTENTION, *SIGNALS]
 
 
+class Passing(InFront):
+    """Takes rows of some heads while another makes a forward pass, whose gradient stays whole.
+
+    The model's own kernel gives the output, from the same call as ever; the rows are beside it,
+    without gradient. What a backward pass computes once more (gradient checkpointing) it computes
+    with nothing in front, to the same tensors.
+
+    Args:
+        model: a loaded transformers model, on which a capture of these heads has proven itself.
+        heads: `(layer, head)` pairs.
+    """
+
+    def __init__(self, model: torch.nn.Module, heads: Sequence[Head]) -> None:
+        super().__init__(model)
+        self.heads, self._workspace = heads, Workspace()
+        self._pass: CapturePass | None = None
+        self.seconds = 0.0  # that scoring took; the rows on a GPU: to launch them
+
+    @contextmanager
+    def over(self, answer: Bool[Tensor, "response token"]) -> Iterator[CapturePass]:
+        """The one pass that is made in this block collects into what it gives."""
+        with self:
+            self._pass = CapturePass(answer, self.heads, self._workspace)
+            try:
+                yield self._pass
+            finally:
+                self._pass = None
+
+    @torch.no_grad()
+    def moved_by_padding(self, capture: AttentionCapture) -> bool:
+        """Whether padding on the left changes masses beyond rounding.
+
+        Args:
+            capture: of the same heads, which gives them without padding.
+        """
+        ids, answer, mask = (given[1:] for given in proof_input(self._vocabulary(), self._device()))
+        real = mask[0].bool()  # its left is padding
+        with capture:
+            alone = capture(ids[:, real], answer[:, real])
+        with in_eval(self.model), self.over(answer) as collected:
+            self.trunk(input_ids=ids, attention_mask=mask, use_cache=False)
+        change = relative(collected.mass()[..., real], alone)
+        return change > PROOF_TOLERANCE.get(capture.dtype, 1e-4)
+
+    @property
+    def _busy(self) -> bool:
+        return self._pass is not None
+
+    def _attend(
+        self, call: AttentionCall, value: Tensor, stock: Callable[..., Any] | None
+    ) -> Tensor:
+        collected = self._pass
+        assert collected is not None  # `_busy` said so
+        _, module, query, key, mask, options = call
+        kernel = stock or eager_of(module)
+        output: Tensor = kernel(module, query, key, value, mask, **options)[0]
+        began = time.perf_counter()
+        layer = getattr(module, "layer_idx", None)
+        layer = len(collected.layers) if layer is None else int(layer)
+        collected.enter_layer(layer, query, key)
+        with torch.no_grad():
+            collected.add(layer, call)
+        self.seconds += time.perf_counter() - began
+        return output
+
+
 @dataclass
 class AttentionSignal:
     """S_k of the policy: the mean over a head set of eq. 1.
 
     Args:
         capture: of the policy and the heads; entered only while it scores.
+        passing: the same heads, for passes that others make.
         rows: rows of a forward pass.
         passes: how a forward pass is made where parameters are sharded.
+        padding_moves: whether prompts padded on the left, as they are in TRL's passes, change what
+            is scored (positions that are counted from the left).
     """
 
     capture: AttentionCapture
+    passing: Passing
     rows: int = 8
     passes: Passes | None = None
+    padding_moves: bool = False
 
     @classmethod
     def of(
@@ -112,7 +191,9 @@ class AttentionSignal:
             heads = head_set.pairs
             heads = heads if signal == "heads" else other_heads(heads, model, seed)
         with whole_parameters(model):
-            return cls(AttentionCapture(model, heads), rows)
+            capture = AttentionCapture(model, heads)
+            passing = Passing(capture.model, capture.heads)
+            return cls(capture, passing, rows, padding_moves=passing.moved_by_padding(capture))
 
     @property
     def heads(self) -> list[Head]:
@@ -141,8 +222,7 @@ class AttentionSignal:
         device = next(self.capture.trunk.parameters()).device
         with self.capture:
             for together in batches:
-                if self.passes is None:  # sharded processes must all make the same passes
-                    prove_longer(self.capture, together, device)
+                self._prove(together, device)
                 masses = batch_masses(self.capture, together, device, forward=forward)
                 for trace, mass in zip(together, masses, strict=True):
                     self._check(int(trace.id), mass)
@@ -152,41 +232,111 @@ class AttentionSignal:
     def _check(self, row: int, mass: Float[np.ndarray, "head token"]) -> None:
         check_finite(f"response {row} of the batch", mass, self.capture.heads, self.capture.dtype)
 
+    def _prove(self, together: Sequence[EncodedTrace], device: torch.device) -> None:
+        if self.passes is None:  # sharded processes must all make the same passes
+            prove_longer(self.capture, together, device)
+
+    def prove_on(self, batch: Batch) -> None:
+        """What a pass of its own would prove on the longest response, where another's scores."""
+        wanted = batch.needs_scores.nonzero()[:, 0].tolist()
+        if wanted:
+            longest = max(wanted, key=batch.total_tokens.__getitem__)
+            trace = encoded(longest, batch.prompts[longest], batch.responses[longest])
+            self._prove([trace], batch.needs_scores.device)
+
     def in_passing(
         self,
-        responses: Sequence[Completion],
-        ids: Int[Tensor, "response token"],
-        mask: Int[Tensor, "response token"],
+        answer: Bool[Tensor, "response token"],
+        spans: Sequence[Int[np.ndarray, "_ 2"]],
         prompt: int,
         forward: Callable[[], Any],
     ) -> tuple[Any, list[Scores]]:
         """What `forward` returns, and the scores of the responses, while it passes over them.
 
+        Without gradient the policy passes in eval mode, else as it is.
+
         Args:
-            responses: those of the rows.
-            ids: prompts padded on the left, responses on the right.
-            mask: 1 for real tokens.
-            prompt: width of the prompts.
-            forward: makes the pass over `ids`, in the policy.
+            answer: F of each response.
+            spans: token spans of its steps; a score is NaN where one is empty.
+            prompt: width of the prompts, which are padded on the left.
+            forward: makes one pass over prompts and responses, in the policy.
+
+        Raises:
+            NotFiniteError: attention that is not finite; with its response, layer and head.
         """
-        results: list[Any] = []
-
-        def run(**_: Any) -> Any:
-            results.append(forward())
-            return results[0]
-
-        answer = torch.zeros_like(ids, dtype=torch.bool)
-        for row, response in enumerate(responses):
-            end = prompt + len(response.answer)
-            answer[row, prompt:end] = torch.from_numpy(response.answer).to(answer.device)
-        self.capture.early_exit = False  # the pass is another's
-        with self.capture:
-            mass = self.capture(ids, answer, mask, forward=run).cpu().numpy()
+        whole = torch.nn.functional.pad(answer, (prompt, 0))
+        mode = nullcontext() if torch.is_grad_enabled() else in_eval(self.capture.model)
+        with mode, self.passing.over(whole) as collected:
+            result = forward()
+        mass = collected.mass().cpu().numpy()
+        began = time.perf_counter()
         for row, own in enumerate(mass):
             self._check(row, own)
-        pairs = zip(responses, mass, strict=True)
-        scores = [step_scores(row, each.spans + prompt).mean(axis=0) for each, row in pairs]
-        return results[0], scores
+        pairs = zip(spans, mass, strict=True)
+        scores = [step_scores(row, steps + prompt).mean(axis=0) for steps, row in pairs]
+        self.passing.seconds += time.perf_counter() - began
+        return result, scores
+
+
+@contextmanager
+def in_eval(policy: torch.nn.Module) -> Iterator[None]:
+    """The policy in eval mode, its RoPE as new; its mode is given back."""
+    training = policy.training
+    policy.eval()
+    fresh_rope(policy)
+    try:
+        yield
+    finally:
+        policy.train(training)
+
+
+def own_pass_reasons(signal: AttentionSignal, trainer: Any) -> list[str]:
+    """Why steps cannot be scored in the pass of the loss; none: they can, and are.
+
+    With one update a batch the policy of that pass is the one that sampled. Where TRL thinks
+    otherwise it makes a pass for old log-probabilities itself, which scores.
+
+    Args:
+        signal: of the policy.
+        trainer: a `trl.GRPOTrainer`.
+    """
+    compiled = trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+    copied = isinstance(trainer.model_wrapped, torch.nn.DataParallel)
+    reasons = {
+        "the policy moves while a batch is used, or vLLM samples": makes_old_logps(trainer),
+        "the policy drops or jitters at random": draws_at_random(signal.capture.model),
+        "padding on the left changes its attention": signal.padding_moves,
+        "its RoPE changes with the length": bool(signal.capture.lengths),
+        "DeepSpeed ZeRO-3, which it is not proven with": signal.passes is not None and zero3(),
+        "torch.compile, which does not call what stands in front": compiled,
+        "DataParallel, whose copies of the policy are not stood in front of": copied,
+    }
+    return [reason for reason, applies in reasons.items() if applies]
+
+
+def makes_old_logps(trainer: Any) -> bool:
+    """Whether TRL makes a pass for old log-probabilities; as `_generate_and_score_completions`."""
+    window = trainer.args.steps_per_generation * trainer.num_iterations
+    corrected = trainer.use_vllm and trainer.vllm_importance_sampling_correction
+    return bool(trainer.args.gradient_accumulation_steps % window != 0 or corrected)
+
+
+def draws_at_random(model: torch.nn.Module) -> bool:
+    """Whether something in the model or its config is set to drop or jitter in training mode."""
+    config: Any = model.config
+    settings = [config.get_text_config().to_dict(), *(vars(each) for each in model.modules())]
+    chances = (
+        value
+        for each in settings
+        for name, value in each.items()
+        if ("drop" in name or "jitter" in name) and isinstance(value, (int, float))
+    )
+    dropouts = (
+        module.p
+        for module in model.modules()
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd)
+    )
+    return any(value > 0 for value in (*chances, *dropouts))
 
 
 def encoded(row: int, prompt: Sequence[int], response: Completion) -> EncodedTrace:

@@ -3,10 +3,10 @@
 The seam, with the numbers used below. TRL samples, rewards, and computes the loss; we
 1. cut the sampled ids into steps (`rl.attnpo.completions`) and shape the verifier's reward over
    whole groups, gathered from all processes (`_calculate_rewards`);
-2. score the steps with one forward pass of the current policy (`_generate_and_score_completions`),
-   or in passing where TRL computes old log-probabilities anyway
-   (`_get_per_token_logps_and_entropies`);
-3. return advantages of shape (response, token), γ_k · A (`_generate_and_score_completions`);
+2. score the steps in passing, in the pass of the loss or in TRL's for old log-probabilities
+   (`_get_per_token_logps_and_entropies`); where `rl.attnpo.signals.own_pass_reasons` has one
+   against it, with a forward pass of the current policy (`_generate_and_score_completions`);
+3. make advantages of shape (response, token), γ_k · A, before TRL reads them (there, both);
 4. compute log-probabilities on rows sorted by length and trimmed, where padding would eat the
    step (`_get_per_token_logps_and_entropies`; the result is the same);
 5. shuffle prompts by epoch and write checkpoints whole, so that a run can be resumed bit for bit
@@ -18,12 +18,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
@@ -39,10 +37,17 @@ from probing.traces.file import Step
 from rl.attnpo.compact import Logps, compact_rollouts, in_trimmed_rows, refuse_longer
 from rl.attnpo.completions import Batch, Completion, Cutter, Outcomes, check_reasoning
 from rl.attnpo.config import AttnPOConfig
-from rl.attnpo.credit import credit, step_figures, step_sums
+from rl.attnpo.credit import InLoss, Passage, Scored, Terms, credit, step_sums
 from rl.attnpo.rewards import faults_told, shaped_reward
 from rl.attnpo.sharding import Passes
-from rl.attnpo.signals import BY_ATTENTION, SIGNALS, AttentionSignal, Scores, Signal
+from rl.attnpo.signals import (
+    BY_ATTENTION,
+    SIGNALS,
+    AttentionSignal,
+    Signal,
+    makes_old_logps,
+    own_pass_reasons,
+)
 from rl.tasks.base import LabelFunc
 
 
@@ -112,23 +117,6 @@ class OnTrainBegin(TrainerCallback):
         self.function()
 
 
-@dataclass
-class Passage:
-    """What one batch leaves on its way through TRL's methods; made anew for each batch."""
-
-    responses: list[Completion] = field(default_factory=list)
-    scores: list[Scores] = field(default_factory=list)  # where they are scored in passing
-    outcomes: Outcomes | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    since: float = field(default_factory=time.perf_counter)
-
-    def clock(self, part: str) -> None:
-        """Add the time since the last call to a part of the step."""
-        now = time.perf_counter()
-        self.seconds[part] = self.seconds.get(part, 0.0) + now - self.since
-        self.since = now
-
-
 class AttnPOTrainer(ResumableTrainer):
     """Trains with step-level credit from a head set; with `args.method`, the baselines too.
 
@@ -161,6 +149,9 @@ class AttnPOTrainer(ResumableTrainer):
     train_dataset: Any
     num_generations: Any
     num_generations_eval: Any
+
+    own_pass = False  # True: steps are scored in a pass of their own whatever the rule says
+    _in_loss: InLoss | None = None  # what the loss that is computed is to score
 
     def __init__(
         self,
@@ -288,7 +279,7 @@ class AttnPOTrainer(ResumableTrainer):
     # 2, 3. Scores and advantages by step
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's batch, with advantages of shape (response, token) where the method rescales."""
+        """TRL's batch, with advantages by token, or what the loss makes them of (`Terms`)."""
         self._passage = passage = Passage()
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)  # 1
         if not self.model.training:
@@ -304,18 +295,31 @@ class AttnPOTrainer(ResumableTrainer):
         outcomes = passage.outcomes.part(self.accelerator.process_index, len(responses))
         labels = self._labels(inputs, responses)
         batch = Batch.of(output, responses, outcomes, labels, self.args.rescaling, step)
-        if self.signal is not None:
-            with self.accelerator.autocast():
-                scores = passage.scores or self.signal(batch)  # 2
-            credited = credit(batch, scores, self.args.rescaling, step)  # 3
-            output["advantages"] = credited.advantages
+        in_loss = self._signal_in_loss()
+        with self.accelerator.autocast():
+            if in_loss is not None:
+                in_loss.prove_on(batch)
+                Terms.of(batch).put(output)
+                passage.left = len(responses)
+            elif self.signal is not None:
+                scores = passage.scored.scores if passage.scored else self.signal(batch)  # 2
+                credited = credit(batch, scores, self.args.rescaling, step)  # 3
+                output["advantages"] = credited.advantages
+        passage.add(step_sums(batch, credited))
         passage.clock("scoring")
-        sums = self._over_processes(step_sums(batch, credited))
-        figures = step_figures(sums, passage.outcomes)
-        seconds = {f"seconds_{part}": value for part, value in passage.seconds.items()}
-        for name, value in {**figures, **seconds}.items():
-            self._metrics["train"][name].append(value)
+        if not passage.left:
+            self._log_figures()
         return output
+
+    def _signal_in_loss(self) -> AttentionSignal | None:
+        """The signal, where the pass of the loss scores."""
+        if isinstance(self.signal, AttentionSignal) and not self.own_pass:
+            return None if own_pass_reasons(self.signal, self) else self.signal
+        return None
+
+    def _log_figures(self) -> None:
+        for name, value in self._passage.figures(self.accelerator).items():
+            self._metrics["train"][name].append(value)
 
     def _labels(
         self, rows: list[dict[str, Any]], responses: list[Completion]
@@ -323,16 +327,7 @@ class AttnPOTrainer(ResumableTrainer):
         """The true steps of each response; None where they are not known."""
         if self.label_func is None:
             return None
-        pairs = zip(rows, responses, strict=True)
-        return [self.label_func(row, response.text) for row, response in pairs]
-
-    def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
-        """The same sums over the responses of all processes."""
-        if self.accelerator.num_processes == 1:
-            return sums
-        values = torch.tensor([*sums.values()], device=self.accelerator.device)
-        total = self.accelerator.reduce(values, reduction="sum").tolist()
-        return dict(zip(sums, total, strict=True))
+        return [self.label_func(row, each.text) for row, each in zip(rows, responses, strict=True)]
 
     # 2, 4. Log-probabilities
 
@@ -346,42 +341,60 @@ class AttnPOTrainer(ResumableTrainer):
         **options: Any,
     ) -> Logps:
         """TRL's, on rows sorted by length and trimmed (4), scoring steps in passing (2)."""
-        refuse_longer(self.lengths, input_ids.shape[1])
-        compute, passage = super()._get_per_token_logps_and_entropies, self._passage
+        if self.lengths:
+            refuse_longer(self.lengths, input_ids.shape[1])
+        compute, in_loss = super()._get_per_token_logps_and_entropies, self._in_loss
         tensors, rows = (input_ids, attention_mask, logits_to_keep), self.args.rows_per_forward
-        signal = self._signal_in_passing()
-        if signal is None and not rows:
-            plain: Logps = compute(model, *tensors, batch_size, **options)
-            return plain
+        scored = in_loss.scored if in_loss else self._scored_in_passing(*tensors)
 
         def forward(chunk: list[int], ids: Tensor, mask: Tensor, keep: int) -> Logps:
             run = partial(compute, model, ids, mask, keep, **options)
-            if signal is None:
-                return run()
-            responses = [passage.responses[row] for row in chunk]
-            prompt = ids.shape[1] - keep
-            logps, scores = signal.in_passing(responses, ids, mask, prompt, run)  # 2
-            for row, values in zip(chunk, scores, strict=True):
-                passage.scores[row] = values
-            return logps
+            width = ids.shape[1] - keep  # of the prompts
+            return scored.while_passing(chunk, width, keep, run) if scored else run()  # 2
 
-        if signal is not None:
-            masks = attention_mask[:, -logits_to_keep:].bool()
-            pairs = zip(input_ids[:, -logits_to_keep:], masks, strict=True)
-            passage.responses = [self.cutter(ids[mask].tolist()) for ids, mask in pairs]  # 1
-            passage.scores = [np.empty(0)] * len(passage.responses)
-        return in_trimmed_rows(forward, *tensors, rows or batch_size or len(input_ids))  # 4
+        if rows or (scored and not in_loss):
+            result = in_trimmed_rows(forward, *tensors, rows or batch_size or len(input_ids))  # 4
+        elif in_loss:
+            result = forward(list(range(len(input_ids))), *tensors)
+        else:
+            result = compute(model, *tensors, batch_size, **options)
+        if in_loss:
+            self._credit_in_loss(in_loss)  # 3
+        return result
 
-    def _signal_in_passing(self) -> AttentionSignal | None:
-        """The signal, where TRL computes old log-probabilities of the policy: such a pass scores.
+    def _scored_in_passing(self, ids: Tensor, mask: Tensor, keep: int) -> Scored | None:
+        """What TRL's pass for old log-probabilities of the policy scores, where it makes one.
 
         It does so without gradient; a later pass of this kind over the batch is the reference's.
         """
-        passes = (
-            not torch.is_grad_enabled()
-            and self.model.training
-            and self.use_vllm
-            and self.vllm_importance_sampling_correction
-            and not self._passage.responses
-        )
-        return self.signal if passes and isinstance(self.signal, AttentionSignal) else None
+        passage, signal = self._passage, self.signal
+        passes = not torch.is_grad_enabled() and self.model.training and makes_old_logps(self)
+        if not passes or passage.responses or not isinstance(signal, AttentionSignal):
+            return None
+        pairs = zip(ids[:, -keep:], mask[:, -keep:].bool(), strict=True)
+        passage.responses = [self.cutter(row[own].tolist()) for row, own in pairs]  # 1
+        passage.scored = Scored.of(signal, passage.responses, keep)
+        return passage.scored
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """TRL's; its pass scores the steps that are not scored yet (2)."""
+        if Terms.are_in(inputs) and isinstance(self.signal, AttentionSignal):
+            self._in_loss = InLoss(inputs, self.signal)
+        try:
+            loss: Tensor = super()._compute_loss(model, inputs)
+            if self._in_loss is not None:
+                raise RuntimeError("TRL's loss makes no pass any more: this kfh does not fit it")
+        finally:
+            self._in_loss = None
+        return loss
+
+    def _credit_in_loss(self, part: InLoss) -> None:
+        """Advantages by token, before TRL reads them; the figures, once a batch has them all."""
+        passage, self._in_loss = self._passage, None
+        passage.since = time.perf_counter()
+        passage.add(part.credit(self.args.rescaling, self.state.global_step + 1))
+        passage.clock("scoring")
+        passage.add({"scoring": part.scored.seconds}, passage.seconds)
+        passage.left -= len(part.scored.scores)
+        if not passage.left:
+            self._log_figures()

@@ -1,13 +1,15 @@
 """Seconds of a training step: `kfh train` beside a bare PyTorch loop, and the share of scoring.
 
 python tests/bench/training.py [--steps 8] [--threads 1]            # the pocket model on CPU
+python tests/bench/training.py --credit [--steps 20]   # what attnpo costs beyond tlmre, on CPU
 python tests/bench/training.py --gpu-scoring MODEL.gguf [--tokens 1024]   # scoring on a GPU
 
 The bare loop has the same model, the same rollouts (`probing.models.decode.decode`, from the same
 seeds) and
 the same update: rows sorted by length and trimmed, token-mean policy gradient, AdamW, clipping. It
 has no TRL, no accelerate, no metrics. Both run in one process, turn by turn, so that a busy machine
-slows both.
+slows both. `--credit` holds a step of attnpo, scored in the pass of the loss and in one of its own,
+against a step of tlmre on the same prompts and rollouts: processor time, in turn, nothing learned.
 """
 
 from __future__ import annotations
@@ -125,6 +127,46 @@ def kfh_steps(method: str, steps: int, out: Path, bare: BareLoop) -> dict[str, l
     return seconds
 
 
+def credit_beside_outcome(steps: int) -> None:
+    """Medians of the ratios of processor time to that of a step of tlmre, which is taken last."""
+    trainers, seconds = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("own pass", "in the loss", "tlmre again", "tlmre"):
+            method = "tlmre" if name.startswith("tlmre") else "attnpo"
+            # Nothing is learned, so that all policies stay one and sample the same.
+            changes = {"max_steps": 1, "schedule_steps": 0, "heads": "pocket", "learning_rate": 0.0}
+            recipe = read_recipe(find_recipe(method))
+            config = train_config(Path(folder) / name.replace(" ", "-"), recipe, changes)
+            trainer = build_trainer(config, trainer_settings(config), load_questions(config.data))
+            trainer.own_pass = name == "own pass"
+            trainer.current_gradient_accumulation_steps = 1
+            trainer.create_optimizer()
+            trainer.model.train()
+            trainers[name] = trainer
+        batches = iter(trainers["tlmre"].get_train_dataloader())
+        for number in range(steps + 1):
+            inputs, taken = next(batches), {}
+            names = list(trainers)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                torch.manual_seed(number)
+                began = time.process_time()
+                trainers[name].training_step(trainers[name].model, inputs, None)
+                trainers[name].optimizer.step()
+                trainers[name].optimizer.zero_grad()
+                taken[name] = time.process_time() - began
+            seconds.append(taken)
+    base = [taken["tlmre"] for taken in seconds[1:]]
+    print(f"tlmre: {statistics.median(base):.3f} s of processor a step, over {steps} steps")
+    for name in list(trainers)[:-1]:
+        ratios = [taken[name] / step for taken, step in zip(seconds[1:], base, strict=True)]
+        logged = trainers[name]._metrics["train"]["seconds_scoring"][1:]
+        print(
+            f"{name:12} {statistics.median(ratios):.4f} × tlmre "
+            f"(quartiles {', '.join(f'{q:.3f}' for q in statistics.quantiles(ratios)[::2])}), "
+            f"scoring {statistics.median(logged):.4f} s"
+        )
+
+
 def report(method: str, seconds: dict[str, list[float]]) -> None:
     """Medians without the first step, which warms up."""
     middle = {name: statistics.median(values[1:]) for name, values in seconds.items()}
@@ -200,6 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--credit", action="store_true")
     parser.add_argument("--gpu-scoring", metavar="MODEL")
     parser.add_argument("--tokens", type=int, default=1024)
     args = parser.parse_args()
@@ -207,6 +250,9 @@ def main() -> None:
         gpu_scoring(args.gpu_scoring, args.tokens)
         return
     torch.set_num_threads(args.threads)
+    if args.credit:
+        credit_beside_outcome(args.steps)
+        return
     HeadSet.load("pocket")
     for method in ("attnpo", "tlmre"):
         torch.manual_seed(0)

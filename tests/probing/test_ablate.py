@@ -34,8 +34,7 @@ from probing.interventions.setup import (
 from probing.interventions.steps import removals, remove_steps
 from probing.models.identity import ModelCard
 from probing.models.load import ModelSource, load_tokenizer
-from probing.ranking.metrics import RankedTrace
-from probing.ranking.select import split_halves
+from probing.ranking.select import halves
 from probing.traces.file import parse_trace, read_traces
 from probing.traces.tokens import encode_trace
 from rl.tasks.verdicts import AnswerVerifier
@@ -219,11 +218,8 @@ def test_traces_that_the_heads_were_chosen_on_are_left_out(tmp_path: Path) -> No
     again = TraceChoice(path, limit=3).choose(heads)
     assert [t.id for t in again.traces] == [t.id for t in choice.traces[:3]]
     ranked = [t for t in read_traces(path) if t.correct]
-    none, both = np.zeros((1, 2)), np.array([True, False])
-    halves = split_halves(  # as the probe deals them
-        [RankedTrace(t.id, t.problem or "", none, both, np.ones(2, int), 1.0) for t in ranked]
-    )
-    assert [t.id for t in choice.traces] == [ranked[place].id for place in halves[1]]
+    split = halves([t.id for t in ranked], [t.problem or "" for t in ranked])  # as the probe does
+    assert [t.id for t in choice.traces] == [ranked[place].id for place in split[1]]
     held = [trace.id for trace in choice.traces]
     named = HeadSet.load("pocket").selection or {}
     marks = {mark for trace in choice.traces for mark in trace.problem_marks}

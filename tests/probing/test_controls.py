@@ -78,10 +78,11 @@ def test_the_control_is_made_of_the_best_heads_of_untrained_models(finished: Pro
         for name in ("sra_select", "sra_held_out", "balanced_held_out"):
             assert figures[name] == pytest.approx(chosen[name])
     row = finished.controls.set_index("control").loc[RANDOM_WEIGHTS]
-    for name in ("sra", "gating", "sra_held_out"):
+    for name in ("sra", "gating", "sra_select"):
         of_models = np.array([figures[name] for figures in found])
         assert row[name] == pytest.approx(min(next_below(of_models), 1.0))
         assert row[name] >= of_models.max()
+    assert row["sra_held_out"] == max(figures["sra_held_out"] for figures in found)
 
 
 def test_an_untrained_model_does_not_get_a_verdict_that_misleads(finished: ProbeResult) -> None:

@@ -32,7 +32,7 @@ from probing.attention.scores import (
     open_capture,
     score_batch,
 )
-from probing.attention.store import ScoreStore
+from probing.attention.store import ScoreStore, stored_labels
 from probing.config import ProbeConfig
 from probing.errors import ConfigError, DataError, KfhError, ModelError
 from probing.figures.probe import (
@@ -244,6 +244,46 @@ def test_store_keeps_every_number(tmp_path: Path) -> None:
     part.write_bytes(b"half")
     with pytest.raises(DataError, match="damaged"):
         store.load()
+
+
+def test_scores_are_read_trace_by_trace(finished: tuple, tmp_path: Path) -> None:
+    """From tables as older ones are, of parts beside a table, and up to where one is damaged."""
+    out = finished[0]
+    now = {**ScoreStore(out, {}).load()}
+    old = tmp_path / "old"
+    old.mkdir()
+    table = pq.read_table(out / "scores.parquet")
+    starts = [0, *np.flatnonzero(np.diff(table["trace"].to_pandas().cat.codes)) + 1, len(table)]
+    options: dict = {"compression": "zstd", "write_statistics": False, "use_dictionary": True}
+    with pq.ParquetWriter(old / "scores.parquet", table.schema, **options) as writer:
+        for start, end in pairwise(starts):
+            writer.write_table(table.slice(start, end - start))
+    store = ScoreStore(old, {"a": 1})
+    read = store.load()
+    assert list(read) == list(now) and len(read) == 8
+    for name, scored in read.items():
+        for key, value in vars(now[name]).items():
+            np.testing.assert_array_equal(getattr(scored, key), value)
+    labels = stored_labels(out / "scores.parquet")
+    assert stored_labels(old / "scores.parquet") == labels
+    assert labels["t/0"] == [s.label for t in finished[1].traces(["t/0"]) for s in t.steps]
+    # What was scored later counts, and only what is asked for is there, in that order.
+    newer = replace(now["t/1"], scores=now["t/1"].scores + 1)
+    store.add(newer)
+    some = store.load(["t/5", "t/1", "gone"])
+    assert list(some) == ["t/5", "t/1"] and "t/0" not in some
+    np.testing.assert_array_equal(some["t/1"].scores, newer.scores)
+    np.testing.assert_array_equal(some["t/5"].scores, now["t/5"].scores)
+    # A damaged row group is no matter of the others.
+    content = bytearray((out / "scores.parquet").read_bytes())
+    group = pq.ParquetFile(out / "scores.parquet").metadata.row_group(3)
+    scores = group.column(group.num_columns - 1)
+    content[scores.data_page_offset + scores.total_compressed_size // 2] ^= 1
+    (old / "scores.parquet").write_bytes(content)
+    damaged = ScoreStore(old, {}).load()
+    np.testing.assert_array_equal(damaged["t/2"].scores, now["t/2"].scores)
+    with pytest.raises(DataError, match=r"scores\.parquet: damaged.*probe again"):
+        _ = damaged["t/3"]
 
 
 def test_leftovers_of_a_killed_process_are_no_scores(tmp_path: Path) -> None:

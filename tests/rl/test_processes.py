@@ -134,11 +134,27 @@ def test_two_processes_train_as_one_does(results, name):
     assert np.abs(single - double).max() < 1e-4 * moved
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_pass_of_the_loss_scores_as_one_of_its_own(results, count):
+    """Accumulated, in one process and in two (DDP): advantages, figures and weights."""
+    folder, found = results[0], results[count]
+    own, ours = found["attnpo-own-pass"], found["attnpo-accumulated"]
+    for a, b in zip(ours["advantages"], own["advantages"], strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    for a, b in zip(ours["lines"], own["lines"], strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6, nan_ok=True)
+    names = ("attnpo-own-pass", "attnpo-accumulated")
+    alone, passing = (np.load(folder / f"{count}-{name}.npy") for name in names)
+    assert np.abs(alone - passing).max() < 1e-6
+
+
 def test_sharded_parameters(results):
     """FSDP2 by hand: scores, advantages and gradients are those of the whole model."""
     sharded = results[2]["sharded"]
     assert sharded["sharded"] and any(sharded["attenuated"]) and sharded["gradient"] > 0.1
-    for name in ("scores", "advantages", "in-passing", "gradients-0", "gradients-1"):
+    names = ("gradients-0", "gradients-1", "gradients-scored-0", "gradients-scored-1")
+    for name in ("scores", "advantages", "in-passing", *names):
         assert sharded[name] < 1e-4, (name, sharded[name])
 
 

@@ -81,14 +81,14 @@ def test_scale_one_is_plain_rloo(tmp_path):
     by_response = make_trainer(tmp_path / "b", "rloo")
     shapes = []
     for trainer in (by_token, by_response):
-        stock = trainer._generate_and_score_completions
+        stock = trainer._compute_loss
 
-        def watched(inputs, stock=stock):
-            output = stock(inputs)
-            shapes.append(output["advantages"].dim())
-            return output
+        def watched(model, inputs, stock=stock):
+            loss = stock(model, inputs)
+            shapes.append(inputs["advantages"].dim())
+            return loss
 
-        trainer._generate_and_score_completions = watched
+        trainer._compute_loss = watched
         torch.manual_seed(0)
         trainer.train()
     assert shapes == [2, 2, 1, 1]

@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from probing.attention.capture import check_heads
 from probing.attention.scores import ScoredTrace
 from probing.attention.store import ScoreStore, stored_labels, stored_settings
 from probing.choices import METRIC_NAMES, METRICS, Head
@@ -39,6 +38,7 @@ from probing.files.probes import read_ranking
 from probing.files.reading import BadLine, parse_line, text_lines
 from probing.files.tables import WRITTEN
 from probing.headset import HeadSet
+from probing.models.front import check_heads
 from probing.models.identity import ModelCard
 from probing.ranking.caveats import label_caveats, ranking_caveats
 from probing.ranking.metrics import RankedTrace, ReadTraces

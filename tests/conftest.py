@@ -17,6 +17,7 @@ install_import_hook(
         "probing.answers.removal",
         "probing.attention.capture",
         "probing.attention.rows",
+        "probing.models.split",
         "probing.attention.scores",
         "probing.interventions.copies",
         "probing.intervals",

@@ -29,8 +29,6 @@ from torch import Tensor
 from probing.answers.context import PreparedTrace
 from probing.answers.edits import ANSWER, HeadEdit, HeadEdits, edited_rows, weighted_values
 from probing.answers.hiding import Layers
-from probing.attention.capture import check_heads
-from probing.attention.rows import Workspace
 from probing.attention.scores import pad_batch
 from probing.choices import Head
 from probing.errors import ModelError, in_trace
@@ -42,7 +40,7 @@ from probing.models.decode import (
     pad_left,
     token_log_probabilities,
 )
-from probing.models.front import AttentionCall
+from probing.models.front import AttentionCall, Workspace, check_heads
 from probing.models.lengths import Lengths, held_at
 
 # Called with the real tokens that go in and the edited columns, before a pass under it.

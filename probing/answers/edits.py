@@ -27,11 +27,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.attention.capture import AttentionCapture, check_heads
-from probing.attention.rows import PROOF_TOLERANCE, Rows, Workspace, proof_input, relative
+from probing.attention.capture import AttentionCapture
+from probing.attention.rows import Rows
 from probing.choices import MODES, Head
 from probing.errors import ConfigError, ModelError
-from probing.models.front import AttentionCall, InFront, own_output
+from probing.models.front import AttentionCall, InFront, Workspace, check_heads, own_output
+from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
 from probing.settings import unknown
 
 ALL, ANSWER = "all", "answer-to-steps"

@@ -9,7 +9,7 @@ The steps of `AttentionCapture.__call__`, with the same numbers in the code:
 3. Each row is added to its trace's mass: mass[h, n] = Σ_{m ∈ F} a_{m→n}, the inner sum of the
    step score (AttnPO, arXiv 2602.09953, section 3; docs/PAPER.md, eq. 1).
 4. Where the answer ends each trace, the kernel of (1) gets the queries before it alone, and the
-   rows times the values are the rest of the output (`probing.attention.split`).
+   rows times the values are the rest of the output (`probing.models.split`).
 5. After the deepest layer needed the forward pass stops.
 What one pass collects is a `CapturePass`. No T × T matrix is made: beyond the plain forward there
 is one chunk of rows and the masses.
@@ -22,7 +22,7 @@ through the registry, or does more than a softmax over keys (and sinks), is refu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,13 +30,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.attention.passes import CapturePass
-from probing.attention.rows import PROOF_TOLERANCE, Workspace, proof_input, relative
-from probing.attention.split import SplitOutput
+from probing.attention.rows import Rows, answer_mass, rows_against_kernel
 from probing.choices import Head
 from probing.errors import ModelError, NotFiniteError
-from probing.models.front import AttentionCall, InFront, own_output
+from probing.models.front import AttentionCall, InFront, Workspace, check_heads, own_output
 from probing.models.lengths import Lengths, fresh_rope
+from probing.models.proof import PROOF_TOLERANCE, Difference, proof_input, relative
+from probing.models.split import SplitOutput, split_at, split_start
 
 
 class _Enough(Exception):
@@ -117,13 +117,8 @@ class AttentionCapture(InFront):
             raise ValueError("an answer token lies in the padding")
         # Left of its tokens a trace holds what no kernel gives alike: there nothing is split.
         right = attention_mask is None or bool(attention_mask[:, 0].all())
-        collected = CapturePass(
-            answer,
-            self.heads,
-            self._workspace,
-            early_exit=self.early_exit,
-            split=self.split if right else frozenset(),
-        )
+        split, early = self.split if right else frozenset(), self.early_exit
+        collected = CapturePass(answer, self.heads, self._workspace, early_exit=early, split=split)
         self._run(collected, input_ids, attention_mask, forward or self.trunk)
         return collected.mass()
 
@@ -288,20 +283,117 @@ class AttentionCapture(InFront):
         return split.output
 
 
-def check_heads(model: str, layers: Mapping[int, int], heads: Sequence[Head]) -> None:
-    """Check that a model has these heads.
+class CapturePass:
+    """What one forward pass collects: positions of the answer, masses, proofs.
 
     Args:
-        model: what the message calls it.
-        layers: heads of each of its attention layers.
-        heads: `(layer, head)` pairs.
-
-    Raises:
-        ModelError: a head that is not there.
+        answer: the answer tokens of each trace.
+        heads: `(layer, head)` in the order of the result; none: only learn the layers.
+        workspace: where chunks are computed.
+        early_exit: stop after the deepest layer needed.
+        verify: hold each layer's rows against the kernel's output.
+        split: layers whose output may be split, see `probing.models.split`.
     """
-    for layer, head in heads:
-        if not 0 <= head < layers.get(layer, 0):
+
+    def __init__(
+        self,
+        answer: Bool[Tensor, "batch token"],
+        heads: Sequence[Head],
+        workspace: Workspace | None = None,
+        *,
+        early_exit: bool = False,
+        verify: bool = False,
+        split: frozenset[int] = frozenset(),
+    ) -> None:
+        self.heads = heads
+        self.workspace = workspace or Workspace()
+        self.early_exit = early_exit and bool(heads)
+        self.verifying = verify
+        self.layers: dict[int, int] = {}  # those entered, and the number of their heads
+        self.differences: dict[int, Difference] = {}
+        self.tokens = answer.shape[1]
+        # Positions of the answer of each trace; planned on the CPU, whatever the device.
+        self.rows: list[Int[Tensor, "row"]] = [row.nonzero()[:, 0] for row in answer.cpu()]
+        self.chosen: dict[int, list[int]] = {}  # layer → places in `heads`
+        for place, (layer, _) in enumerate(heads):
+            self.chosen.setdefault(layer, []).append(place)
+        self.masses: dict[int, Tensor] = {}
+        self.split = split
+        self.start = split_start(self.rows, self.tokens) if split else None
+        self.cuts: frozenset[int] = frozenset()  # layers that were split
+
+    def enter_layer(self, layer: int, query: Tensor, key: Tensor) -> None:
+        """Note a layer and its heads.
+
+        Raises:
+            ModelError: a second call in the same layer, for which the layer × head table has no
+                place; or keys that are not the tokens (compressed ones, or those of a cache).
+        """
+        if layer in self.layers:
             raise ModelError(
-                f"{model} has no head {layer}.{head}: it has {len(layers)} attention layers of "
-                f"{max(layers.values())} heads"
+                f"layer {layer} calls its attention more than once in a pass (cross-attention or "
+                "shared layers): this family cannot be probed"
             )
+        if query.shape[2] != key.shape[2]:
+            raise ModelError(
+                f"layer {layer} has {query.shape[2]} queries and {key.shape[2]} keys: the capture "
+                "needs a key for every token of the sequence, in one pass and without a cache"
+            )
+        self.layers[layer] = query.shape[1]
+
+    def finished(self, layer: int) -> bool:
+        """Whether no later layer is needed."""
+        return self.early_exit and layer >= max(self.chosen)
+
+    def cut_of(self, layer: int, call: AttentionCall) -> int | None:
+        """The query from which on this layer's output is split; None: it is not."""
+        chosen = len(self.chosen.get(layer, ()))
+        return split_at(call, self.start, chosen) if layer in self.split else None
+
+    def add(self, layer: int, call: AttentionCall, split: SplitOutput | None = None) -> None:
+        """Sum the answer's softmax rows of the chosen heads of this layer; fill its output."""
+        places = self.chosen.get(layer)
+        if not places:
+            return
+        heads = [self.heads[place][1] for place in places]
+        # All heads in order need no copy of queries and keys.
+        everything = heads == list(range(self.layers[layer]))
+        rows = Rows(call, None if everything or split else heads, self.workspace)
+        mass = answer_mass(rows, self.rows, self.tokens, split)
+        if split:
+            self.cuts |= {layer}
+            mass = mass if everything else mass[:, heads]
+        self.masses[layer] = mass
+
+    def verify(
+        self,
+        layer: int,
+        call: AttentionCall,
+        value: Tensor,
+        output: Tensor,
+        stock: Callable[..., Any] | None,
+        split: SplitOutput | None = None,
+    ) -> None:
+        """Hold rows × values of all heads against the kernel; see `rows_against_kernel`. A split
+        output is held against the kernel's whole one."""
+        if not self.verifying:
+            return
+        found = rows_against_kernel(layer, call, value, output, stock, self.rows, self.workspace)
+        if split is not None:
+            found = found._replace(rough=max(found.rough, relative(split.output, output)))
+        self.differences[layer] = found
+
+    def mass(self) -> Float[Tensor, "batch head token"]:
+        """The masses of all layers in the order of `heads`.
+
+        Raises:
+            ModelError: a layer was not reached.
+        """
+        missing = sorted(set(self.chosen) - set(self.masses))
+        if missing:
+            raise ModelError(f"layers {missing} were not reached in this pass")
+        first = next(iter(self.masses.values()))
+        out = first.new_empty((first.shape[0], len(self.heads), first.shape[2]))
+        for layer, places in self.chosen.items():
+            out[:, places] = self.masses[layer].to(out.device)
+        return out

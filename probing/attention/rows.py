@@ -6,18 +6,13 @@ one more logit of a head, without a key: it takes a part of each row, which then
 one. Which rows are wanted is decided by who stands in front of the attention
 (`probing.attention.capture`, `probing.answers.edits`).
 
-Their proof: rows times values are what the model's own kernel gives. Two differences are taken,
-relative to the largest output of a layer:
-- `rough`: against the output that the model goes on with, in the model's precision. Half precision
-  rounds values and output, so that much is allowed.
-- `exact`: against the model's own kernel on float32 copies of queries, keys and values of the
-  proof's rows, with their mask. Rounding hides nothing here. In float32 the two are one. The flash
-  kernels take no float32: the eager one of the same family stands for them.
+Their proof: rows times values are what the model's own kernel gives (`probing.models.proof` says
+how closely).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,38 +22,15 @@ from torch.nn.functional import pad
 
 from probing.errors import ModelError, NotFiniteError
 from probing.models.front import (
-    CPU_CHUNK,
-    GPU_CHUNK,
     AttentionCall,
+    Workspace,
     chunk_rows,
     eager_of,
     of_queries,
+    sinks_of,
 )
-
-PROOF_TOKENS = 40
-# Largest relative differences that the proof accepts.
-PROOF_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-EXACT_TOLERANCE = 1e-3
-
-
-class Workspace:
-    """Buffers that all chunks of a pass share: fresh memory would cost a page fault a page."""
-
-    def __init__(self, chunk_bytes: int | None = None) -> None:
-        self.chunk_bytes = chunk_bytes
-        self._buffers: dict[tuple[str, torch.device], Tensor] = {}
-
-    def budget(self, device: torch.device) -> int:
-        """Bytes that a chunk may take."""
-        return self.chunk_bytes or (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
-
-    def take(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """The named buffer in this shape, uninitialised; what stood in it before is gone."""
-        size = int(torch.Size(shape).numel())
-        buffer = self._buffers.get((name, device))
-        if buffer is None or len(buffer) < size:
-            buffer = self._buffers[name, device] = torch.empty(size, device=device)
-        return buffer[:size].view(shape)
+from probing.models.proof import Difference, relative
+from probing.models.split import SplitOutput, part_of
 
 
 class Chunk(NamedTuple):
@@ -248,50 +220,32 @@ class Rows:
         return low, hidden[None, :, None]
 
 
-def sinks_of(options: Mapping[str, Any]) -> Float[Tensor, "#batch head #query 1"] | None:
-    """The logits of a call's attention sinks; None where it has none.
+def answer_mass(
+    rows: Rows, answers: Sequence[Int[Tensor, "_"]], tokens: int, split: SplitOutput | None = None
+) -> Float[Tensor, "batch head token"]:
+    """Σ_{m ∈ F} a_{m→n} of each trace, for the heads of the rows, in float32.
 
-    gpt-oss and its kin give `s_aux`, a number a head; Inkling gives `sinks`, one a query too.
+    Args:
+        rows: of a layer; of all its heads where its output is split.
+        answers: positions of F of each trace.
+        tokens: of the batch.
+        split: an output whose queries from the cut on get rows × values on the way.
     """
-    given = options.get("s_aux")
-    given = options.get("sinks") if given is None else given
-    if given is None:
-        return None
-    sinks: Tensor = given.view(1, -1, 1, 1) if given.ndim == 1 else given
-    return sinks
-
-
-class Difference(NamedTuple):
-    """How far the rows of a layer are from the kernel; see above."""
-
-    rough: float
-    exact: float
-    sinks: bool  # whether the call has attention sinks, which a kernel may leave out
-
-    def holds(self, dtype: torch.dtype) -> bool:
-        """Whether both are within what is allowed."""
-        return all(found <= allowed for found, allowed in self._limits(dtype))
-
-    def check(self, name: str, layer: int, dtype: torch.dtype) -> None:
-        """Raise ModelError where it is too large."""
-        for found, allowed in self._limits(dtype):
-            if not found <= allowed:
-                why = (
-                    "Its attention does more than a masked softmax over keys; kfh cannot probe it."
-                )
-                if self.sinks:
-                    why = (
-                        "It gives its kernel attention sinks, which sdpa leaves out: load it with "
-                        'attn_implementation="eager".'
-                    )
-                raise ModelError(
-                    f"{name}: the attention captured in layer {layer} is not the one that the "
-                    f"model used (relative difference {found:.2g}, {allowed:.0e} allowed). {why}"
-                )
-
-    def _limits(self, dtype: torch.dtype) -> tuple[tuple[float, float], ...]:
-        rough = PROOF_TOLERANCE.get(dtype, 1e-4)
-        return (self.exact, EXACT_TOLERANCE), (self.rough, rough)
+    begin = split.cut if split else 0
+    shape = (len(answers), rows.key.shape[1], rows.group, tokens)
+    mass = torch.zeros(shape, device=rows.query.device)
+    for trace, answer in enumerate(answers):
+        at = torch.arange(begin, tokens) if split else answer
+        if not len(at):
+            continue
+        for chunk in rows.chunks(trace, at):
+            probs = chunk.probs
+            if split:
+                weigh(chunk, split.values[trace], split.output[trace, begin:])
+                first, end = begin + chunk.rows.start, begin + chunk.rows.stop
+                probs = probs[:, part_of(answer, first, end)]
+            mass[trace, chunk.kv, :, : probs.shape[-1]] += probs.sum(dim=1)
+    return mass.flatten(1, 2)
 
 
 def rows_against_kernel(
@@ -370,21 +324,3 @@ def kernel_on_copies(
     found = stock(call.module, query.float(), key.float(), values.float(), mask, **options)
     output: Tensor = found[0][0]
     return output
-
-
-def proof_input(vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Two random sequences, the second padded on the left; the second half of each answers."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, vocabulary, (2, PROOF_TOKENS), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[1, : PROOF_TOKENS // 4] = 0
-    answer = torch.zeros_like(ids, dtype=torch.bool)
-    answer[:, PROOF_TOKENS // 2 :] = True
-    return ids.to(device), answer.to(device), mask.to(device)
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    """max |a − b| / max |b|, in float32; infinite where either holds something not a number."""
-    a, b = a.float(), b.float()
-    difference = (a - b).abs().max() / b.abs().max().clamp_min(1e-30)
-    return float(difference.nan_to_num(torch.inf))

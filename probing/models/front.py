@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probing.choices import Head
 from probing.errors import ModelError
 
 if TYPE_CHECKING:
@@ -219,3 +220,55 @@ GPU_CHUNK = 256 << 20
 def chunk_rows(budget: int, row: int) -> int:
     """Rows of `row` float32 numbers that fit the budget; at least eight, for matmul's sake."""
     return max(8, budget // (4 * row))
+
+
+class Workspace:
+    """Buffers that all chunks of a pass share: fresh memory would cost a page fault a page."""
+
+    def __init__(self, chunk_bytes: int | None = None) -> None:
+        self.chunk_bytes = chunk_bytes
+        self._buffers: dict[tuple[str, torch.device], Tensor] = {}
+
+    def budget(self, device: torch.device) -> int:
+        """Bytes that a chunk may take."""
+        return self.chunk_bytes or (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
+
+    def take(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """The named buffer in this shape, uninitialised; what stood in it before is gone."""
+        size = int(torch.Size(shape).numel())
+        buffer = self._buffers.get((name, device))
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[name, device] = torch.empty(size, device=device)
+        return buffer[:size].view(shape)
+
+
+def sinks_of(options: Mapping[str, Any]) -> Float[Tensor, "#batch head #query 1"] | None:
+    """The logits of a call's attention sinks; None where it has none.
+
+    gpt-oss and its kin give `s_aux`, a number a head; Inkling gives `sinks`, one a query too.
+    """
+    given = options.get("s_aux")
+    given = options.get("sinks") if given is None else given
+    if given is None:
+        return None
+    sinks: Tensor = given.view(1, -1, 1, 1) if given.ndim == 1 else given
+    return sinks
+
+
+def check_heads(model: str, layers: Mapping[int, int], heads: Sequence[Head]) -> None:
+    """Check that a model has these heads.
+
+    Args:
+        model: what the message calls it.
+        layers: heads of each of its attention layers.
+        heads: `(layer, head)` pairs.
+
+    Raises:
+        ModelError: a head that is not there.
+    """
+    for layer, head in heads:
+        if not 0 <= head < layers.get(layer, 0):
+            raise ModelError(
+                f"{model} has no head {layer}.{head}: it has {len(layers)} attention layers of "
+                f"{max(layers.values())} heads"
+            )

@@ -28,7 +28,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.attention.capture import AttentionCapture, CapturePass
-from probing.attention.rows import PROOF_TOLERANCE, Workspace, proof_input, relative
 from probing.attention.scores import (
     batch_masses,
     batches_by_length,
@@ -40,8 +39,9 @@ from probing.attention.scores import (
 from probing.choices import Head
 from probing.errors import ConfigError, ModelError
 from probing.headset import HeadSet
-from probing.models.front import AttentionCall, InFront, eager_of
+from probing.models.front import AttentionCall, InFront, Workspace, eager_of
 from probing.models.lengths import fresh_rope
+from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
 from probing.traces.segmenters import carry_labels
 from probing.traces.tokens import EncodedTrace
 from rl.attnpo.completions import Batch, Completion

@@ -5,7 +5,7 @@
 Each model has a few layers of random weights, sharpened so that its attention is far from uniform.
 Two texts go through the capture in one batch, as a probe does it, and each alone through the eager
 attention of the same weights with `output_attentions`, which is the reference. A pass whose output
-is split (`probing.attention.split`) must give the masses and the last hidden state of one that is
+is split (`probing.models.split`) must give the masses and the last hidden state of one that is
 not. A family is
 
 - exact: the largest difference of any token's mass is below 1e-4;

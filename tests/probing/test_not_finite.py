@@ -15,7 +15,6 @@ from probing.answers.edited import EditedAnswers
 from probing.answers.edits import HeadEdits
 from probing.answers.removal import Answerer, without
 from probing.attention.capture import AttentionCapture
-from probing.attention.rows import proof_input
 from probing.attention.scores import ScoredTrace, open_capture, score_traces
 from probing.config import ProbeConfig
 from probing.errors import DataError, NotFiniteError
@@ -26,6 +25,7 @@ from probing.labelling.cause import label_by_cause
 from probing.models.decode import Sampling, decode
 from probing.models.identity import ModelCard
 from probing.models.load import load_model, load_tokenizer
+from probing.models.proof import proof_input
 from probing.run import probe
 from probing.traces.segmenters import Segmenter
 from probing.traces.source import StepSource

@@ -10,9 +10,8 @@ import torch
 from families import FAMILIES, tiny
 
 from probing.attention.capture import AttentionCapture
-from probing.attention.rows import Workspace
-from probing.attention.split import SplitOutput, split_at, split_start
-from probing.models.front import AttentionCall, own_output
+from probing.models.front import AttentionCall, Workspace, own_output
+from probing.models.split import SplitOutput, split_at, split_start
 
 LAYERS = {0, 1, 2, 3}
 # Layers that split 40 tokens: none where a soft-cap, sinks, a position bias or a window stands.
@@ -256,13 +255,13 @@ def test_a_split_that_is_wrong_is_not_used(
     model = tiny("llama").to(dtype)
     assert AttentionCapture(model).split == LAYERS
     assert AttentionCapture(model, prove=False).split == frozenset()
-    right = SplitOutput.add
+    right = SplitOutput.__init__
 
-    def wrong(self, trace, chunk):
-        right(self, trace, chunk)
-        self.output[:, self.cut] = self.output[:, self.cut - 1]
+    def wrong(self, *given):
+        right(self, *given)
+        self.output[:, self.cut - 1] = 0
 
-    monkeypatch.setattr(SplitOutput, "add", wrong)
+    monkeypatch.setattr(SplitOutput, "__init__", wrong)
     assert AttentionCapture(model).split == frozenset()
 
 

@@ -19,8 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probing.attention.rows import Chunk, Workspace, weigh
-from probing.models.front import AttentionCall, own_output
+from probing.models.front import AttentionCall, Workspace, own_output
 
 CUT = ("sdpa", "eager")  # kernels that a prefix can be given to
 # Options of a call that change its softmax for later queries, or that a prefix would have to cut.
@@ -107,7 +106,7 @@ def _hides_later(mask: Tensor, cut: int) -> bool:
 
 
 class SplitOutput:
-    """The output of a layer that is cut: the kernel's part at once, the rest chunk by chunk.
+    """The output of a layer that is cut: the kernel's part; the rest is to be written.
 
     Args:
         call: the layer's arguments.
@@ -133,10 +132,6 @@ class SplitOutput:
         shape = (before.shape[0], call.query.shape[2], *before.shape[2:])
         self.output: Float[Tensor, "batch token head dim"] = before.new_empty(shape)
         self.output[:, :cut] = before
-
-    def add(self, trace: int, chunk: Chunk) -> None:
-        """Rows × values of a chunk of one trace, whose first row is the cut."""
-        weigh(chunk, self.values[trace], self.output[trace, self.cut :])
 
 
 def _before(call: AttentionCall, cut: int) -> AttentionCall:

@@ -160,7 +160,6 @@ class AttentionSignal:
 
     Args:
         capture: of the policy and the heads; entered only while it scores.
-        passing: the same heads, for passes that others make.
         rows: rows of a forward pass.
         passes: how a forward pass is made where parameters are sharded.
         padding_moves: whether prompts padded on the left, as they are in TRL's passes, change what
@@ -168,10 +167,13 @@ class AttentionSignal:
     """
 
     capture: AttentionCapture
-    passing: Passing
     rows: int = 8
     passes: Passes | None = None
     padding_moves: bool = False
+
+    def __post_init__(self) -> None:
+        """The same heads, for passes that others make."""
+        self.passing = Passing(self.capture.model, self.capture.heads)
 
     @classmethod
     def of(
@@ -191,9 +193,9 @@ class AttentionSignal:
             heads = head_set.pairs
             heads = heads if signal == "heads" else other_heads(heads, model, seed)
         with whole_parameters(model):
-            capture = AttentionCapture(model, heads)
-            passing = Passing(capture.model, capture.heads)
-            return cls(capture, passing, rows, padding_moves=passing.moved_by_padding(capture))
+            made = cls(AttentionCapture(model, heads), rows)
+            made.padding_moves = made.passing.moved_by_padding(made.capture)
+        return made
 
     @property
     def heads(self) -> list[Head]:

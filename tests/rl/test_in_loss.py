@@ -13,7 +13,6 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
 
-from probing.attention.capture import AttentionCapture
 from probing.errors import NotFiniteError
 from rl.attnpo.credit import Terms
 from rl.attnpo.signals import AttentionSignal, Passing, draws_at_random, own_pass_reasons
@@ -188,9 +187,7 @@ def test_attention_that_is_not_finite_is_told(tmp_path):
 
 def reasons(model, **changes):
     """What the rule says of a model, with a trainer that has nothing special."""
-    capture = AttentionCapture(model)
-    passing = Passing(model, capture.heads)
-    signal = AttentionSignal(capture, passing, padding_moves=passing.moved_by_padding(capture))
+    signal = AttentionSignal.of(model, "all-heads", None, rows=8, seed=0)
     plain = {
         "args": SimpleNamespace(steps_per_generation=2, gradient_accumulation_steps=2),
         "num_iterations": 1,

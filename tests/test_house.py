@@ -60,10 +60,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "calls of os.fsync": (1, 1),
     "definitions that read a box": (1, 1),
     "seconds of kfh --help": (0.6, 0.6),
-    "files to open: SRA of a trace file": (8, 6),
+    "files to open: SRA of a trace file": (6, 6),
     "files to open: a heatmap by kfh plot": (3, 3),
-    "files to open: advantages of a step": (13, 12),
-    "files to open: the whole of probe()": (16, 14),
+    "files to open: advantages of a step": (12, 12),
+    "files to open: the whole of probe()": (14, 14),
 }
 # Rooms by rank: a rank imports only those before it, never itself. A floor's face is last, but
 # for that of `kfh`, which holds the version alone.

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 LEVEL = 0.95  # of intervals
 TAILS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]  # of draws whose spread is the estimate's
 RESAMPLES = 2000
+FEW_PROBLEMS = 20  # fewer give rough intervals
 Rows = Sequence[Sequence[float]]  # a row a group, such as a question; a value a sample
 Seed = int | tuple[int, ...]
 CLASSES = 1 << 13  # of values, for medians: sign, 8 bits of exponent, 4 of fraction of a float32
@@ -167,6 +168,17 @@ def bootstrap_interval(
             sizes = sizes[:1]
         limits[rows] = ends(_drawn(sums[rows], sizes, resamples, seed), int(count)).T
     return limits
+
+
+def few_problems(count: int) -> list[str]:
+    """What to hold against intervals over so many problems, in a sentence; nothing where enough.
+
+    Example:
+        >>> few_problems(20), few_problems(7)
+        ([], ['7 problems are few: the intervals are rough.'])
+    """
+    few = count < FEW_PROBLEMS
+    return [f"{count} problems are few: the intervals are rough."] if few else []
 
 
 def next_below(values: Float[np.ndarray, "draw"]) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 from families import tiny
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,6 +16,8 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from probing.answers.context import PreparedTrace
 
 TEXT = "Wait, let me check the sum. So 12 + 7 = 19. But is it?\n</think> \\boxed{19}"
 
@@ -101,6 +104,24 @@ def model_folder(path: Path, family: str = "llama") -> Path:
     tiny(family, vocab_size=len(tokenizer)).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def prepared(number: int, context: int, length: int) -> PreparedTrace:
+    """A random trace of three steps; the last two tokens of its marker are forced."""
+    ids = np.random.default_rng(number).integers(3, 101, length)
+    return PreparedTrace(
+        id=str(number),
+        ids=ids,
+        context=context,
+        spans=np.array([[5, 12], [12, 20], [20, context - 1]]),
+        counted=np.arange(length) > context + 1,
+        behind=context + 2,
+        group=str(number),
+        prompt_tokens=5,
+        answer=context + 2,
+        scores=np.array([1.0, 2.0, 0.5]),
+        labels=("essential", None, "redundant"),
+    )
 
 
 def drawn_texts(figure: Figure) -> list[tuple[Text, Bbox]]:

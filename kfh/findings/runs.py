@@ -24,7 +24,7 @@ from probing.errors import DataError
 from probing.files.headers import (
     HEADER,
     file_header,
-    json_number,
+    json_value,
     kind_of,
     read_object,
     whole_file,
@@ -36,6 +36,7 @@ from rl.runs.comparison import Row as MethodRow
 from rl.runs.folders import INITIAL, Run
 
 COMPARISON = "comparison.json"
+DIGITS = 6  # significant ones of its figures
 CONTROLS = ("random-heads", "all-heads", "recency")  # methods that a head set must beat
 
 
@@ -176,19 +177,10 @@ def comparison_json(
 ) -> dict[str, Any]:
     """What comparison.json holds, without its header."""
     return {
-        "rows": [_plain(asdict(row)) for row in rows],
-        "differences": [_plain(asdict(item)) for item in differences],
+        "rows": [json_value(asdict(row), DIGITS) for row in rows],
+        "differences": [json_value(asdict(item), DIGITS) for item in differences],
         "notes": list(notes),
     }
-
-
-def _plain(value: Any) -> Any:
-    """For JSON: null where there is no number; six digits are enough."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return json_number(float(f"{value:.6g}")) if isinstance(value, float) else value
 
 
 def comparison_tables(content: Row) -> list[Table]:

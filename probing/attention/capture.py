@@ -265,14 +265,10 @@ class AttentionCapture(InFront):
     ) -> Tensor:
         collected = self._pass
         assert collected is not None  # `_busy` said so
-        layer = getattr(call.module, "layer_idx", None)
-        layer = len(collected.layers) if layer is None else int(layer)
-        collected.enter_layer(layer, call.query, call.key)
+        layer = collected.enter_layer(call)
         last = collected.finished(layer)
         cut = None if last else collected.cut_of(layer, call)
-        split = None
-        if cut is not None:
-            split = SplitOutput(call, value, cut, stock, self._workspace)  # 1, 4
+        split = None if cut is None else SplitOutput(call, value, cut, stock, self._workspace)  # 4
         collected.add(layer, call, split)  # 2, 3
         if last:
             raise _Enough  # 5
@@ -322,24 +318,28 @@ class CapturePass:
         self.start = split_start(self.rows, self.tokens) if split else None
         self.cuts: frozenset[int] = frozenset()  # layers that were split
 
-    def enter_layer(self, layer: int, query: Tensor, key: Tensor) -> None:
-        """Note a layer and its heads.
+    def enter_layer(self, call: AttentionCall) -> int:
+        """Note the layer of a call and its heads; its number, or that of the call in the pass.
 
         Raises:
             ModelError: a second call in the same layer, for which the layer × head table has no
                 place; or keys that are not the tokens (compressed ones, or those of a cache).
         """
+        number = getattr(call.module, "layer_idx", None)
+        layer = len(self.layers) if number is None else int(number)
         if layer in self.layers:
             raise ModelError(
                 f"layer {layer} calls its attention more than once in a pass (cross-attention or "
                 "shared layers): this family cannot be probed"
             )
-        if query.shape[2] != key.shape[2]:
+        queries, keys = call.query.shape[2], call.key.shape[2]
+        if queries != keys:
             raise ModelError(
-                f"layer {layer} has {query.shape[2]} queries and {key.shape[2]} keys: the capture "
+                f"layer {layer} has {queries} queries and {keys} keys: the capture "
                 "needs a key for every token of the sequence, in one pass and without a cache"
             )
-        self.layers[layer] = query.shape[1]
+        self.layers[layer] = call.query.shape[1]
+        return layer
 
     def finished(self, layer: int) -> bool:
         """Whether no later layer is needed."""

@@ -120,17 +120,24 @@ def refuse_overwriting(out: Path | str, *inputs: Path | str | None) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` as indented JSON, whole or not at all; what is no number becomes null."""
     with whole_file(path) as temporary:
-        text = json.dumps(_json_value(content), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(json_value(content), indent=1, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _json_value(value: Any) -> Any:
-    """The value with null for every float that is infinite or not a number."""
+def json_value(value: Any, significant: int | None = None) -> Any:
+    """The value as JSON has it: null for every float that is infinite or not a number.
+
+    Args:
+        value: of dictionaries, lists and tuples; what else it holds stays.
+        significant: digits that floats keep; default all.
+    """
     if isinstance(value, dict):
-        return {key: _json_value(inner) for key, inner in value.items()}
+        return {key: json_value(inner, significant) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_value(inner) for inner in value]
-    return json_number(value) if isinstance(value, float) else value
+        return [json_value(inner, significant) for inner in value]
+    if not isinstance(value, float):
+        return value
+    return json_number(value if significant is None else float(f"{value:.{significant}g}"))
 
 
 def file_hash(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from probing.intervals import few_problems
 from probing.interventions.effects import MATCHED, OTHER_STEP
 from probing.interventions.outcomes import NONE, RANDOM
 from probing.numbers import Number, exists
@@ -21,7 +22,6 @@ MEASURES = {
     "steering": (FOLLOW, "logprob", "accuracy"),
 }
 DIGITS = {"logprob": 2, "follow": 2}  # of measures in nats; others are shares
-FEW_GROUPS = 20  # fewer problems give rough intervals
 UNCHANGED = {"steps": 0.0, "heads": 0.0, "steering": 1.0}  # the dose of `none`
 
 
@@ -155,10 +155,7 @@ def claim_caveats(claims: Iterable[Claim], table: pd.DataFrame) -> list[str]:
                 difference = Number.of(dose, DIGITS.get(claim.measure, 3), signed=True)
                 where = f"{difference} at {dose['dose']:g}, {dose['traces']} traces"
                 sentences.append(f"{claim.name}: {where}: {caveat}")
-    groups = int(table["groups"].min()) if len(table) else 0
-    if groups < FEW_GROUPS:
-        sentences.append(f"{groups} problems are few: the intervals are rough.")
-    return sentences
+    return sentences + few_problems(int(table["groups"].min()) if len(table) else 0)
 
 
 def _caveat(question: Question, dose: dict[str, Any]) -> str:

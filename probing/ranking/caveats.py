@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from probing.choices import METRIC_NAMES
+from probing.intervals import few_problems
 from probing.numbers import exists
 from probing.ranking.rank import Ranking, beaten, best_control
 
-FEW_PROBLEMS = 20  # fewer give rough intervals
 RARE = 0.05  # a p-value up to this says that chance alone is no explanation
 LABELS = {
     "rules": "The labels are by rules (phrases and repetition): rough, no ground truth.",
@@ -93,8 +93,7 @@ def _problems(ranking: Ranking) -> Iterator[str]:
         )
         return
     problems = counts["problems"]
-    if problems < FEW_PROBLEMS:
-        yield f"{problems} problems are few: the intervals are rough."
+    yield from few_problems(problems)
     if null == "problems" and 1 / 2**problems > RARE:
         yield (
             f"{problems} problems cannot give a p below {1 / 2**problems:.2f}, whatever the heads "

@@ -145,9 +145,7 @@ class Passing(InFront):
         kernel = stock or eager_of(module)
         output: Tensor = kernel(module, query, key, value, mask, **options)[0]
         began = time.perf_counter()
-        layer = getattr(module, "layer_idx", None)
-        layer = len(collected.layers) if layer is None else int(layer)
-        collected.enter_layer(layer, query, key)
+        layer = collected.enter_layer(call)
         with torch.no_grad():
             collected.add(layer, call)
         self.seconds += time.perf_counter() - began

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from families import tiny
+from helpers import prepared
 from lens_witness import LensWitness
 from torch import Tensor
 
@@ -30,24 +31,6 @@ EDITS = [
     HeadEdit("scale", HEADS, ANSWER, 3.0),
     HeadEdit("scale", HEADS, ANSWER, 0.0),
 ]
-
-
-def prepared(number: int, context: int, length: int) -> PreparedTrace:
-    """A random trace of three steps; the last two tokens of its marker are forced."""
-    ids = np.random.default_rng(number).integers(3, 101, length)
-    return PreparedTrace(
-        id=str(number),
-        ids=ids,
-        context=context,
-        spans=np.array([[5, 12], [12, 20], [20, context - 1]]),
-        counted=np.arange(length) > context + 1,
-        behind=context + 2,
-        group=str(number),
-        prompt_tokens=5,
-        answer=context + 2,
-        scores=np.array([1.0, 2.0, 0.5]),
-        labels=("essential", None, "redundant"),
-    )
 
 
 TRACES = [prepared(0, 30, 40), prepared(1, 25, 33), prepared(2, 28, 40)]

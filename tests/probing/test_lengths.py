@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from families import tiny
+from helpers import prepared
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -134,23 +135,6 @@ def test_the_scores_change_with_the_length() -> None:
         assert (beside - alone[0]).abs().max() > 1e-2
 
 
-def prepared(number: int, context: int, length: int) -> PreparedTrace:
-    return PreparedTrace(
-        id=str(number),
-        ids=np.random.default_rng(number).integers(3, 101, length),
-        context=context,
-        spans=np.array([[5, 12], [12, 20], [20, context - 1]]),
-        counted=np.arange(length) > context + 1,
-        behind=context + 2,
-        group=str(number),
-        prompt_tokens=5,
-        answer=context + 2,
-        scores=np.array([1.0, 2.0, 0.5]),
-        labels=("essential", None, "redundant"),
-    )
-
-
-# Contexts on one side of the limit, whole traces on the other; and one far below it.
 LATE = [prepared(0, 55, 70), prepared(1, 65, 80), prepared(2, 57, 70), prepared(3, 30, 40)]
 
 

@@ -57,6 +57,7 @@ Offsets = Literal["characters", "bytes", "utf-16"]  # what the offsets of steps 
 OFFSETS: tuple[Offsets, ...] = get_args(Offsets)
 
 POCKET = "pocket"  # by name: the embedded model, and its traces
+EMBEDDED = (POCKET, "pocket-long")  # all of them, the second for longer traces
 GIVEN = "given"  # the steps that the trace file holds
 MIN_CHARS = 80  # the release's minimum length of a step
 THINK_END = "</think>"

@@ -8,6 +8,7 @@ from typing import Any
 
 from probing.choices import (
     BATCH_TOKENS,
+    EMBEDDED,
     PERMUTATIONS,
     Answer,
     Backend,
@@ -68,16 +69,16 @@ class ProbeConfig(ModelSource, TraceReading, StepCutting, TraceChoosing):
     resume: bool = choice(True, "Go on from the traces scored in --out.", panel=MODEL)
 
     def __post_init__(self) -> None:
-        """Check what can be known before anything is read; `pocket` becomes its paths."""
+        """Check what can be known before anything is read; an embedded model becomes its paths."""
         check(self)
         for name in ("traces", "out"):
             object.__setattr__(self, name, Path(getattr(self, name)))
-        if str(self.traces) == "pocket":
-            if self.model not in ("pocket", str(pocket_model())):
+        if (name := str(self.traces)) in EMBEDDED:
+            if self.model not in (name, str(pocket_model(name))):
                 raise ConfigError("--model needs --traces: labelled traces, best of that model")
-            object.__setattr__(self, "traces", pocket_traces())
-        if self.model == "pocket":
-            object.__setattr__(self, "model", str(pocket_model()))
+            object.__setattr__(self, "traces", pocket_traces(name))
+        if self.model in EMBEDDED:
+            object.__setattr__(self, "model", str(pocket_model(self.model)))
 
     @property
     def source(self) -> TraceSource:

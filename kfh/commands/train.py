@@ -19,6 +19,7 @@ from rich.progress import (
 
 from kfh.console import console, print_tables, talk
 from kfh.options import declared
+from probing.choices import EMBEDDED, POCKET
 from probing.errors import ConfigError
 from probing.headset import HeadSetWarning
 from rl.attnpo.methods import METHODS, method_of
@@ -50,12 +51,13 @@ def run_train(
     former = former_run(out, resume)
     if former is None and recipe is None:
         method_of(options["method"] or "attnpo")
-        if options["model"] not in (None, "pocket"):
+        model = options["model"] or POCKET
+        if model not in EMBEDDED:
             raise ConfigError(
                 "--model needs --recipe: without one the recipe of the method is taken, whose "
-                "batch and learning rate are those of the pocket model"
+                "batch and learning rate are those of an embedded model"
             )
-        recipe = options["method"] or "attnpo"
+        recipe = model if model != POCKET else options["method"] or "attnpo"
     named = recipe_settings(recipe) if recipe else {}
     kept = {**former["settings"], "recipe": named.get("recipe")} if former else {}
     config = train_config(out, named, kept, options, parse_settings(sets))

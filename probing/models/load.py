@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.choices import DEVICE_MAPS, DTYPES, KERNELS, POCKET, DeviceMap, Dtype, Kernel
+from probing.choices import DEVICE_MAPS, DTYPES, EMBEDDED, KERNELS, POCKET, DeviceMap, Dtype, Kernel
 from probing.errors import ModelError
 from probing.files.headers import data_path
 from probing.settings import choice, unknown
@@ -271,8 +271,8 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
 
 def _source(model_id: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` wants for this id."""
-    if model_id == POCKET:
-        model_id = str(pocket_model())
+    if model_id in EMBEDDED:
+        model_id = str(pocket_model(model_id))
     path = Path(model_id).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -294,9 +294,9 @@ def load_frozen(folder: Path) -> tuple[PreTrainedModel, Any]:
     return ModelSource(str(folder.resolve()), device="cpu", dtype="float32").load()
 
 
-def pocket_model() -> Path:
-    """Folder of the embedded model, the pocket reasoner (data/pocket/README.md)."""
-    return data_path("pocket")
+def pocket_model(name: str = POCKET) -> Path:
+    """Folder of an embedded model, a pocket reasoner (data/pocket/README.md)."""
+    return data_path(name)
 
 
 def with_random_weights(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:

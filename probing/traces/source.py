@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from probing.choices import GIVEN, MIN_CHARS, POCKET, EndAt, Keep, Offsets, Openings
+from probing.choices import EMBEDDED, GIVEN, MIN_CHARS, POCKET, EndAt, Keep, Offsets, Openings
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, file_hash, text_hash
 from probing.settings import check, choice
@@ -322,14 +322,14 @@ def cut_traces(source: TraceSource, report: SourceReport) -> Iterator[Trace]:
     report.without_trace = list(unseen)
 
 
-def pocket_traces() -> Path:
-    """The labelled traces that were sampled from the embedded model."""
-    return data_path("pocket", "traces.jsonl")
+def pocket_traces(name: str = POCKET) -> Path:
+    """The labelled traces that were sampled from an embedded model."""
+    return data_path(name, "traces.jsonl")
 
 
 def trace_path(name: Path | str) -> Path:
-    """The trace file of this path; `pocket`: of the embedded model."""
-    return pocket_traces() if str(name) == POCKET else Path(name)
+    """The trace file of this path; `pocket`, `pocket-long`: of the embedded model."""
+    return pocket_traces(str(name)) if str(name) in EMBEDDED else Path(name)
 
 
 def step_counts(source: StepSource | TraceList, report: ReadReport) -> dict[str, int]:

@@ -75,11 +75,11 @@ class Level:
 LONG = TaskConfig(
     path_lengths=(9, 10, 11),
     distractors=(1, 2, 3),
-    hard=0.4,
+    hard=0.45,
     max_hard=6,
     easy_error=0.0,
-    check_first_hard=0.8,
-    check_later_hard=0.8,
+    check_first_hard=0.85,
+    check_later_hard=0.85,
 )
 LEVELS = {
     "pocket": Level(
@@ -95,7 +95,7 @@ LEVELS = {
     ),
     "pocket-long": Level(
         recipe=PretrainConfig(start="pocket", task=LONG, steps=1200, batch=16),
-        max_tokens=768,
+        max_tokens=640,
         targets={
             "greedy_over_shortest": (2.0, 10.0),
             "sampled_accuracy": (0.70, 0.88),

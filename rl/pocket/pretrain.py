@@ -1,4 +1,4 @@
-"""Train the pocket reasoner from scratch, in one run: `python -m rl.pocket.pretrain --out DIR`.
+"""Train an embedded model in one run: `python -m rl.pocket.pretrain --level pocket --out DIR`.
 
 Muon on the matrices, AdamW on the rest, one cosine; traces are drawn afresh for every step.
 """
@@ -15,6 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from probing.errors import ConfigError
+from probing.files.headers import whole_file
+from probing.models.load import load_frozen, pocket_model
 from rl.pocket import task
 from rl.pocket.levels import PretrainConfig
 from rl.pocket.tokens import EOS, PAD, build_tokenizer, vocabulary
@@ -25,10 +28,11 @@ if TYPE_CHECKING:
 
 
 IGNORED = -100
+STATE = "training.safetensors"  # in the folder of a model that is being trained
 
 
 def build_model(config: PretrainConfig) -> Qwen2ForCausalLM:
-    """A fresh Qwen2 with tied embeddings: 0.6 M parameters at the default sizes."""
+    """A Qwen2 with tied embeddings, 0.6 M parameters by default: fresh, or as `start` says."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -48,7 +52,10 @@ def build_model(config: PretrainConfig) -> Qwen2ForCausalLM:
         eos_token_id=ids[EOS],
         pad_token_id=ids[PAD],
     )
-    return Qwen2ForCausalLM(settings)
+    model = Qwen2ForCausalLM(settings)
+    if config.start is not None:
+        model.load_state_dict(load_frozen(pocket_model(config.start))[0].state_dict())
+    return model
 
 
 def batches(
@@ -181,10 +188,16 @@ def rate_at(step: int, config: PretrainConfig) -> float:
 
 
 def pretrain(config: PretrainConfig, out: Path, report: Callable[[str], None] = print) -> float:
-    """Train from scratch, save model and tokenizer to `out`, return the wall time in seconds."""
+    """Train, save model and tokenizer to `out`, return the seconds of work.
+
+    Interrupted, the same call goes on from the state that is saved every `log_every` steps, and
+    ends with the same bits.
+
+    Raises:
+        ConfigError: `out` holds the state of another recipe.
+    """
     import torch
 
-    began = time.perf_counter()
     torch.set_num_threads(config.threads)
     tokenizer, model = build_tokenizer(), build_model(config)
     usual_attention = model.config._attn_implementation
@@ -194,8 +207,11 @@ def pretrain(config: PretrainConfig, out: Path, report: Callable[[str], None] = 
     rest = [p for p in model.parameters() if id(p) not in chosen]
     muon = Muon(matrices, config.weight_decay)
     adam = torch.optim.AdamW(rest, config.adam_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    seen, recent = 0, 0.0
-    for step, (ids, labels) in zip(range(config.steps), batches(config, tokenizer), strict=False):
+    state = TrainingState(out / STATE, config, model, muon, adam)
+    done, seen, before = state.load()
+    began, recent = time.perf_counter() - before, 0.0
+    drawn = islice(batches(config, tokenizer), done, config.steps)
+    for step, (ids, labels) in enumerate(drawn, done):
         loss = loss_of(model, ids, labels)
         loss.backward()
         share = rate_at(step, config)
@@ -207,18 +223,74 @@ def pretrain(config: PretrainConfig, out: Path, report: Callable[[str], None] = 
         seen, recent = seen + ids.numel(), recent + loss.item()
         if (step + 1) % config.log_every == 0:
             took = time.perf_counter() - began
-            mean = recent / config.log_every
+            state.save(step + 1, seen, took)
+            mean, recent = recent / config.log_every, 0.0
             report(
                 f"step {step + 1:5d}  loss {mean:.4f}  {seen / took:,.0f} tokens/s  {took:.0f} s"
             )
-            recent = 0.0
     model.set_attn_implementation(usual_attention)
     save(model, tokenizer, out)
     took = time.perf_counter() - began
     settings = asdict(config)
     recipe = {"recipe": settings, "seconds": round(took, 1), "tokens": seen}
     (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+    state.path.unlink(missing_ok=True)
     return took
+
+
+class TrainingState:
+    """What going on needs, in one safetensors file: weights, both optimizers, steps done.
+
+    The traces need no state: they are drawn again from the seed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: PretrainConfig,
+        model: Qwen2ForCausalLM,
+        muon: Muon,
+        adam: torch.optim.AdamW,
+    ) -> None:
+        self.path, self.recipe = path, json.dumps(asdict(config))
+        self.muon, self.adam = muon, adam
+        self.weights = {f"model.{name}": value.data for name, value in model.named_parameters()}
+        self.weights |= {f"muon.{index}": value for index, value in enumerate(muon.averages)}
+
+    def save(self, step: int, seen: int, seconds: float) -> None:
+        """Write the state after so many steps, tokens and seconds, whole or not at all."""
+        from safetensors.torch import save_file
+
+        moments = self.adam.state_dict()["state"]
+        tensors = {f"adam.{i}.{key}": v for i, row in moments.items() for key, v in row.items()}
+        facts = {"step": step, "seen": seen, "seconds": seconds, "recipe": self.recipe}
+        with whole_file(self.path) as path:
+            save_file(self.weights | tensors, path, {key: str(v) for key, v in facts.items()})
+
+    def load(self) -> tuple[int, int, float]:
+        """Take the state up; returns steps, tokens and seconds: zeros where there is none.
+
+        Raises:
+            ConfigError: it is of another recipe.
+        """
+        from safetensors import safe_open
+
+        if not self.path.is_file():
+            return 0, 0, 0.0
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        with safe_open(self.path, "pt") as file:
+            facts = file.metadata()
+            if facts["recipe"] != self.recipe:
+                raise ConfigError(
+                    f"{self.path} is of another recipe: remove it, or take another --out"
+                )
+            for name, value in self.weights.items():
+                value.copy_(file.get_tensor(name))
+            for name in set(file.keys()) - self.weights.keys():
+                _, index, key = name.split(".")
+                moments.setdefault(int(index), {})[key] = file.get_tensor(name)
+        self.adam.load_state_dict({**self.adam.state_dict(), "state": moments})
+        return int(facts["step"]), int(facts["seen"]), float(facts["seconds"])
 
 
 def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -239,11 +311,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--seed", type=int, default=PretrainConfig.seed)
-    parser.add_argument("--steps", type=int, default=PretrainConfig.steps)
-    parser.add_argument("--threads", type=int, default=PretrainConfig.threads)
+    parser.add_argument("--level", choices=LEVELS, default="pocket")
+    for name in ("seed", "steps", "threads"):
+        parser.add_argument(f"--{name}", type=int, help="default: that of the level")
     options = parser.parse_args(arguments)
-    config = PretrainConfig(seed=options.seed, steps=options.steps, threads=options.threads)
+    given = {name: getattr(options, name) for name in ("seed", "steps", "threads")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = replace(LEVELS[options.level].recipe, **changes)
     took = pretrain(config, options.out, lambda line: print(line, flush=True))
     print(f"trained in {took / 60:.1f} min; saved to {options.out}")
 

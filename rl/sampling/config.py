@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.choices import POCKET, THINK_END, EndAt, Keep
+from probing.choices import EMBEDDED, POCKET, THINK_END, EndAt, Keep
 from probing.errors import ConfigError
 from probing.models.load import MODEL, ModelSource, pocket_model
 from probing.settings import check, choice
@@ -65,7 +65,7 @@ class AskConfig(ModelSource):
     )
 
     def __post_init__(self) -> None:
-        """Check what can be known before anything is read; `pocket` becomes its path."""
+        """Check what can be known before anything is read; an embedded model becomes its path."""
         check(self)
         if not self.data:
             raise ConfigError("no question set: give --data SPEC")
@@ -73,8 +73,8 @@ class AskConfig(ModelSource):
             raise ConfigError("greedy samples are all the same: use --samples 1")
         if self.backend == "openai" and not self.raw and self.template != "auto":
             raise ConfigError("the endpoint's chat renders prompts itself: --template needs --raw")
-        if self.model == POCKET:
-            object.__setattr__(self, "model", str(pocket_model()))
+        if self.model in EMBEDDED:
+            object.__setattr__(self, "model", str(pocket_model(self.model)))
 
     @property
     def sampling(self) -> Sampling:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from probing.errors import ConfigError
 from rl.pocket.decode import Decoding, Guard
+from rl.pocket.levels import LEVELS, PretrainConfig, level_of
 from rl.pocket.parse import boxed_value, is_correct, parse_problem, read
+from rl.pocket.pretrain import STATE, build_model, pretrain
 from rl.pocket.task import Definition, Problem, TaskConfig, make_problem, make_trace, shortest_trace
-from rl.pocket.tokens import build_tokenizer, vocabulary, words
+from rl.pocket.tokens import EOS, build_tokenizer, vocabulary, words
 
 MODEL = Path(__file__).parents[2] / "data" / "pocket"
 PROBLEM = parse_problem("n = 47 + 5 ; k = 31 * 8 ; t = n * 9 ; t ?")
@@ -32,11 +37,12 @@ def labels(response: str) -> list[str | None]:
     return [step.label for step in read(PROBLEM, response).steps]
 
 
-def test_labels_of_ten_thousand_generated_traces() -> None:
-    for seed in range(10_000):
+@pytest.mark.parametrize(("level", "traces"), [("pocket", 10_000), ("pocket-long", 1_000)])
+def test_labels_of_generated_traces(level: str, traces: int) -> None:
+    for seed in range(traces):
         rng = random.Random(seed)
-        problem = make_problem(rng)
-        trace = make_trace(rng, problem)
+        problem = make_problem(rng, LEVELS[level].task)
+        trace = make_trace(rng, problem, LEVELS[level].task)
         reading = read(parse_problem(problem.prompt), trace.response)
         assert not reading.reasons
         assert [step.label for step in reading.steps] == [line.label for line in trace.lines]
@@ -124,6 +130,28 @@ def test_shortest_trace_is_correct_and_all_essential() -> None:
         assert {step.label for step in reading.steps} == {"essential"}
 
 
+def test_the_long_level_is_long_and_its_checks_of_products_earn_their_tokens() -> None:
+    level, count = LEVELS["pocket-long"], build_tokenizer()
+    unchecked = replace(level.task, check_first_hard=0.0, check_later_hard=0.0)
+    tokens, shortest, steps, right, right_unchecked = (np.zeros(300) for _ in range(5))
+    for seed in range(300):
+        rng = random.Random(seed)
+        problem = make_problem(rng, level.task)
+        trace, direct = (make_trace(rng, problem, config) for config in (level.task, unchecked))
+        tokens[seed] = len(count(trace.response + EOS)["input_ids"])
+        shortest[seed] = len(count(shortest_trace(problem).response + EOS)["input_ids"])
+        right[seed], right_unchecked[seed] = (
+            drawn.values[problem.query] == int(problem.answer) for drawn in (trace, direct)
+        )
+        found = read(problem, trace.response).steps
+        steps[seed] = len(found)
+        assert not any(step.kind == "correction" and step.easy for step in found)
+    assert np.mean((steps >= 20) & (steps <= 40)) >= 0.95
+    assert 400 <= tokens.mean() <= 500 and tokens.max() <= level.max_tokens
+    assert tokens.sum() >= 2.2 * shortest.sum()
+    assert 0.70 <= right.mean() <= 0.88 and right_unchecked.mean() <= right.mean() - 0.3
+
+
 def test_bad_problems_and_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot read the definition"):
         parse_problem("n = 47 - 5 ; n ?")
@@ -193,6 +221,35 @@ def test_shipped_model_is_small_and_has_the_tokenizer() -> None:
     assert (MODEL / "model.safetensors").stat().st_size <= 2_000_000
     assert AutoTokenizer.from_pretrained(MODEL).get_vocab() == vocabulary()
     assert AutoModelForCausalLM.from_pretrained(MODEL).dtype == torch.float32
+
+
+def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    sizes = {"width": 16, "layers": 1, "heads": 2, "key_value_heads": 1, "mlp": 16}
+    config = PretrainConfig(steps=5, batch=2, warmup=1, log_every=2, **sizes)
+    pretrain(config, tmp_path / "whole", lambda line: None)
+
+    def interrupt(line: str) -> None:
+        if "step     4" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, tmp_path / "parts", interrupt)
+    assert (tmp_path / "parts" / STATE).is_file()
+    with pytest.raises(ConfigError, match="another recipe"):
+        pretrain(replace(config, steps=6), tmp_path / "parts")
+    pretrain(config, tmp_path / "parts", lambda line: None)
+    whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes() and not (tmp_path / "parts" / STATE).exists()
+
+
+def test_the_long_model_begins_with_the_weights_of_the_short_one() -> None:
+    from probing.models.load import load_frozen
+
+    weights = load_frozen(MODEL)[0].state_dict()
+    start = build_model(LEVELS["pocket-long"].recipe).state_dict()
+    assert start.keys() == weights.keys() and all(start[key].equal(weights[key]) for key in start)
+    with pytest.raises(ConfigError, match="did you mean pocket-long"):
+        level_of("pocket-lon")
 
 
 @pytest.mark.pocket

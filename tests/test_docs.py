@@ -27,7 +27,8 @@ DOTTED = re.compile(r"`((?:probing|rl|kfh)(?:\.\w+)+)`")
 FENCE = re.compile(r"^```bash[^\n]*\n(.*?)^```$", re.M | re.S)
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
-GENERATED = ("reference/", "notebooks/", "index.md", "pocket.md", "changelog.md", "contributing.md")
+GENERATED = ("reference/", "notebooks/", "index.md", "pocket.md", "pocket-long.md", "changelog.md")
+GENERATED += ("contributing.md",)
 
 
 def ids(page: Path) -> str:

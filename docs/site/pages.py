@@ -25,6 +25,7 @@ OUTSIDE = {  # files outside docs/ that are pages, or linked from one
     "CHANGELOG.md": "changelog.md",
     "CITATION.cff": "CITATION.cff",
     "data/pocket/README.md": "pocket.md",
+    "data/pocket-long/README.md": "pocket-long.md",
 }
 FETCHED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"(https?:[^\"]+)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)]+)\)")

@@ -11,7 +11,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from probing.errors import ConfigError
 from probing.files.headers import whole_file
 from probing.models.load import load_frozen, pocket_model
 from rl.pocket import task
-from rl.pocket.levels import PretrainConfig
+from rl.pocket.levels import LEVELS, PretrainConfig
 from rl.pocket.tokens import EOS, PAD, build_tokenizer, vocabulary
 
 if TYPE_CHECKING:

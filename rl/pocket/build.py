@@ -21,13 +21,12 @@ from rl.pocket.pretrain import pretrain
 from rl.pocket.traces import sample_traces, write_records
 
 
-def build(out: Path, problems: int = 600, traces: int = 500, level: str = "pocket") -> list[str]:
+def build(out: Path, problems: int = 600, level: str = "pocket") -> list[str]:
     """Do the five steps in `out`; return a line for each target missed.
 
     Args:
         out: folder for model, figures, traces and the probe.
         problems: held-out problems that each figure is measured on.
-        traces: labelled traces to sample.
         level: whose model (`rl.pocket.levels.LEVELS`).
     """
     if not (out / "model.safetensors").exists():
@@ -37,7 +36,7 @@ def build(out: Path, problems: int = 600, traces: int = 500, level: str = "pocke
     write_figures(measured, out / "figures.json")
     for name, figure in measured.items():
         print(f"{name:26s} {figure}  n={figure.n}")
-    sampled = sample_traces(model, tokenizer, traces, level=level)  # 3
+    sampled = sample_traces(model, tokenizer, level_of(level).traces, level=level)  # 3
     write_records(sampled.records, out / "traces.jsonl")
     return missed_targets(measured, level) + probe_heads(out, level)  # 4, 5
 

@@ -56,12 +56,14 @@ class Level:
     Args:
         recipe: of `rl.pocket.pretrain`.
         max_tokens: no honest response needs more.
+        traces: labelled ones that ship.
         targets: what makes the trade-off real: the range of each figure of `rl.pocket.measure`.
         head_targets: least score of the three best heads, chosen by SRA on the other half.
     """
 
     recipe: PretrainConfig
     max_tokens: int
+    traces: int
     targets: Mapping[str, tuple[float, float]]
     head_targets: Mapping[str, float]
 
@@ -85,6 +87,7 @@ LEVELS = {
     "pocket": Level(
         recipe=PretrainConfig(),
         max_tokens=512,
+        traces=500,
         targets={
             "greedy_over_shortest": (2.5, 10.0),
             "greedy_accuracy": (0.75, 0.90),
@@ -96,6 +99,7 @@ LEVELS = {
     "pocket-long": Level(
         recipe=PretrainConfig(start="pocket", task=LONG, steps=1200, batch=16),
         max_tokens=640,
+        traces=300,
         targets={
             "greedy_over_shortest": (2.0, 10.0),
             "sampled_accuracy": (0.70, 0.88),

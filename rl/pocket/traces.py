@@ -130,14 +130,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="folder of the model")
     parser.add_argument("--level", choices=LEVELS, default="pocket")
-    parser.add_argument("--n", type=int, default=500)
+    parser.add_argument("--n", type=int, help="default: as many as ship with the level")
     parser.add_argument("--seed", type=int, default=TRACE_SEED)
     parser.add_argument("--out", type=Path, required=True, help="a .jsonl or .jsonl.gz file")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     model, tokenizer = load_frozen(options.model)
-    sampled = sample_traces(model, tokenizer, options.n, options.seed, level=options.level)
+    n = options.n or LEVELS[options.level].traces
+    sampled = sample_traces(model, tokenizer, n, options.seed, level=options.level)
     write_records(sampled.records, options.out)
     print(
         f"kept {len(sampled.records)} of {sampled.drawn} responses in {options.out}; "

@@ -97,7 +97,16 @@ LEVELS = {
         head_targets={"sra": 0.95, "balanced": 0.90, "gating": 0.85},
     ),
     "pocket-long": Level(
-        recipe=PretrainConfig(start="pocket", task=LONG, steps=1200, batch=16),
+        recipe=PretrainConfig(
+            start="pocket",
+            task=LONG,
+            steps=1100,
+            batch=12,
+            muon_rate=3e-3,
+            adam_rate=1.5e-3,
+            warmup=20,
+            log_every=25,
+        ),
         max_tokens=640,
         traces=300,
         targets={

@@ -382,7 +382,12 @@ def test_head_sets(finished: tuple, tmp_path: Path) -> None:
 def test_shipped_head_set() -> None:
     from transformers import Qwen2Config
 
-    assert shipped_head_sets() == ["deepseek-r1-distill-qwen-1.5b", "pocket", "pocket-3"]
+    assert shipped_head_sets() == [
+        "deepseek-r1-distill-qwen-1.5b",
+        "pocket",
+        "pocket-3",
+        "pocket-long",
+    ]
     found = HeadSet.load("deepseek-r1-distill-qwen-1.5b")
     assert found.pairs == [(16, 2), (20, 9), (23, 2)]
     found.check(Qwen2Config(num_hidden_layers=28, num_attention_heads=12))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 from dataclasses import replace
@@ -21,7 +20,8 @@ from rl.pocket.pretrain import STATE, build_model, pretrain
 from rl.pocket.task import Definition, Problem, TaskConfig, make_problem, make_trace, shortest_trace
 from rl.pocket.tokens import EOS, build_tokenizer, vocabulary, words
 
-MODEL = Path(__file__).parents[2] / "data" / "pocket"
+DATA = Path(__file__).parents[2] / "data"
+MODEL = DATA / "pocket"
 PROBLEM = parse_problem("n = 47 + 5 ; k = 31 * 8 ; t = n * 9 ; t ?")
 CORRECTED = (
     "Okay, so I need t.\n"
@@ -198,12 +198,12 @@ def test_guard_forbids_checks_by_operation() -> None:
         assert torch.isinf(logits).sum() == sum(expected)
 
 
-def test_shipped_traces_have_the_labels_of_the_parser() -> None:
-    path = next(MODEL.glob("traces.jsonl*"))
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    header, *rows = [json.loads(line) for line in data.decode().splitlines()]
+@pytest.mark.parametrize("level", LEVELS)
+def test_shipped_traces_have_the_labels_of_the_parser(level: str) -> None:
+    lines = (DATA / level / "traces.jsonl").read_text(encoding="utf-8").splitlines()
+    header, *rows = map(json.loads, lines)
     assert header["kfh"]["kind"] == "traces"
-    assert len(rows) >= 400
+    assert len(rows) == LEVELS[level].traces
     assert len({row["problem"] for row in rows}) == len(rows)
     for row in rows:
         reading = read(parse_problem(row["problem"]), row["response"])
@@ -214,13 +214,17 @@ def test_shipped_traces_have_the_labels_of_the_parser() -> None:
         ]
 
 
-def test_shipped_model_is_small_and_has_the_tokenizer() -> None:
+@pytest.mark.parametrize("level", LEVELS)
+def test_shipped_model_is_small_and_has_the_tokenizer(level: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert (MODEL / "model.safetensors").stat().st_size <= 2_000_000
-    assert AutoTokenizer.from_pretrained(MODEL).get_vocab() == vocabulary()
-    assert AutoModelForCausalLM.from_pretrained(MODEL).dtype == torch.float32
+    folder = DATA / level
+    assert (folder / "model.safetensors").stat().st_size <= 2_000_000
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == vocabulary()
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
+    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["recipe"]
+    assert PretrainConfig(**{**recipe, "task": LEVELS[level].task}) == LEVELS[level].recipe
 
 
 def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -269,3 +273,37 @@ def test_shipped_model_meets_its_figures() -> None:
     assert 0.75 <= stated["greedy_accuracy"]["value"] <= 0.90
     assert stated["no_checks_cost"]["value"] >= 0.10
     assert stated["no_easy_checks_cost"]["value"] <= 0.01
+
+
+@pytest.mark.pocket
+def test_shipped_long_model_meets_its_figures() -> None:
+    """Sampled alone, which is what training begins with; the intervals must overlap."""
+    import torch
+
+    from probing.models.load import load_frozen
+    from rl.pocket.measure import answer
+    from rl.pocket.traces import MEASURE_SEED, held_out_problems
+
+    torch.set_num_threads(1)
+    level, folder = LEVELS["pocket-long"], DATA / "pocket-long"
+    stated = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    for name, (low, high) in level.targets.items():
+        assert low <= stated[name]["value"] <= high, name
+    decoding = Decoding(temperature=1.0, seed=MEASURE_SEED, max_new_tokens=level.max_tokens)
+    problems = held_out_problems(32, MEASURE_SEED, "pocket-long")
+    found = answer(*load_frozen(folder), problems, decoding)
+    for name, values in (("accuracy", found.correct), ("tokens", found.tokens)):
+        state = stated[f"sampled_{name}"]
+        error = 3 * values.std(ddof=1) / len(values) ** 0.5
+        assert state["low"] - error <= values.mean() <= state["high"] + error, name
+    assert found.whole.mean() >= 0.85
+
+
+def test_shipped_long_head_set_is_of_the_long_model() -> None:
+    from probing.headset import HeadSet
+    from probing.models.load import load_model
+
+    head_set = HeadSet.load("pocket-long", load_model("pocket-long", device="cpu").config)
+    held_out = (head_set.selection or {})["ensemble_held_out"]
+    for metric, target in LEVELS["pocket-long"].head_targets.items():
+        assert held_out[metric] >= target, metric

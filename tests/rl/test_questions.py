@@ -14,6 +14,7 @@ from helpers import byte_tokenizer, write_lines
 from probing.errors import ConfigError, DataError
 from probing.models.decode import encode_prompt
 from probing.traces.text import last_box
+from rl.pocket.levels import LEVELS
 from rl.pocket.parse import parse_problem
 from rl.pocket.task import make_problem, shortest_trace
 from rl.pocket.tokens import build_tokenizer
@@ -161,7 +162,8 @@ def test_references_that_cannot_be_verified_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["nothing", "pocket:", "pocket-held-out@3", "pocket-held-out:9999"]
+    "spec",
+    ["nothing", "pocket:", "pocket-held-out@3", "pocket-held-out:9999", "pocket-long-held-out@3"],
 )
 def test_specs_that_mean_nothing(spec: str) -> None:
     with pytest.raises(DataError, match=spec):
@@ -227,17 +229,19 @@ def test_partial_credit_is_not_correct() -> None:
     assert gym_answer("Answer: 3, or rather \\boxed{4}") == "4"
 
 
-def test_pocket_sets_are_apart_from_what_is_measured() -> None:
-    found = load_questions("pocket:300@5")
-    held = load_questions("pocket-held-out")
+@pytest.mark.parametrize("level", LEVELS)
+def test_pocket_sets_are_apart_from_what_is_measured(level: str) -> None:
+    found = load_questions(f"{level}:300@5")
+    held = load_questions(f"{level}-held-out")
     texts = {q.question for q in found.questions}
     assert len(texts) == len(found) == 300 and len(held) == 600
     assert not texts & {q.question for q in held.questions}
     assert [q.question for q in held.questions] == [
-        problem.text for problem in held_out_problems(600, MEASURE_SEED)
+        problem.text for problem in held_out_problems(600, MEASURE_SEED, level)
     ]
-    assert texts != {q.question for q in load_questions("pocket:300@6").questions}
-    assert load_questions("pocket", limit=300, seed=5).questions == found.questions
+    assert {q.meta["path"] for q in held.questions} == {*LEVELS[level].task.path_lengths}
+    assert texts != {q.question for q in load_questions(f"{level}:300@6").questions}
+    assert load_questions(level, limit=300, seed=5).questions == found.questions
 
 
 def test_pocket_sets_leave_held_out_problems_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ class PretrainConfig:
     adam_rate: float = 2e-3
     warmup: int = 50
     final_rate: float = 0.02  # of the peak, at the end of the cosine
+    cycles: int = 1  # cosines, each from half the peak of the one before
     weight_decay: float = 0.01
     threads: int = 1
     log_every: int = 50
@@ -41,6 +42,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.steps, self.batch, self.muon_rate, self.adam_rate, self.threads, self.width)
+        sizes += (self.cycles, self.steps // self.cycles)
         if min(sizes) <= 0 or self.warmup < 1 or not 0 <= self.final_rate <= 1:
             raise ValueError(f"steps, batch, rates, threads and sizes must be positive: {self}")
         if not 0 <= self.seed < 1_000_000:
@@ -100,7 +102,8 @@ LEVELS = {
         recipe=PretrainConfig(
             start="pocket",
             task=LONG,
-            steps=1100,
+            steps=2200,
+            cycles=2,
             batch=12,
             muon_rate=3e-3,
             adam_rate=1.5e-3,

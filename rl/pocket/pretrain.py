@@ -182,10 +182,13 @@ class Muon:
 
 def rate_at(step: int, config: PretrainConfig) -> float:
     """Share of the peak rate at a step: linear warm-up, then a cosine down to `final_rate`."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
+    length = math.ceil(config.steps / config.cycles)
+    cycle, place = divmod(step, length)
+    if place < config.warmup:
+        return 0.5**cycle * (place + 1) / config.warmup
+    done = (place - config.warmup) / max(1, length - config.warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * done))
+    return 0.5**cycle * (config.final_rate + (1 - config.final_rate) * cosine)
 
 
 def pretrain(config: PretrainConfig, out: Path, report: Callable[[str], None] = print) -> float:

@@ -30,6 +30,7 @@ class PretrainConfig:
     final_rate: float = 0.02  # of the peak, at the end of the cosine
     cycles: int = 1  # cosines, each from half the peak of the one before
     weight_decay: float = 0.01
+    sharpen: float = 1.0  # what multiplies the trained logits: above 1, slips of the pen are rarer
     threads: int = 1
     log_every: int = 50
     width: int = 128
@@ -42,7 +43,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.steps, self.batch, self.muon_rate, self.adam_rate, self.threads, self.width)
-        sizes += (self.cycles, self.steps // self.cycles)
+        sizes += (self.cycles, self.steps // self.cycles, self.sharpen)
         if min(sizes) <= 0 or self.warmup < 1 or not 0 <= self.final_rate <= 1:
             raise ValueError(f"steps, batch, rates, threads and sizes must be positive: {self}")
         if not 0 <= self.seed < 1_000_000:

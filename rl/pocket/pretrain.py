@@ -233,6 +233,7 @@ def pretrain(config: PretrainConfig, out: Path, report: Callable[[str], None] = 
                 f"step {step + 1:5d}  loss {mean:.4f}  {seen / took:,.0f} tokens/s  {took:.0f} s"
             )
     model.set_attn_implementation(usual_attention)
+    model.model.norm.weight.data *= config.sharpen
     save(model, tokenizer, out)
     took = time.perf_counter() - began
     settings = asdict(config)

@@ -110,6 +110,7 @@ LEVELS = {
             adam_rate=1.5e-3,
             warmup=20,
             log_every=25,
+            sharpen=1.1,
         ),
         max_tokens=640,
         traces=300,

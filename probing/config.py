@@ -11,6 +11,7 @@ from probing.choices import (
     PERMUTATIONS,
     Answer,
     Backend,
+    BatchTokens,
     Control,
     Metric,
     Null,
@@ -64,7 +65,12 @@ class ProbeConfig(ModelSource, TraceReading, StepCutting, TraceChoosing):
     control_draws: int = choice(5, "Untrained models of the control.", least=3, panel=RANKING)
     seed: int = choice(0, "Of bootstrap, null and random weights.", panel=RANKING)
     backend: Backend = choice("transformers", "What captures attention.", panel=MODEL)
-    batch_tokens: int = choice(BATCH_TOKENS, "Tokens in a forward pass.", least=1, panel=MODEL)
+    batch_tokens: BatchTokens = choice(
+        BATCH_TOKENS,
+        "Tokens in a forward pass; auto: as many as memory holds.",
+        least=1,
+        panel=MODEL,
+    )
     resume: bool = choice(True, "Go on from the traces scored in --out.", panel=MODEL)
 
     def __post_init__(self) -> None:

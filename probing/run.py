@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from probing.attention.memory import BatchSize
 from probing.attention.scores import ScoredTrace, open_capture, score_traces
 from probing.attention.store import ScoreStore
 from probing.choices import METRICS, Head
@@ -140,6 +141,7 @@ def _score(
     done = store.done(ids)
     mine = set(ids[processes.rank :: processes.count]) - done
     capture = open_capture(model, config.backend)
+    size = BatchSize.of(config.batch_tokens, model, capture)
     started, tokens = time.perf_counter(), 0
     limit = position_limit(model)
 
@@ -150,12 +152,12 @@ def _score(
                 if fits(len(one), limit):
                     yield one
 
-    with progress("scoring", len(mine)) as advance:
+    with progress(f"scoring, {size}" if size.auto else "scoring", len(mine)) as advance:
         for trace in score_traces(
             capture,
             encoded() if mine else (),
             device=next(model.parameters()).device,
-            batch_tokens=config.batch_tokens,
+            batch_tokens=size,
             advance=advance,
             lost=_pass_over if config.skip_bad else None,
         ):
@@ -163,7 +165,7 @@ def _score(
             tokens += trace.total_tokens
     seconds = time.perf_counter() - started
     speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds, "resumed": len(done)}
-    return speed, capture.heads
+    return speed | size.to_json(), capture.heads
 
 
 def _pass_over(trace: EncodedTrace, error: NotFiniteError) -> None:

@@ -92,9 +92,12 @@ def run_probe(config: ProbeConfig) -> None:
     save_figure(heatmap(result, result.config.by), result.folder / "heatmap.png")
     if result.speed["traces"]:
         rate = result.speed["tokens"] / result.speed["seconds"]
+        size, halved = (int(result.speed[f"batch{end}"]) for end in ("_tokens", "es_halved"))
+        auto = f" in batches of {size:,} tokens" if config.batch_tokens == "auto" else ""
+        auto += f", halved {halved} times for want of memory" if halved else ""
         console.print(
             f"scored {result.speed['traces']:.0f} traces, {result.speed['tokens']:,.0f} tokens in "
-            f"{result.speed['seconds']:.1f} s ({rate:,.0f} tokens/s); "
+            f"{result.speed['seconds']:.1f} s ({rate:,.0f} tokens/s){auto}; "
             f"{result.speed['resumed']:.0f} were there already"
         )
     console.print(

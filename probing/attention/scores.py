@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 
+from probing.attention.memory import BatchSize
 from probing.choices import BACKENDS, BATCH_TOKENS, Head
 from probing.errors import ConfigError, DataError, NotFiniteError
 from probing.models.identity import shortest_window
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Scores = Float[np.ndarray, "head step"]
 PROOF_ROWS = 16  # of a trace that a capture is proven on once more
+SUMS = 1 << 15  # prefix sums of float64 that are made at once
 STRETCH = 32  # batches' worth of traces that are in memory at once, to be sorted by length
 
 
@@ -269,7 +271,7 @@ def score_traces(
     traces: Iterable[EncodedTrace],
     *,
     device: torch.device | str = "cpu",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | BatchSize = BATCH_TOKENS,
     advance: Callable[[int, int], None] = lambda traces, tokens: None,
     lost: Lost | None = None,
 ) -> Iterator[ScoredTrace]:
@@ -279,7 +281,8 @@ def score_traces(
         capture: a proven capture, not entered; see `prove_longer`.
         traces: encoded traces; consumed lazily.
         device: of the model.
-        batch_tokens: tokens in a batch, padding included.
+        batch_tokens: tokens in a batch, padding included. Where memory is too small for one, and
+            the number may become less, the batch is made in parts.
         advance: called after each batch with its number of traces and of tokens.
         lost: called with a trace whose attention is not finite, which is left out.
 
@@ -288,11 +291,37 @@ def score_traces(
     """
     place = torch.device(device)
     dtype = getattr(capture, "dtype", torch.float32)
+    size = batch_tokens if isinstance(batch_tokens, BatchSize) else BatchSize(batch_tokens)
+
+    def score(batch: list[EncodedTrace]) -> list[ScoredTrace]:
+        prove_longer(capture, batch, place, lost is not None)
+        return score_batch(capture, batch, place, dtype=dtype, lost=lost)
+
     with capture:
-        for batch in batches_by_length(traces, batch_tokens, lengths=capture.lengths):
-            prove_longer(capture, batch, place, lost is not None)
-            yield from score_batch(capture, batch, place, dtype=dtype, lost=lost)
-            advance(len(batch), sum(map(len, batch)))
+        for batch in batches_by_length(traces, size.tokens, lengths=capture.lengths):
+            for part, scored in _in_parts(batch, size, score):
+                yield from scored
+                advance(len(part), sum(map(len, part)))
+
+
+def _in_parts(
+    batch: list[EncodedTrace],
+    size: BatchSize,
+    score: Callable[[list[EncodedTrace]], list[ScoredTrace]],
+) -> Iterator[tuple[list[EncodedTrace], list[ScoredTrace]]]:
+    """A batch with its scores; or its parts, one after another, as many traces as `size` allows."""
+    while batch:
+        part = next(_sorted_batches(batch, size.tokens, None, Lengths()))
+        try:
+            scored = score(part)
+        except (MemoryError, RuntimeError) as error:
+            if not size.halve(error, len(part) * len(part[0]), len(part)):
+                raise
+        else:
+            yield part, scored
+            batch = batch[len(part) :]
+            continue
+        torch.cuda.empty_cache()  # only now has the error let go of what the pass held
 
 
 def prove_longer(
@@ -349,10 +378,16 @@ def step_scores(
         [[0.5, 0.1875]]
     """
     # Sums run in float64: differences of float32 prefix sums would lose what small scores are.
-    total = np.concatenate(
-        [np.zeros((*mass.shape[:-1], 1)), np.cumsum(mass, axis=-1, dtype=np.float64)], axis=-1
-    )
-    first, last = spans[:, 0], spans[:, 1]
+    # A few heads at a time, so that their sums stay in the cache.
+    heads, (first, last) = mass.reshape(-1, mass.shape[-1]), spans.T
+    scores = np.empty((len(heads), len(spans)))
+    together = max(1, SUMS // (mass.shape[-1] + 1))
+    total = np.zeros((min(together, len(heads)), mass.shape[-1] + 1))
+    for start in range(0, len(heads), together):
+        rows = heads[start : start + together]
+        sums = total[: len(rows)]
+        np.cumsum(rows, axis=-1, dtype=np.float64, out=sums[:, 1:])
+        scores[start : start + together] = sums[:, last] - sums[:, first]
     with np.errstate(invalid="ignore"):
-        scores: np.ndarray = (total[..., last] - total[..., first]) / (last - first)
-    return scores
+        scores /= last - first
+    return scores.reshape(*mass.shape[:-1], len(spans))

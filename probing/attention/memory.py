@@ -78,8 +78,8 @@ class PassBytes:
         Example:
             >>> from transformers import LlamaConfig
             >>> small = LlamaConfig(hidden_size=8, intermediate_size=100, num_attention_heads=2)
-            >>> PassBytes.of(small, torch.bfloat16, 10)  # 2 · (2 · 8 + 3 · 100) + 8 · 10
-            PassBytes(token=712, pair=0)
+            >>> PassBytes.of(small, torch.bfloat16, 10)  # 2 · (6 · 8 + 3 · 100) + 8 · 10
+            PassBytes(token=776, pair=0)
         """
         text = config.get_text_config()
         size = dtype.itemsize
@@ -91,13 +91,15 @@ class PassBytes:
         inner = _number(text, "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden
         mixed = _number(text, "num_experts_per_tok", "num_experts_per_token", "top_k_experts")
         expert = _number(text, "moe_intermediate_size") or inner
-        norm = size * 2 * hidden + 12 * hidden
-        attention = size * (2 * hidden + 6 * query + 2 * value) + 4 * query + 8 * value
-        mlp = size * (2 * hidden + 3 * inner + mixed * (2 * hidden + 3 * expert))
-        token = max(norm, attention, mlp) + 2 * 4 * heads
+        around = size * 6 * hidden  # embeddings, a layer's input, what goes on beside, outputs
+        attention = size * (6 * query + 4 * value) + 4 * query + 8 * value
+        mlp = size * (3 * inner + mixed * (2 * hidden + 6 * expert))
+        token = around + max(12 * hidden, attention, mlp) + 2 * 4 * heads
         kernel = getattr(config, "_attn_implementation", None) or "sdpa"
-        masked = answered or kernel == "eager" or shortest_window(config) is not None
-        pair = (2 + size * (kernel == "eager")) * masked * ("flash" not in kernel)
+        windows = shortest_window(config) is not None
+        # Truth values, and numbers made of them; an eager kernel has one more for windows.
+        masks = 0 if "flash" in kernel else (kernel == "eager") + (windows or answered)
+        pair = (2 + size) * masks
         if answered:
             layers = _number(text, "num_hidden_layers")
             token += 2 * 2 * size * value * layers + (size + 8) * int(text.vocab_size)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 Scores = Float[np.ndarray, "head step"]
 PROOF_ROWS = 16  # of a trace that a capture is proven on once more
-SUMS = 1 << 15  # prefix sums of float64 that are made at once
 STRETCH = 32  # batches' worth of traces that are in memory at once, to be sorted by length
 
 
@@ -377,17 +376,11 @@ def step_scores(
         >>> step_scores(np.array([[0.5, 0.125, 0.25]]), np.array([[0, 1], [1, 3]])).tolist()
         [[0.5, 0.1875]]
     """
-    # Sums run in float64: differences of float32 prefix sums would lose what small scores are.
-    # A few heads at a time, so that their sums stay in the cache.
-    heads, (first, last) = mass.reshape(-1, mass.shape[-1]), spans.T
-    scores = np.empty((len(heads), len(spans)))
-    together = max(1, SUMS // (mass.shape[-1] + 1))
-    total = np.zeros((min(together, len(heads)), mass.shape[-1] + 1))
-    for start in range(0, len(heads), together):
-        rows = heads[start : start + together]
-        sums = total[: len(rows)]
-        np.cumsum(rows, axis=-1, dtype=np.float64, out=sums[:, 1:])
-        scores[start : start + together] = sums[:, last] - sums[:, first]
+    # Step by step, in float64: differences of prefix sums take far longer and lose what small
+    # scores are.
+    scores: np.ndarray = np.empty((*mass.shape[:-1], len(spans)))
+    for step, (first, last) in enumerate(spans):
+        mass[..., first:last].sum(axis=-1, dtype=np.float64, out=scores[..., step])
     with np.errstate(invalid="ignore"):
-        scores /= last - first
-    return scores.reshape(*mass.shape[:-1], len(spans))
+        scores /= spans[:, 1] - spans[:, 0]
+    return scores

@@ -141,7 +141,8 @@ def _score(
     done = store.done(ids)
     mine = set(ids[processes.rank :: processes.count]) - done
     capture = open_capture(model, config.backend)
-    size = BatchSize.of(config.batch_tokens, model, capture)
+    given = config.batch_tokens
+    size = BatchSize.auto_of(model, capture) if given == "auto" else BatchSize(given)
     started, tokens = time.perf_counter(), 0
     limit = position_limit(model)
 
@@ -165,7 +166,8 @@ def _score(
             tokens += trace.total_tokens
     seconds = time.perf_counter() - started
     speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds, "resumed": len(done)}
-    return speed | size.to_json(), capture.heads
+    speed |= {"batch_tokens": size.tokens, "batches_halved": size.halved}
+    return speed, capture.heads
 
 
 def _pass_over(trace: EncodedTrace, error: NotFiniteError) -> None:

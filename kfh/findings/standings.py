@@ -116,8 +116,8 @@ def _verdict(pair: Row) -> str:
     less = [up for up in ups if exists(up["accuracy"]["high"]) and up["accuracy"]["high"] < 0]
     ratios = [up["steps"]["value"] for up in ups]
     text = (
-        f"{min(ratios):.2f} to {max(ratios):.2f} × as fast over {len(ups)} lengths, shown faster at "
-        f"{len(faster)}, slower at {len(slower)}"
+        f"{min(ratios):.2f} to {max(ratios):.2f} × as fast over {len(ups)} lengths, shown faster "
+        f"at {len(faster)}, slower at {len(slower)}"
     )
     text += f", less accurate there at {len(less)}" if less else ", no loss of accuracy shown there"
     gap = pair["gap"]
@@ -153,5 +153,3 @@ def pair_name(pair: Row) -> str:
 def under(pressure: Any) -> str:
     """A pressure as text; the recipe's own has none."""
     return "recipe" if pressure is None else f"{pressure:g}"
-
-

@@ -56,7 +56,7 @@ def courses(contenders: Sequence[Contender]) -> Figure | None:
     problems = contenders[0].correct.shape[-1]
     return titled(
         figure,
-        f"Held-out problems ({problems}) along training, temperature 1; {count} seeds a line; bands: "
+        f"{problems} held-out problems along training, temperature 1; {count} seeds a line; bands: "
         "95 % over seeds and problems; @: pressure, the stronger the line",
     )
 
@@ -76,8 +76,15 @@ def _line(
     pressure = contender.pressures[index]
     name = labelled({"method": contender.method, "pressure": pressure})
     axes.plot(
-        across, curve.mean, color=colour, linestyle=dash, marker=marker, markersize=3, alpha=alpha,
-        label=name, linewidth=1.4,
+        across,
+        curve.mean,
+        color=colour,
+        linestyle=dash,
+        marker=marker,
+        markersize=3,
+        alpha=alpha,
+        label=name,
+        linewidth=1.4,
     )
     if band:
         axes.fill_between(across, curve.low, curve.high, color=colour, alpha=0.10, linewidth=0)

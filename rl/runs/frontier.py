@@ -12,6 +12,7 @@ problems of the validation, by two rules that hold for every method alike:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -78,15 +79,13 @@ def shortest_with(
         50.0
     """
     enough = accuracy >= least
-    found = np.where(enough, lengths, np.nan)
     left, right = accuracy[..., :-1], accuracy[..., 1:]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = (left - least) / (left - right)
     crossed = enough[..., :-1] != enough[..., 1:]
+    share = (left - least) / np.where(crossed, left - right, 1.0)
     between = lengths[..., :-1] + share * (lengths[..., 1:] - lengths[..., :-1])
-    everything = np.concatenate([found, np.where(crossed, between, np.nan)], axis=-1)
-    none = ~np.isfinite(everything).any(axis=-1)
-    return np.where(none, np.nan, np.nanmin(np.where(none[..., None], 0, everything), axis=-1))
+    pieces = np.where(enough, lengths, np.inf), np.where(crossed, between, np.inf)
+    shortest = np.concatenate(pieces, axis=-1).min(axis=-1)
+    return np.where(np.isfinite(shortest), shortest, np.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,19 +217,21 @@ def speed_up(ours: Contender, theirs: Contender, length: float) -> SpeedUp | Non
         return _accuracy_at(length, *means[:2]) - _accuracy_at(length, *means[2:])
 
     long = ours.redundant[mine], theirs.redundant[base]
-    ratios = [_exp(seedwise(partial(log_ratio, axes[kind]), *long)) for kind in axes]
+    steps, tokens = (_exp(seedwise(partial(log_ratio, axes[kind]), *long)) for kind in axes)
     both = (ours.correct[mine], long[0], theirs.correct[base], long[1])
     return SpeedUp(
         length,
         ours.pressures[mine],
         theirs.pressures[base],
-        *ratios,
+        steps,
+        tokens,
         seedwise(gap, *both),
     )
 
 
 def _exp(figure: Estimate) -> Estimate:
-    return Estimate(*np.exp([figure.value, figure.low, figure.high]).tolist(), figure.n)
+    value, low, high = (math.exp(end) for end in (figure.value, figure.low, figure.high))
+    return Estimate(value, low, high, figure.n)
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,9 @@ def length_gap(ours: Contender, theirs: Contender, least: float) -> Estimate | N
     """
 
     def shortest(right: NDArray[np.float64], long: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.nanmin(shortest_with(long, right, least), axis=1)  # over pressures
+        each = shortest_with(long, right, least)  # (draw, pressure, seed)
+        best = np.where(np.isnan(each), np.inf, each).min(axis=1)
+        return np.where(np.isfinite(best), best, np.nan)
 
     def of(*means: NDArray[np.float64]) -> NDArray[np.float64]:
         return shortest(*means[:2]) - shortest(*means[2:])

@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from probing.errors import ConfigError, DataError, KfhError
-from probing.files.headers import HEADER, file_header, read_object, write_json
-from probing.models.load import embedded_model, load_frozen
+from probing.files.headers import HEADER, data_path, file_header, read_object, write_json
+from probing.models.load import load_frozen
 from rl.pocket.decode import Decoding
+from rl.pocket.levels import level_of
 from rl.pocket.measure import Answers, answer
 from rl.pocket.task import Problem, shortest_trace
 from rl.pocket.traces import MEASURE_SEED, held_out_problems
@@ -92,20 +94,22 @@ def measure_arm(config: CompareConfig, arm: Arm, problems: Problems) -> None:
     """
     folder = config.folder(arm)
     if arm == START:
-        places, sampled, seconds = {0: embedded_model(config.model)}, {0: 0.0}, None
+        places, sampled, seconds = {0: data_path(config.model)}, {0: 0.0}, None
     else:
         places, sampled, seconds = _places(config, arm)
     everything, n = [*problems.reported, *problems.validation], len(problems.reported)
-    checkpoints = []
+    most = level_of(config.model).max_tokens
+    sampling = Decoding(1.0, seed=MEASURE_SEED + arm.seed, max_new_tokens=most)
+    checkpoints: list[pd.DataFrame] = []
     for step, place in places.items():
         model, tokenizer = load_frozen(place)
         if not checkpoints:
             shortest = [shortest_trace(problem).response for problem in everything]
             floor = np.array([len(ids) + 1 for ids in tokenizer(shortest)["input_ids"]])
-        drawn = answer(model, tokenizer, everything, Decoding(1.0, seed=MEASURE_SEED + arm.seed))
+        drawn = answer(model, tokenizer, everything, sampling)
         right, tokens = drawn.correct, drawn.tokens
         checkpoints.append(course_rows(step, sampled[step], right, tokens, floor, n))
-    greedy = answer(model, tokenizer, problems.reported, Decoding())
+    greedy = answer(model, tokenizer, problems.reported, Decoding(max_new_tokens=most))
     write_course(folder, checkpoints)
     content = {
         HEADER: file_header("comparison result"),

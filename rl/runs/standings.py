@@ -202,4 +202,3 @@ def _end(contender: Contender, index: int) -> Standing:
         hierarchical_bootstrap(lambda mean: mean, long[:, -1]),
         int(np.sum(fallen)),
     )
-

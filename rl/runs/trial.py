@@ -15,6 +15,7 @@ from probing.choices import POCKET
 from probing.errors import ConfigError
 from probing.settings import check, choice, unknown
 from rl.attnpo.methods import method_of, pressure_key
+from rl.pocket.levels import level_of
 from rl.runs.folders import INITIAL, labelled
 
 METHODS = ("grpo", "tlmre", "attnpo", "pa", "na", "random-heads", "recency", "oracle")
@@ -113,6 +114,7 @@ class CompareConfig:
             raise ConfigError(f"--methods names one twice: {','.join(self.methods)}")
         if INITIAL in self.methods:
             raise ConfigError(f"{INITIAL!r} is no method: it is always evaluated")
+        level_of(self.model)
         for method in self.methods:
             method_of(method)
         for method in self.pressures:

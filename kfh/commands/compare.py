@@ -122,7 +122,8 @@ def run_compare(config: CompareConfig, *, table: bool = False) -> bool:
     print_tables(comparison_tables(content), comparison_caveats(content))
     for note in content["notes"]:
         console.print(note, soft_wrap=True, highlight=False)
-    console.print(f"→ {config.out}: table.md, {COMPARISON}, courses.png", soft_wrap=True)
+    drawn = ", courses.png" if (config.out / "courses.png").exists() else ""
+    console.print(f"→ {config.out}: table.md, {COMPARISON}{drawn}", soft_wrap=True)
     for arm, why in failed.items():
         warn(f"{arm.name} {why}")
     return not failed

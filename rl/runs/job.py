@@ -37,6 +37,7 @@ from rl.runs.course import course_rows, write_course
 from rl.runs.folders import RESULT_FILE, read_run
 from rl.runs.trial import START, Arm, CompareConfig
 
+PACE = 2.0  # seconds between two looks at how far the runs are
 PATIENCE = 60.0  # seconds for an interrupted run to write its checkpoint
 VALIDATION_SEED = 9_000_000  # above the other seeds of the task
 
@@ -244,6 +245,7 @@ def train_all(
     waiting = [arm for arm in config.arms if not (config.folder(arm) / RESULT_FILE).exists()]
     running: dict[Arm, subprocess.Popen[bytes]] = {}
     failed: dict[Arm, str] = {}
+    shown = -np.inf
     try:
         while waiting or running:
             for arm in [arm for arm, process in running.items() if process.poll() is not None]:
@@ -258,7 +260,9 @@ def train_all(
             while waiting and len(running) < config.jobs:
                 arm = waiting.pop(0)
                 running[arm] = start(config, arm)
-            show({arm: last_step(config.folder(arm)) for arm in running})
+            if time.monotonic() - shown > PACE:
+                show({arm: last_step(config.folder(arm)) for arm in running})
+                shown = time.monotonic()
             time.sleep(0.3)
     finally:
         stop(list(running.values()))

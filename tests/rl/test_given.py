@@ -47,7 +47,7 @@ def test_a_chat_is_trained_as_its_text_is(tmp_path):
     assert len(seen[0]) == 1 and "</think>" in seen[0][0]  # the trial
     assert len(seen[1]) == 8 and any("</think>" in text for text in seen[1])
     picture = {"role": "user", "content": [{"type": "image", "image": "a.png"}]}
-    with pytest.raises(ConfigError, match="see no images: set rollouts to trl"):
+    with pytest.raises(ConfigError, match="messages with images"):
         compact_rollouts([[picture]], chat)
 
 

@@ -102,7 +102,7 @@ class AttnPOConfig(GRPOConfig):
     )
 
     # TRL's settings, where AttnPO needs another default.
-    scale_rewards: str | None = choice(None, "As `advantage` says; another is refused.")
+    scale_rewards: Any = choice(None, "As `advantage` says; another is refused.")
     loss_type: str = choice("dapo", "The token mean of the release.")
     remove_unused_columns: bool | None = choice(False)
     logging_steps: float = choice(1)

@@ -272,6 +272,7 @@ def score_traces(
     batch_tokens: int = BATCH_TOKENS,
     advance: Callable[[int, int], None] = lambda traces, tokens: None,
     lost: Lost | None = None,
+    wanted: Callable[[list[EncodedTrace]], bool] | None = None,
 ) -> Iterator[ScoredTrace]:
     """Score traces one batch after another, longest first within a stretch.
 
@@ -282,6 +283,7 @@ def score_traces(
         batch_tokens: tokens in a batch, padding included.
         advance: called after each batch with its number of traces and of tokens.
         lost: called with a trace whose attention is not finite, which is left out.
+        wanted: says of each batch whether it is scored; default all.
 
     Raises:
         NotFiniteError: there is such a trace, and `lost` is None.
@@ -289,7 +291,8 @@ def score_traces(
     place = torch.device(device)
     dtype = getattr(capture, "dtype", torch.float32)
     with capture:
-        for batch in batches_by_length(traces, batch_tokens, lengths=capture.lengths):
+        batches = batches_by_length(traces, batch_tokens, lengths=capture.lengths)
+        for batch in filter(wanted, batches):
             prove_longer(capture, batch, place, lost is not None)
             yield from score_batch(capture, batch, place, dtype=dtype, lost=lost)
             advance(len(batch), sum(map(len, batch)))

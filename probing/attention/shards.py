@@ -32,6 +32,7 @@ from probing.models.processes import Processes, Shard
 from probing.traces.tokens import EncodedTrace
 
 FOLDER, RECORD = "shards", "shard.json"
+SUMMED = ("traces", "tokens", "seconds", "resumed")  # of speeds
 OWN = ("ids", "batch_tokens", "batches", "seed")  # settings that the store of a whole run has not
 
 
@@ -138,8 +139,8 @@ class Joined:
     @property
     def speed(self) -> dict[str, float]:
         """Of all shards together: seconds are those of their machines, added up."""
-        names = self.records[0].speed
-        return {name: sum(record.speed[name] for record in self.records) for name in names}
+        speeds = [record.speed for record in self.records]
+        return {**speeds[0], **{name: sum(speed[name] for speed in speeds) for name in SUMMED}}
 
 
 def join(

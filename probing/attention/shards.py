@@ -33,7 +33,7 @@ from probing.traces.tokens import EncodedTrace
 
 FOLDER, RECORD = "shards", "shard.json"
 SUMMED = ("traces", "tokens", "seconds", "resumed")  # of speeds
-OWN = ("ids", "batch_tokens", "batches", "seed")  # settings that the store of a whole run has not
+OWN = ("ids", "batches_of", "batches", "seed")  # settings that the store of a whole run has not
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ class Plan:
 
 def share_settings(ids: Sequence[str], batch_tokens: int) -> dict[str, Any]:
     """What decides the batches of a model and is known without it."""
-    return {"ids": text_hash("\n".join(ids)), "batch_tokens": batch_tokens}
+    return {"ids": text_hash("\n".join(ids)), "batches_of": batch_tokens}
 
 
 def begin(store: ScoreStore, resume: bool) -> None:

@@ -215,8 +215,8 @@ def halved(out: Path) -> None:
             r"--shards 3/3 --no-resume",
         ),
         (
-            lambda s: change(s / "2-of-3", batch_tokens=7),
-            r"2-of-3 holds .*batch_tokens 7; now asked for batch_tokens \d+. Run it again",
+            lambda s: change(s / "2-of-3", batches_of=7),
+            r"2-of-3 holds .*batches_of 7; now asked for batches_of \d+. Run it again",
         ),
         (lambda s: change(s / "2-of-3", ids="sha256:0"), r"2-of-3 holds .* ids 'sha256:0'; now"),
         (moved, r"3-of-3/shard.json: damaged, or of another folder \(it is that of shard 2/3\)"),
@@ -262,7 +262,7 @@ def test_shards_of_another_command_are_refused(mine: ProbeConfig, tmp_path: Path
 
 def test_a_shard_goes_on_with_its_own_settings_alone(mine: ProbeConfig) -> None:
     shard = replace(mine, merge=False, shards="2/3")
-    with pytest.raises(ConfigError, match=r"batch_tokens \d+, batches .*asked for batch_tokens 1,"):
+    with pytest.raises(ConfigError, match=r"batches 'sha256:.*', batches_of \d+; .* batches_of 1\."):
         probe(replace(shard, batch_tokens=1))
     assert probe(mine) is not None, "what is refused leaves the shard finished"
 

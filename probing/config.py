@@ -11,6 +11,7 @@ from probing.choices import (
     PERMUTATIONS,
     Answer,
     Backend,
+    BatchTokens,
     Control,
     Metric,
     Null,
@@ -65,7 +66,12 @@ class ProbeConfig(ModelSource, TraceReading, StepCutting, TraceChoosing):
     control_draws: int = choice(5, "Untrained models of the control.", least=3, panel=RANKING)
     seed: int = choice(0, "Of bootstrap, null and random weights.", panel=RANKING)
     backend: Backend = choice("transformers", "What captures attention.", panel=MODEL)
-    batch_tokens: int = choice(BATCH_TOKENS, "Tokens in a forward pass.", least=1, panel=MODEL)
+    batch_tokens: BatchTokens = choice(
+        BATCH_TOKENS,
+        "Tokens in a forward pass; auto: as many as memory holds.",
+        least=1,
+        panel=MODEL,
+    )
     resume: bool = choice(True, "Go on from the traces scored in --out.", panel=MODEL)
     shards: str | None = choice(
         None,
@@ -80,6 +86,11 @@ class ProbeConfig(ModelSource, TraceReading, StepCutting, TraceChoosing):
     def __post_init__(self) -> None:
         """Check what can be known before anything is read; `pocket` becomes its paths."""
         check(self)
+        if (self.shards is not None or self.merge) and self.batch_tokens == "auto":
+            raise ConfigError(
+                "--shards and --merge need a number for --batch-tokens: auto finds one for each "
+                "machine, and all shards must cut the same batches"
+            )
         if self.shards is not None:
             Shard.parse(self.shards)
             if self.merge:

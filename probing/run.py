@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from probing.attention.memory import BatchSize
 from probing.attention.scores import ScoredTrace, open_capture, score_traces
 from probing.attention.shards import FOLDER, Plan, begin, join, share_settings
 from probing.attention.store import ScoreStore
@@ -221,6 +222,7 @@ def _score(
     else:
         mine = set(job.ids[processes.rank :: processes.count]) - done
     capture = open_capture(model, config.backend)
+    size = BatchSize.of(config.batch_tokens, model, capture)
     started, tokens = time.perf_counter(), 0
     limit = position_limit(model)
 
@@ -233,12 +235,12 @@ def _score(
             elif plan and trace.id in plan.lengths:
                 yield plan.blank(trace.id)
 
-    with job.progress("scoring", len(mine)) as advance:
+    with job.progress(f"scoring, {size}" if size.auto else "scoring", len(mine)) as advance:
         for trace in score_traces(
             capture,
             encoded() if mine else (),
             device=next(model.parameters()).device,
-            batch_tokens=config.batch_tokens,
+            batch_tokens=size,
             advance=advance,
             lost=_pass_over if config.skip_bad else None,
             wanted=lambda batch: batch[0].id in mine,
@@ -247,7 +249,7 @@ def _score(
             tokens += trace.total_tokens
     seconds = time.perf_counter() - started
     speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds}
-    speed["resumed"] = len(done - mine)
+    speed |= {"resumed": len(done - mine), **size.to_json()}
     processes.wait()
     if plan and processes.rank == 0:
         plan.finish(store, heads=capture.heads, position_limit=limit, speed=speed)
@@ -264,7 +266,8 @@ def _plan(job: _Job, model: PreTrainedModel, shard: Shard) -> Plan:
             if fits(tokens, limit):
                 lengths[trace.id] = tokens
             advance(1, 0)
-    return Plan(shard, lengths, config.batch_tokens, Lengths.of(model))
+    size = BatchSize.of(config.batch_tokens, model)
+    return Plan(shard, lengths, size.tokens, Lengths.of(model))
 
 
 def _joined(config: ProbeConfig, model: Any, tokenizer: Any, ids: list[str]) -> Scored:

@@ -99,17 +99,20 @@ def run_probe(config: ProbeConfig) -> None:
     print_tables([], result.caveats)
     save_figure(heatmap(result, result.config.by), result.folder / "heatmap.png")
     if result.speed["traces"]:
-        console.print(_speed_text(result.speed))
+        console.print(_speed_text(result.speed, config.batch_tokens == "auto"))
     console.print(
         f"→ {result.folder}: heads.json, sra.parquet, scores.parquet, run.json, heatmap.png"
     )
 
 
-def _speed_text(speed: dict[str, float]) -> str:
+def _speed_text(speed: dict[str, float], auto: bool = False) -> str:
     rate = speed["tokens"] / speed["seconds"]
+    size, halved = (int(speed[f"batch{end}"]) for end in ("_tokens", "es_halved"))
+    batches = f" in batches of {size:,} tokens" if auto else ""
+    batches += f", halved {halved} times for want of memory" if halved else ""
     return (
         f"scored {speed['traces']:.0f} traces, {speed['tokens']:,.0f} tokens in "
-        f"{speed['seconds']:.1f} s ({rate:,.0f} tokens/s); "
+        f"{speed['seconds']:.1f} s ({rate:,.0f} tokens/s){batches}; "
         f"{speed['resumed']:.0f} were there already"
     )
 

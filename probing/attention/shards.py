@@ -22,7 +22,7 @@ import numpy as np
 
 from probing.attention.scores import batches_by_length
 from probing.attention.store import ScoreStore, settings_of
-from probing.choices import Head
+from probing.choices import BatchTokens, Head
 from probing.errors import DataError
 from probing.files.headers import HEADER, file_header, read_object, text_hash, write_json
 from probing.files.jsonl import refuse_other_settings
@@ -97,7 +97,7 @@ class Plan:
         write_json(store.folder / RECORD, {HEADER: file_header("shard"), **content})
 
 
-def share_settings(ids: Sequence[str], batch_tokens: int) -> dict[str, Any]:
+def share_settings(ids: Sequence[str], batch_tokens: BatchTokens) -> dict[str, Any]:
     """What decides the batches of a model and is known without it."""
     return {"ids": text_hash("\n".join(ids)), "batches_of": batch_tokens}
 

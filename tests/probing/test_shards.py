@@ -276,6 +276,9 @@ def test_what_names_no_shard_is_refused(text: str) -> None:
 def test_a_shard_is_not_merged() -> None:
     with pytest.raises(ConfigError, match="--shards scores one shard, --merge joins all"):
         ProbeConfig(shards="1/2", merge=True)
+    for given in ({"shards": "1/2"}, {"merge": True}):
+        with pytest.raises(ConfigError, match="need a number for --batch-tokens"):
+            ProbeConfig(**given, batch_tokens="auto")
 
 
 def test_more_shards_than_batches_and_every_share_once() -> None:

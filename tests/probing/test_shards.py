@@ -262,7 +262,9 @@ def test_shards_of_another_command_are_refused(mine: ProbeConfig, tmp_path: Path
 
 def test_a_shard_goes_on_with_its_own_settings_alone(mine: ProbeConfig) -> None:
     shard = replace(mine, merge=False, shards="2/3")
-    with pytest.raises(ConfigError, match=r"batches 'sha256:.*', batches_of \d+; .* batches_of 1\."):
+    with pytest.raises(
+        ConfigError, match=r"batches 'sha256:.*', batches_of \d+; .* batches_of 1\."
+    ):
         probe(replace(shard, batch_tokens=1))
     assert probe(mine) is not None, "what is refused leaves the shard finished"
 

@@ -273,6 +273,7 @@ def score_traces(
     batch_tokens: int | BatchSize = BATCH_TOKENS,
     advance: Callable[[int, int], None] = lambda traces, tokens: None,
     lost: Lost | None = None,
+    wanted: Callable[[list[EncodedTrace]], bool] | None = None,
 ) -> Iterator[ScoredTrace]:
     """Score traces one batch after another, longest first within a stretch.
 
@@ -284,6 +285,7 @@ def score_traces(
             the number may become less, the batch is made in parts.
         advance: called after each batch with its number of traces and of tokens.
         lost: called with a trace whose attention is not finite, which is left out.
+        wanted: says of each batch whether it is scored; default all.
 
     Raises:
         NotFiniteError: there is such a trace, and `lost` is None.
@@ -297,7 +299,8 @@ def score_traces(
         return score_batch(capture, batch, place, dtype=dtype, lost=lost)
 
     with capture:
-        for batch in batches_by_length(traces, size.tokens, lengths=capture.lengths):
+        batches = batches_by_length(traces, size.tokens, lengths=capture.lengths)
+        for batch in filter(wanted, batches):
             for part, scored in _in_parts(batch, size, score):
                 yield from scored
                 advance(len(part), sum(map(len, part)))

@@ -165,7 +165,12 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def refuse_other_settings(
-    path: Path, what: str, held: Mapping[str, Any], wanted: Mapping[str, Any]
+    path: Path,
+    what: str,
+    held: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    by: str = "now asked for",
+    advice: str = "Choose another --out, or begin anew with --no-resume.",
 ) -> None:
     """Refuse to go on with a file whose content was made with other settings.
 
@@ -176,6 +181,7 @@ def refuse_other_settings(
         path: of the file or folder, for the message.
         what: it holds: scores, labels, responses, …
         held, wanted: its settings and the present ones.
+        by, advice: whose the wanted ones are, and what to do, in the message.
 
     Raises:
         ConfigError: they differ; the message names each setting that does, with both values.
@@ -186,10 +192,7 @@ def refuse_other_settings(
     if differing:
         was = ", ".join(f"{key} {held.get(key)!r:.100}" for key in differing)
         now = ", ".join(f"{key} {wanted.get(key)!r:.100}" for key in differing)
-        raise ConfigError(
-            f"{path} holds {what} made with {was}; now asked for {now}. "
-            "Choose another --out, or begin anew with --no-resume."
-        )
+        raise ConfigError(f"{path} holds {what} made with {was}; {by} {now}. {advice}")
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -217,7 +217,7 @@ class Passage:
 
 def credit_tokens(
     scores: Float[Tensor, "response step"],
-    spans: Int[Tensor, "response step 2"],
+    spans: Int[Tensor, "response _ 2"],
     answer_tokens: Int[Tensor, "response"],
     total_tokens: Int[Tensor, "response"],
     advantage: Float[Tensor, "response"],

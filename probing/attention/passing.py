@@ -1,13 +1,11 @@
-"""The answer's attention mass in passes that others make, beside the output of the model's kernel.
+"""The answer's attention mass of known sequences, in the passes that another's loop makes.
 
-`Passing`: one pass over a batch whose layout is known. `PassingSequences`: any passes in which
-sequences that are known appear, in any order, as rows padded on either side or packed behind one
-another; so another's loop need not say how it made its batches.
+They are found in any order, as rows padded on either side or packed behind one another; so that
+loop need not say how it makes its batches.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -18,89 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.attention.capture import AttentionCapture, CapturePass
+from probing.attention.capture import CapturePass
 from probing.choices import Head
 from probing.errors import ModelError
 from probing.models.front import AttentionCall, InFront, Workspace, eager_of
-from probing.models.lengths import fresh_rope
-from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
-
-
-class Passing(InFront):
-    """Takes rows of some heads while another makes a forward pass, whose gradient stays whole.
-
-    The model's own kernel gives the output, from the same call as ever; the rows are beside it,
-    without gradient. What a backward pass computes once more (gradient checkpointing) it computes
-    with nothing in front, to the same tensors.
-
-    Args:
-        model: a loaded transformers model, on which a capture of these heads has proven itself.
-        heads: `(layer, head)` pairs.
-    """
-
-    def __init__(self, model: torch.nn.Module, heads: Sequence[Head]) -> None:
-        super().__init__(model)
-        self.heads, self._workspace = heads, Workspace()
-        self._pass: CapturePass | None = None
-        self.seconds = 0.0  # that scoring took; the rows on a GPU: to launch them
-
-    @contextmanager
-    def over(self, answer: Bool[Tensor, "response token"]) -> Iterator[CapturePass]:
-        """The one pass that is made in this block collects into what it gives."""
-        with self:
-            self._pass = CapturePass(answer, self.heads, self._workspace)
-            try:
-                yield self._pass
-            finally:
-                self._pass = None
-
-    @torch.no_grad()
-    def moved_by_padding(self, capture: AttentionCapture) -> bool:
-        """Whether padding on the left changes masses beyond rounding.
-
-        Args:
-            capture: of the same heads, which gives them without padding.
-        """
-        ids, answer, mask = (given[1:] for given in proof_input(self._vocabulary(), self._device()))
-        real = mask[0].bool()  # its left is padding
-        with capture:
-            alone = capture(ids[:, real], answer[:, real])
-        with in_eval(self.model), self.over(answer) as collected:
-            self.trunk(input_ids=ids, attention_mask=mask, use_cache=False)
-        change = relative(collected.mass()[..., real], alone)
-        return change > PROOF_TOLERANCE.get(capture.dtype, 1e-4)
-
-    @property
-    def _busy(self) -> bool:
-        return self._pass is not None
-
-    def _attend(
-        self, call: AttentionCall, value: Tensor, stock: Callable[..., Any] | None
-    ) -> Tensor:
-        collected = self._pass
-        assert collected is not None  # `_busy` said so
-        _, module, query, key, mask, options = call
-        kernel = stock or eager_of(module)
-        output: Tensor = kernel(module, query, key, value, mask, **options)[0]
-        began = time.perf_counter()
-        layer = collected.enter_layer(call)
-        with torch.no_grad():
-            collected.add(layer, call)
-        self.seconds += time.perf_counter() - began
-        return output
-
-
-@contextmanager
-def in_eval(policy: torch.nn.Module) -> Iterator[None]:
-    """The policy in eval mode, its RoPE as new; its mode is given back."""
-    training = policy.training
-    policy.eval()
-    fresh_rope(policy)
-    try:
-        yield
-    finally:
-        policy.train(training)
-
 
 # What a packed call says of its sequences: each is given alone here.
 _OF_PACKING = ["position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"]
@@ -203,8 +122,13 @@ class PassingSequences(InFront):
         _, module, query, key, mask, options = call
         kernel = stock or eager_of(module)
         output: Tensor = kernel(module, query, key, value, mask, **options)[0]
-        self._dtype = query.dtype
-        with torch.autocast(query.device.type, enabled=False):  # rows are float32
+        device = query.device.type
+        if torch.is_autocast_enabled(device):  # under it the kernel is given these
+            lower = torch.get_autocast_dtype(device)
+            call = call._replace(query=query.to(lower), key=key.to(lower))
+            value = value.to(lower)
+        self._dtype = call.query.dtype
+        with torch.autocast(device, enabled=False):  # rows are float32
             for row, place, _, collected in self._pieces:  # 2
                 part, own = part_of_call(call, row, place), slice(row, row + 1)
                 layer = collected.enter_layer(part)

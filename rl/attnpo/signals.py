@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,7 @@ from accelerate.utils import DynamoBackend
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probing.attention.capture import AttentionCapture
-from probing.attention.passing import Passing, in_eval
+from probing.attention.capture import AttentionCapture, CapturePass
 from probing.attention.scores import (
     batch_masses,
     batches_by_length,
@@ -40,6 +39,9 @@ from probing.attention.scores import (
 from probing.choices import Head
 from probing.errors import ConfigError, ModelError
 from probing.headset import HeadSet
+from probing.models.front import AttentionCall, InFront, Workspace, eager_of
+from probing.models.lengths import fresh_rope
+from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
 from probing.traces.segmenters import carry_labels
 from probing.traces.tokens import EncodedTrace
 from rl.attnpo.completions import Batch, Completion
@@ -84,6 +86,70 @@ SIGNALS: dict[str, Signal] = {"recency": recency_scores, "labels": label_scores}
 def signal_names() -> list[str]:
     """What the setting `signal` may be; `none`: steps are not scored."""
     return ["none", *BY_ATTENTION, *SIGNALS]
+
+
+class Passing(InFront):
+    """Takes rows of some heads while another makes a forward pass, whose gradient stays whole.
+
+    The model's own kernel gives the output, from the same call as ever; the rows are beside it,
+    without gradient. What a backward pass computes once more (gradient checkpointing) it computes
+    with nothing in front, to the same tensors.
+
+    Args:
+        model: a loaded transformers model, on which a capture of these heads has proven itself.
+        heads: `(layer, head)` pairs.
+    """
+
+    def __init__(self, model: torch.nn.Module, heads: Sequence[Head]) -> None:
+        super().__init__(model)
+        self.heads, self._workspace = heads, Workspace()
+        self._pass: CapturePass | None = None
+        self.seconds = 0.0  # that scoring took; the rows on a GPU: to launch them
+
+    @contextmanager
+    def over(self, answer: Bool[Tensor, "response token"]) -> Iterator[CapturePass]:
+        """The one pass that is made in this block collects into what it gives."""
+        with self:
+            self._pass = CapturePass(answer, self.heads, self._workspace)
+            try:
+                yield self._pass
+            finally:
+                self._pass = None
+
+    @torch.no_grad()
+    def moved_by_padding(self, capture: AttentionCapture) -> bool:
+        """Whether padding on the left changes masses beyond rounding.
+
+        Args:
+            capture: of the same heads, which gives them without padding.
+        """
+        ids, answer, mask = (given[1:] for given in proof_input(self._vocabulary(), self._device()))
+        real = mask[0].bool()  # its left is padding
+        with capture:
+            alone = capture(ids[:, real], answer[:, real])
+        with in_eval(self.model), self.over(answer) as collected:
+            self.trunk(input_ids=ids, attention_mask=mask, use_cache=False)
+        change = relative(collected.mass()[..., real], alone)
+        return change > PROOF_TOLERANCE.get(capture.dtype, 1e-4)
+
+    @property
+    def _busy(self) -> bool:
+        return self._pass is not None
+
+    def _attend(
+        self, call: AttentionCall, value: Tensor, stock: Callable[..., Any] | None
+    ) -> Tensor:
+        collected = self._pass
+        assert collected is not None  # `_busy` said so
+        _, module, query, key, mask, options = call
+        kernel = stock or eager_of(module)
+        output: Tensor = kernel(module, query, key, value, mask, **options)[0]
+        began = time.perf_counter()
+        layer = collected.enter_layer(call)
+        with torch.no_grad():
+            collected.add(layer, call)
+        self.seconds += time.perf_counter() - began
+        return output
 
 
 class StepScorer:
@@ -241,6 +307,18 @@ class AttentionSignal(StepScorer):
         scores = [step_scores(row, steps + prompt).mean(axis=0) for steps, row in pairs]
         self.passing.seconds += time.perf_counter() - began
         return result, scores
+
+
+@contextmanager
+def in_eval(policy: torch.nn.Module) -> Iterator[None]:
+    """The policy in eval mode, its RoPE as new; its mode is given back."""
+    training = policy.training
+    policy.eval()
+    fresh_rope(policy)
+    try:
+        yield
+    finally:
+        policy.train(training)
 
 
 def own_pass_reasons(signal: AttentionSignal, trainer: Any) -> list[str]:

@@ -253,6 +253,17 @@ def test_masses_of_packed_rows_are_those_of_single_ones(family, kernel):
         assert mass.sum(1) == pytest.approx(len(row) - len(row) // 2, rel=1e-4)
 
 
+def test_under_autocast_rows_are_of_what_the_kernel_is_given():
+    """As verl passes: parameters in float32, queries and keys in bfloat16."""
+    model = tiny("llama")
+    _, expected = taken(model, ROWS, packed)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        passing, masses = taken(model, ROWS, packed)
+    assert passing.proven == {False, True}
+    for mass, exact in zip(masses, expected, strict=True):
+        assert 0 < np.abs(mass - exact).max() < 0.05 < exact.max()
+
+
 def test_rows_that_are_not_the_kernels_are_refused(monkeypatch):
     """A loop that packs without saying so: tokens look across, and the proof tells it."""
     model = tiny("llama")

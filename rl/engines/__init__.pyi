@@ -1,3 +1,3 @@
 from .verl import PassScorer as PassScorer
 from .verl import StepEstimator as StepEstimator
-from .verl import VerlSettings as VerlSettings
+from .verl import VerlConfig as VerlConfig

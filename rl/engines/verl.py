@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class VerlSettings:
+class VerlConfig:
     """What verl's configuration holds under `actor_rollout_ref.attnpo`.
 
     Args:
@@ -66,7 +66,7 @@ class VerlSettings:
         check_penalty(self.length_penalty, self.target_length)
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | None) -> VerlSettings:
+    def of(cls, given: Mapping[str, Any] | None) -> VerlConfig:
         """From plain values, as a configuration has them."""
         values = dict(given or {})
         check_keys(cls, values, f"actor_rollout_ref.{NAME}")
@@ -205,7 +205,7 @@ def row_credit(
     index: Shaped[np.ndarray, "response"],
     steps: Float[Tensor, "response step 3"],
     sizes: Int[Tensor, "response 4"],
-    settings: VerlSettings,
+    settings: VerlConfig,
     step: int,
 ) -> Credited:
     """The credit of verl's batch (3): its reward, its groups, and what the workers scored.
@@ -262,7 +262,7 @@ class StepEstimator:
         self.credited: Credited | None = None  # what the last call did
 
     @contextmanager
-    def given(self, steps: Tensor, sizes: Tensor, settings: VerlSettings, step: int) -> Iterator:
+    def given(self, steps: Tensor, sizes: Tensor, settings: VerlConfig, step: int) -> Iterator:
         """In this block the estimator is called for these responses; see `row_credit`.
 
         Args:

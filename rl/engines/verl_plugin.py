@@ -30,16 +30,16 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from probing.errors import ConfigError
 from probing.headset import HeadSet
 from rl.attnpo.completions import Cutter
-from rl.engines.verl import NAME, SIZES, STEPS, PassScorer, StepEstimator, VerlSettings, refused
+from rl.engines.verl import NAME, SIZES, STEPS, PassScorer, StepEstimator, VerlConfig, refused
 
 ESTIMATOR = StepEstimator()
 register_adv_est(NAME)(ESTIMATOR)
 
 
-def settings_of(actor_rollout_ref: Any) -> VerlSettings:
+def settings_of(actor_rollout_ref: Any) -> VerlConfig:
     """What stands under `attnpo` in this part of verl's configuration."""
     given = actor_rollout_ref.get(NAME)
-    return VerlSettings.of(None if given is None else OmegaConf.to_container(given, resolve=True))
+    return VerlConfig.of(None if given is None else OmegaConf.to_container(given, resolve=True))
 
 
 def token_rows(data: Any, name: str) -> list[list[int]]:

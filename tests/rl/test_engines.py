@@ -22,7 +22,7 @@ from rl.engines.verl import (
     STEPS,
     PassScorer,
     StepEstimator,
-    VerlSettings,
+    VerlConfig,
     refused,
     row_credit,
 )
@@ -120,7 +120,7 @@ def verl_arguments(batch):
 
 
 def settings(batch):
-    return VerlSettings("pocket", rescaling=batch.trainer.args.rescaling)
+    return VerlConfig("pocket", rescaling=batch.trainer.args.rescaling)
 
 
 def test_verl_advantages_are_those_of_the_trainer(sampled):
@@ -297,7 +297,7 @@ def test_a_response_that_no_pass_came_over_is_told(sampled):
 
 def test_settings_are_checked():
     given = {"heads": "pocket", "rescaling": {"delay": 0}, "cut": {"segmenter": "line"}}
-    assert VerlSettings.of(given).rescaling.delay == 0
+    assert VerlConfig.of(given).rescaling.delay == 0
     for wrong, message in (
         ({"head": "pocket"}, "did you mean heads"),
         ({}, "heads is missing"),
@@ -305,7 +305,7 @@ def test_settings_are_checked():
         ({"heads": "pocket", "length_penalty": "laser"}, "target_length"),
     ):
         with pytest.raises(ConfigError, match=message):
-            VerlSettings.of(wrong)
+            VerlConfig.of(wrong)
 
 
 def test_what_does_not_go_with_credit_by_step_is_refused_at_once():

@@ -13,6 +13,7 @@ from probing.errors import ConfigError
 from probing.settings import unknown
 
 ADVANTAGES = ("rloo", "grpo", "batch")
+NEED_TARGET = ("laser", "dler")  # length penalties with a target length
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,19 @@ def method_of(name: str) -> Method:
     if name not in METHODS:
         raise ConfigError(unknown("method", name, METHODS))
     return METHODS[name]
+
+
+def pressure_key(method: str) -> str:
+    """The setting that holds a method's pressure.
+
+    Raises:
+        ConfigError: an unknown method, or one without.
+
+    Example:
+        >>> pressure_key("attnpo"), pressure_key("dler")
+        ('length_coef', 'target_length')
+    """
+    penalty = method_of(method).length_penalty
+    if penalty == "none":
+        raise ConfigError(f"{method} has no length penalty, so no pressure to choose")
+    return "target_length" if penalty in NEED_TARGET else "length_coef"

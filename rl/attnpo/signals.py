@@ -10,7 +10,7 @@ effect. An own one is entered by its name; `signal: mine` then chooses it:
 The signals by attention need the policy (`StepScorer`, usable alone), and are made when the trainer
 is (`AttentionSignal.of`). They score in a pass of their own, or in passing, in one that TRL makes
 anyway (`in_passing`): the one for old log-probabilities, or the loss's, where nothing speaks
-against it (`own_pass_reasons`).
+against it (`rl.attnpo.passes.own_pass_reasons`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DynamoBackend
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -45,7 +44,7 @@ from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
 from probing.traces.segmenters import carry_labels
 from probing.traces.tokens import EncodedTrace
 from rl.attnpo.completions import Batch, Completion
-from rl.attnpo.passes import Passes, whole_parameters, zero3
+from rl.attnpo.passes import Passes, whole_parameters
 
 Scores = Float[np.ndarray, "step"]
 Signal = Callable[[Batch], list[Scores]]
@@ -319,55 +318,6 @@ def in_eval(policy: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         policy.train(training)
-
-
-def own_pass_reasons(signal: AttentionSignal, trainer: Any) -> list[str]:
-    """Why steps cannot be scored in the pass of the loss; none: they can, and are.
-
-    With one update a batch the policy of that pass is the one that sampled. Where TRL thinks
-    otherwise it makes a pass for old log-probabilities itself, which scores.
-
-    Args:
-        signal: of the policy.
-        trainer: a `trl.GRPOTrainer`.
-    """
-    compiled = trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
-    copied = isinstance(trainer.model_wrapped, torch.nn.DataParallel)
-    reasons = {
-        "the policy moves while a batch is used, or vLLM samples": makes_old_logps(trainer),
-        "the policy drops or jitters at random": draws_at_random(signal.capture.model),
-        "padding on the left changes its attention": signal.padding_moves,
-        "its RoPE changes with the length": bool(signal.capture.lengths),
-        "DeepSpeed ZeRO-3, which it is not proven with": signal.passes is not None and zero3(),
-        "torch.compile, which does not call what stands in front": compiled,
-        "DataParallel, whose copies of the policy are not stood in front of": copied,
-    }
-    return [reason for reason, applies in reasons.items() if applies]
-
-
-def makes_old_logps(trainer: Any) -> bool:
-    """Whether TRL makes a pass for old log-probabilities; as `_generate_and_score_completions`."""
-    window = trainer.args.steps_per_generation * trainer.num_iterations
-    corrected = trainer.use_vllm and trainer.vllm_importance_sampling_correction
-    return bool(trainer.args.gradient_accumulation_steps % window != 0 or corrected)
-
-
-def draws_at_random(model: torch.nn.Module) -> bool:
-    """Whether something in the model or its config is set to drop or jitter in training mode."""
-    config: Any = model.config
-    settings = [config.get_text_config().to_dict(), *(vars(each) for each in model.modules())]
-    chances = (
-        value
-        for each in settings
-        for name, value in each.items()
-        if ("drop" in name or "jitter" in name) and isinstance(value, (int, float))
-    )
-    dropouts = (
-        module.p
-        for module in model.modules()
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd)
-    )
-    return any(value > 0 for value in (*chances, *dropouts))
 
 
 def encoded(row: int, prompt: Sequence[int], response: Completion) -> EncodedTrace:

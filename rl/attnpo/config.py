@@ -61,8 +61,8 @@ class AttnPOConfig(GRPOConfig):
     advantage: str | None = choice(None, "rloo, grpo or batch.")
     signal: str | None = choice(
         None,
-        "none, heads, random-heads, all-heads, recency, labels, one of rl.attnpo.signals.SIGNALS, "
-        "or module:name.",
+        "none, heads, random-heads, all-heads, recency, labels, one of rl.signals.ratios.RATIOS or "
+        "rl.attnpo.signals.SIGNALS, or module:name.",
     )
     positive_attenuation: bool | None = choice(None, "PA.")
     negative_attenuation: bool | None = choice(None, "NA.")
@@ -73,7 +73,7 @@ class AttnPOConfig(GRPOConfig):
     )
     scale_floor: float = choice(0.0, "δ.")
     schedule_steps: float | None = choice(None, "T_0.")
-    scale_form: str = choice("release", "release or printed.")
+    scale_form: str | None = choice(None, "release, printed or hard.")
     answer: str | None = choice(None, "Answer tokens that are F; default: the head set's.")
     segmenter: str | None = choice(None, "How responses are cut; default: as the set's traces.")
     min_chars: int | None = choice(None, "The segmenter's least length of a step.")
@@ -152,7 +152,7 @@ class AttnPOConfig(GRPOConfig):
             beta=float(self.difficulty_beta or 0),
             floor=self.scale_floor,
             delay=float(self.schedule_steps or 0),
-            form=self.scale_form,
+            form=str(self.scale_form),
             positive=bool(self.positive_attenuation),
             negative=bool(self.negative_attenuation),
         )
@@ -185,6 +185,7 @@ class AttnPOConfig(GRPOConfig):
             "signal": method.signal,
             "positive_attenuation": method.positive,
             "negative_attenuation": method.negative,
+            "scale_form": method.form,
             "difficulty_alpha": 2.0,
             "difficulty_beta": 2.0,
             "schedule_steps": 1000.0,

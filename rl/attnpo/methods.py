@@ -30,6 +30,7 @@ class Method:
         positive, negative: PA and NA, see `rl.attnpo.rescale`.
         difficulty: whether p lowers the baseline and the attenuation (α and β; 0 where not).
         schedule: whether hard problems start later (T_0; 0 where not).
+        form: of PA's scale, see `rl.attnpo.rescale.positive_scale`.
     """
 
     about: str
@@ -40,6 +41,7 @@ class Method:
     negative: bool = True
     difficulty: bool = True
     schedule: bool = True
+    form: str = "release"
 
 
 METHODS = {
@@ -55,6 +57,8 @@ METHODS = {
     "no-schedule": Method("AttnPO from the first step on", signal="heads", schedule=False),
     "random-heads": Method("AttnPO with as many heads drawn at random", signal="random-heads"),
     "all-heads": Method("AttnPO with the mean of all heads", signal="all-heads"),
+    "attnpo-hard": Method("AttnPO, steps below the baseline get δ", signal="heads", form="hard"),
+    "attnpo-checks": Method("the same, sparing checks of doubt", signal="checks", form="hard"),
     "recency": Method("AttnPO with recency instead of attention", signal="recency"),
     "oracle": Method("AttnPO with the true labels: the ceiling", signal="labels"),
 }

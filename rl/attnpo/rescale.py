@@ -22,7 +22,7 @@ from probing.attention.scores import step_baseline
 from probing.errors import ConfigError
 from probing.settings import unknown
 
-FORMS = ("release", "printed")
+FORMS = ("release", "printed", "hard")
 # Why a response's advantage is the same for all its tokens; the first: it is not, steps decide.
 REASONS = (
     "by step",
@@ -48,7 +48,7 @@ class Rescaling:
         beta: β, how much of the attenuation acts on hard problems.
         floor: δ, the least scale.
         delay: T_0 in training steps; a problem with share p starts after T_0 · (1 − p) steps.
-        form: `release` or `printed`, see `positive_scale`.
+        form: `release`, `printed` or `hard`, see `positive_scale`.
         positive: attenuate redundant steps of responses with A > 0 (PA).
         negative: protect essential steps of responses with A < 0 (NA).
 
@@ -193,16 +193,17 @@ def positive_scale(
 
     release: γ = (1 − δ) · (p^β · S_k/S_base + 1 − p^β) + δ
     printed: γ = (1 − δ) · p^λ · S_k/S_base + δ, with λ = β
+    hard:    γ = (1 − δ) · (1 − p^β) + δ, whatever S_k is: not the paper's; true labels act like it
 
-    They agree at p = 1. For p → 0 the release's form leaves γ = 1; the printed form, which
-    summaries of the paper show, goes to δ.
+    The first two agree at p = 1, where the third is δ. For p → 0 the release's form and the hard
+    one leave γ = 1; the printed form, which summaries of the paper show, goes to δ.
 
     Args:
         ratio: S_k / S_base, in [0, 1).
         p: share of correct responses, of a shape that broadcasts with `ratio`.
         beta: β (λ).
         floor: δ.
-        form: `release` or `printed`.
+        form: one of `FORMS`.
 
     Example:
         >>> ratio, p = torch.tensor([0.5]), torch.tensor([0.5])
@@ -210,9 +211,15 @@ def positive_scale(
         0.875
         >>> positive_scale(ratio, p, beta=2, floor=0, form="printed").item()
         0.125
+        >>> positive_scale(ratio, p, beta=2, floor=0, form="hard").item()
+        0.75
     """
     weight = p**beta
-    inner = weight * ratio + 1 - weight if form == "release" else weight * ratio
+    inner = {
+        "release": weight * ratio + 1 - weight,
+        "printed": weight * ratio,
+        "hard": (1 - weight).expand_as(ratio),
+    }[form]
     return (1 - floor) * inner + floor
 
 

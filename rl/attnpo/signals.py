@@ -39,12 +39,14 @@ from probing.choices import Head
 from probing.errors import ConfigError, ModelError
 from probing.headset import HeadSet
 from probing.models.front import AttentionCall, InFront, Workspace, eager_of
-from probing.models.lengths import fresh_rope
+from probing.models.lengths import in_eval
 from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
 from probing.traces.segmenters import carry_labels
 from probing.traces.tokens import EncodedTrace
 from rl.attnpo.completions import Batch, Completion
 from rl.attnpo.passes import Passes, whole_parameters
+from rl.signals.evidence import Evidence, Witness
+from rl.signals.ratios import RATIOS, Ratios
 
 Scores = Float[np.ndarray, "step"]
 Signal = Callable[[Batch], list[Scores]]
@@ -84,7 +86,7 @@ SIGNALS: dict[str, Signal] = {"recency": recency_scores, "labels": label_scores}
 
 def signal_names() -> list[str]:
     """What the setting `signal` may be; `none`: steps are not scored."""
-    return ["none", *BY_ATTENTION, *SIGNALS]
+    return ["none", *BY_ATTENTION, *RATIOS, *SIGNALS]
 
 
 class Passing(InFront):
@@ -219,11 +221,19 @@ class StepScorer:
         with self.capture:
             for together in batches:
                 self._prove(together, device)
-                masses = batch_masses(self.capture, together, device, forward=forward)
-                for trace, mass in zip(together, masses, strict=True):
-                    self._check(int(trace.id), mass)
-                    scores[int(trace.id)] = step_scores(mass, trace.spans).mean(axis=0)
+                found = self._scored(together, device, forward)
+                for trace, own in zip(together, found, strict=True):
+                    scores[int(trace.id)] = own
         return scores
+
+    def _scored(
+        self, together: Sequence[EncodedTrace], device: torch.device, forward: Any
+    ) -> list[Scores]:
+        masses = batch_masses(self.capture, together, device, forward=forward)
+        for trace, mass in zip(together, masses, strict=True):
+            self._check(int(trace.id), mass)
+        pairs = zip(together, masses, strict=True)
+        return [step_scores(mass, trace.spans).mean(axis=0) for trace, mass in pairs]
 
     def _check(self, row: int, mass: Float[np.ndarray, "head token"]) -> None:
         check_finite(f"response {row} of the batch", mass, self.capture.heads, self.capture.dtype)
@@ -231,6 +241,42 @@ class StepScorer:
     def _prove(self, together: Sequence[EncodedTrace], device: torch.device) -> None:
         if self.passes is None:  # sharded processes must all make the same passes
             prove_longer(self.capture, together, device)
+
+
+class EvidenceSignal(StepScorer):
+    """Scores by a formula on who looks at whom and where the policy doubts (`rl.signals`).
+
+        S_k = ratio_k · |F| / |q ⊕ o|
+
+    In passes of its own, which reach the logits.
+
+    Args:
+        model, heads, rows: see `StepScorer`.
+        ratio: one of `rl.signals.ratios.RATIOS`.
+
+    Raises:
+        ModelError: see `StepScorer` and `rl.signals.evidence.Witness`.
+    """
+
+    def __init__(
+        self, model: Any, heads: Sequence[Head], rows: int, ratio: Callable[[Evidence], Ratios]
+    ) -> None:
+        super().__init__(model, heads, rows)
+        self.witness, self.ratio = Witness(model, heads), ratio
+
+    def _scored(
+        self, together: Sequence[EncodedTrace], device: torch.device, forward: Any
+    ) -> list[Scores]:
+        if self.passes is not None:
+            raise ConfigError(
+                "this signal is not proven where parameters are sharded: take the signal heads, "
+                "or train without FSDP and ZeRO-3"
+            )
+        found = self.witness.evidence(together)
+        for trace, seen in zip(together, found, strict=True):
+            # Of one row: the mean over the heads.
+            self._check(int(trace.id), np.vstack([seen.looks.sum(axis=0), seen.entropy]))
+        return [self.ratio(seen) * seen.base for seen in found]
 
 
 class AttentionSignal(StepScorer):
@@ -258,10 +304,8 @@ class AttentionSignal(StepScorer):
         """
         if signal == "all-heads":
             heads = None
-        elif head_set is None:
-            raise ConfigError(f"the signal {signal} needs a head set: give heads=")
         else:
-            heads = head_set.pairs
+            heads = needed_pairs(head_set, signal)
             heads = heads if signal == "heads" else other_heads(heads, model, seed)
         with whole_parameters(model):
             return cls(model, heads, rows)
@@ -308,16 +352,15 @@ class AttentionSignal(StepScorer):
         return result, scores
 
 
-@contextmanager
-def in_eval(policy: torch.nn.Module) -> Iterator[None]:
-    """The policy in eval mode, its RoPE as new; its mode is given back."""
-    training = policy.training
-    policy.eval()
-    fresh_rope(policy)
-    try:
-        yield
-    finally:
-        policy.train(training)
+def needed_pairs(head_set: HeadSet | None, signal: str) -> list[Head]:
+    """The heads of the set.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if head_set is None:
+        raise ConfigError(f"the signal {signal} needs a head set: give heads=")
+    return head_set.pairs
 
 
 def encoded(row: int, prompt: Sequence[int], response: Completion) -> EncodedTrace:

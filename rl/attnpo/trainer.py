@@ -56,9 +56,13 @@ from rl.attnpo.signals import (
     BY_ATTENTION,
     SIGNALS,
     AttentionSignal,
+    EvidenceSignal,
     Signal,
+    StepScorer,
+    needed_pairs,
 )
 from rl.sampling.rollouts import compact_rollouts
+from rl.signals.ratios import RATIOS
 from rl.tasks.base import LabelFunc
 
 
@@ -186,19 +190,23 @@ class AttnPOTrainer(ResumableTrainer):
             return AttentionSignal.of(
                 policy, args.signal, self.head_set, args.score_rows, args.seed
             )
+        if args.signal in RATIOS:
+            heads = needed_pairs(self.head_set, args.signal)
+            policy = self.accelerator.unwrap_model(self.model)
+            return EvidenceSignal(policy, heads, args.score_rows, RATIOS[args.signal])
         if args.signal == "labels" and self.label_func is None:
             raise ConfigError(f"the method {args.method} needs true labels: give label_func=")
         return SIGNALS[args.signal]
 
     def settle(self) -> None:
         """See how parameters are spread over processes, now that the model is wrapped."""
-        if isinstance(self.signal, AttentionSignal):
+        if isinstance(self.signal, StepScorer):
             self.signal.passes = Passes.of(self.model_wrapped, self.accelerator.device)
 
     @property
     def heads(self) -> list[Head] | None:
         """The heads whose attention scores; None where none does."""
-        return self.signal.heads if isinstance(self.signal, AttentionSignal) else None
+        return self.signal.heads if isinstance(self.signal, StepScorer) else None
 
     # 1. Steps and rewards
 

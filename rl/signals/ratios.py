@@ -87,13 +87,6 @@ def checks_ratio(seen: Evidence) -> Ratios:
     return np.maximum(answer_ratio(seen), paid / DOUBT)
 
 
-def relied_checks_ratio(seen: Evidence) -> Ratios:
-    """`checks_ratio`, where the answer relies on what is checked or on the check."""
-    answer = answer_ratio(seen)
-    paid = doubt_paid(seen.edges[:-1], doubts(seen.entropy, seen.spans), answer)
-    return np.maximum(answer, paid / DOUBT)
-
-
 def doubts(
     entropy: Float[np.ndarray, "token"], spans: Int[np.ndarray, "step 2"]
 ) -> Float[np.ndarray, "step"]:
@@ -107,17 +100,13 @@ def doubts(
 
 
 def doubt_paid(
-    edges: Float[np.ndarray, "step step"],
-    doubt: Float[np.ndarray, "step"],
-    answer: Ratios | None = None,
+    edges: Float[np.ndarray, "step step"], doubt: Float[np.ndarray, "step"]
 ) -> Float[np.ndarray, "step"]:
     """Doubt of the step that each step looks back at most, if it is the first that does so.
 
     Args:
         edges: attention of each step to each step.
         doubt: of each step, nats.
-        answer: S_k / S_base; where given, a doubt counts as far as the answer relies on either
-            of the two, min(1, max of the two ratios).
 
     Example: steps 1 and 2 look back at step 0, which was doubted; the first of them is paid.
         >>> edges = np.array([[0, 0, 0], [0.6, 0, 0], [0.5, 0.2, 0]])
@@ -127,8 +116,7 @@ def doubt_paid(
     open_, paid = np.array(doubt, dtype=float), np.zeros(len(doubt))
     for step in range(1, len(paid)):
         back = int(edges[step, :step].argmax())
-        relied = 1.0 if answer is None else min(1.0, max(answer[back], answer[step]))
-        paid[step], open_[back] = open_[back] * relied, 0.0
+        paid[step], open_[back] = open_[back], 0.0
     return paid
 
 
@@ -156,7 +144,6 @@ RATIOS: dict[str, Callable[[Evidence], Ratios]] = {
     "rank": rank_ratio,
     "chained": chained_ratio,
     "checks": checks_ratio,
-    "relied-checks": relied_checks_ratio,
     "influence": influence_ratio,
     "entropy": entropy_ratio,
 }

@@ -230,30 +230,29 @@ def gammas(
     oracle = credit(batch, label_scores(batch), FOR_EACH, STEP).gamma.numpy()
     cut = [row[: len(each.ids)] for row, each in zip(oracle, batch.responses, strict=True)]
     made = {"oracle": cut, "none (TLMRE)": [np.ones(len(row)) for row in cut]}
-    tuned = {**found, "checks": with_doubt(study, doubt, False)}
-    tuned["relied-checks"] = with_doubt(study, doubt, True)
+    tuned = {**found, "checks": with_doubt(study, doubt)}
     for name, values in tuned.items():
         if name == "cause":
             continue
         made[name] = scaled(values, FOR_EACH)
         made[f"{name}, hard"] = scaled(values, hard)
     made["heads, hard, β = 0"] = scaled(found["heads"], whole)
-    made["relied-checks, hard, β = 0"] = scaled(tuned["relied-checks"], whole)
+    made["checks, hard, β = 0"] = scaled(tuned["checks"], whole)
     made["heads, α = 2"] = scaled(found["heads"], replace(FOR_EACH, alpha=2.0))
     made["heads, δ = 0.2"] = scaled(found["heads"], replace(FOR_EACH, floor=0.2))
     made["heads, recap too"] = recap_too(study, made["heads"])
-    made["relied-checks, hard, recap too"] = recap_too(study, made["relied-checks, hard"])
+    made["checks, hard, recap too"] = recap_too(study, made["checks, hard"])
     made |= token_controls(study)
     return made
 
 
-def with_doubt(study: Study, doubt: float, relied: bool) -> list[np.ndarray]:
-    """`checks` (or `relied-checks`) with another bound of doubt."""
+def with_doubt(study: Study, doubt: float) -> list[np.ndarray]:
+    """`checks` with another bound of doubt."""
     values = []
     for seen in study.seen:
         answer = ratios.answer_ratio(seen)
         doubts = ratios.doubts(seen.entropy, seen.spans)
-        paid = ratios.doubt_paid(seen.edges[:-1], doubts, answer if relied else None)
+        paid = ratios.doubt_paid(seen.edges[:-1], doubts)
         values.append(np.maximum(answer, paid / doubt))
     return values
 
@@ -391,7 +390,7 @@ def chosen_doubt(study: Study, found: Mapping[str, list[np.ndarray]], rows: Sequ
     oracle = gammas(study, found, 1.0, False)["oracle"]
 
     def difference(doubt: float) -> float:
-        own = gammas(study, found, doubt, False)["relied-checks, hard"]
+        own = gammas(study, found, doubt, False)["checks, hard"]
         return agreement(study, own, oracle, rows)[1].value
 
     return min((0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7), key=difference)
@@ -445,14 +444,13 @@ def main() -> None:
         ),
     )
     one, real = (gammas(study, found, doubt, only) for only in (True, False))
-    shown = KINDS[:4]
+    shown = ("redundant", "confirming")
     table(
-        ("γ", *(f"{kind}, p = 1" for kind in KINDS), *(f"{kind}, real p" for kind in shown)),
+        ("γ at p = 1", *KINDS),
         (
             (
                 name,
                 *(short(mean_gamma(study, one[name], rows, kind)) for kind in KINDS),
-                *(short(mean_gamma(study, real[name], rows, kind)) for kind in shown),
             )
             for name in one
         ),
@@ -460,9 +458,15 @@ def main() -> None:
     problems = sorted({study.problem[row] for row in rows})[: arguments.gradients]
     cosine = cosines(study, model, real, problems)
     table(
-        ("γ at the real p", "correlation", "difference", "cosine of gradients"),
+        ("γ at the real p", *shown, "correlation", "difference", "cosine of gradients"),
         (
-            (name, f"{r:.2f}", short(d), short(cosine[name]))
+            (
+                name,
+                *(short(mean_gamma(study, real[name], rows, kind)) for kind in shown),
+                f"{r:.2f}",
+                short(d),
+                short(cosine[name]),
+            )
             for name in real
             for r, d in [agreement(study, real[name], real["oracle"], rows)]
         ),

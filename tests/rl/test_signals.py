@@ -15,7 +15,7 @@ from probing.traces.tokens import EncodedTrace
 from rl.attnpo.rescale import Rescaling, step_scales
 from rl.attnpo.signals import EvidenceSignal, StepScorer, needed_pairs
 from rl.signals.evidence import Witness
-from rl.signals.ratios import RATIOS, answer_ratio, checks_ratio, relied_checks_ratio
+from rl.signals.ratios import RATIOS, answer_ratio, checks_ratio
 from rl.training.job import train
 
 HEADS = [(3, 1), (1, 0), (1, 3)]
@@ -66,8 +66,6 @@ def test_checks_are_spared_and_nothing_is_taken_from_what_the_answer_looks_at():
         answer, checks = answer_ratio(seen), checks_ratio(seen)
         np.testing.assert_allclose(checks[0], answer[0])
         assert checks[1] > 20 if doubt else checks[1] == answer[1]
-        assert (answer <= relied_checks_ratio(seen)).all()
-        assert (relied_checks_ratio(seen) <= checks).all()
 
 
 def test_hard_scales():

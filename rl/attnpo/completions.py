@@ -23,7 +23,7 @@ from probing.traces.file import Step
 from probing.traces.marks import EndMark
 from probing.traces.segmenters import Segmenter
 from probing.traces.text import FIND_END
-from probing.traces.tokens import answer_tokens, decode_with_offsets, token_spans
+from probing.traces.tokens import EncodedTrace, answer_tokens, decode_with_offsets, token_spans
 from rl.attnpo.rescale import Rescaling, group_rows, needs_scores
 
 if TYPE_CHECKING:
@@ -313,6 +313,14 @@ class Batch:
         """|q ⊕ o| of each response, without its end token."""
         pairs = zip(self.prompts, self.responses, strict=True)
         return [len(prompt) + len(response.ids) for prompt, response in pairs]
+
+
+def encoded(row: int, prompt: Sequence[int], response: Completion) -> EncodedTrace:
+    """A sampled response on its prompt as the batcher of traces takes it; its id is its row."""
+    before = len(prompt)
+    answer = np.concatenate([np.zeros(before, dtype=bool), response.answer])
+    ids = np.concatenate([np.asarray(prompt, dtype=np.int64), response.ids])
+    return EncodedTrace(str(row), ids, before, response.spans + before, answer, sampled=True)
 
 
 def check_verdicts(verdicts: Float[Tensor, "response"]) -> None:

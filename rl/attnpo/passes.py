@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import DynamoBackend
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import pad
@@ -98,55 +97,6 @@ def zero3() -> bool:
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     return bool(is_deepspeed_zero3_enabled())
-
-
-def own_pass_reasons(signal: Any, trainer: Any) -> list[str]:
-    """Why steps cannot be scored in the pass of the loss; none: they can, and are.
-
-    With one update a batch the policy of that pass is the one that sampled. Where TRL thinks
-    otherwise it makes a pass for old log-probabilities itself, which scores.
-
-    Args:
-        signal: an `rl.attnpo.signals.AttentionSignal` of the policy.
-        trainer: a `trl.GRPOTrainer`.
-    """
-    compiled = trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
-    copied = isinstance(trainer.model_wrapped, torch.nn.DataParallel)
-    reasons = {
-        "the policy moves while a batch is used, or vLLM samples": makes_old_logps(trainer),
-        "the policy drops or jitters at random": draws_at_random(signal.capture.model),
-        "padding on the left changes its attention": signal.padding_moves,
-        "its RoPE changes with the length": bool(signal.capture.lengths),
-        "DeepSpeed ZeRO-3, which it is not proven with": signal.passes is not None and zero3(),
-        "torch.compile, which does not call what stands in front": compiled,
-        "DataParallel, whose copies of the policy are not stood in front of": copied,
-    }
-    return [reason for reason, applies in reasons.items() if applies]
-
-
-def makes_old_logps(trainer: Any) -> bool:
-    """Whether TRL makes a pass for old log-probabilities; as `_generate_and_score_completions`."""
-    window = trainer.args.steps_per_generation * trainer.num_iterations
-    corrected = trainer.use_vllm and trainer.vllm_importance_sampling_correction
-    return bool(trainer.args.gradient_accumulation_steps % window != 0 or corrected)
-
-
-def draws_at_random(model: torch.nn.Module) -> bool:
-    """Whether something in the model or its config is set to drop or jitter in training mode."""
-    config: Any = model.config
-    settings = [config.get_text_config().to_dict(), *(vars(each) for each in model.modules())]
-    chances = (
-        value
-        for each in settings
-        for name, value in each.items()
-        if ("drop" in name or "jitter" in name) and isinstance(value, (int, float))
-    )
-    dropouts = (
-        module.p
-        for module in model.modules()
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd)
-    )
-    return any(value > 0 for value in (*chances, *dropouts))
 
 
 def compact_reason(args: Any) -> str | None:

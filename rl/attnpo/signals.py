@@ -10,12 +10,11 @@ effect. An own one is entered by its name; `signal: mine` then chooses it:
 The signals by attention need the policy (`StepScorer`, usable alone), and are made when the trainer
 is (`AttentionSignal.of`). They score in a pass of their own, or in passing, in one that TRL makes
 anyway (`in_passing`): the one for old log-probabilities, or the loss's, where nothing speaks
-against it (`rl.attnpo.passes.own_pass_reasons`).
+against it (`own_pass_reasons`).
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DynamoBackend
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -36,17 +36,17 @@ from probing.attention.scores import (
     step_scores,
 )
 from probing.choices import Head
-from probing.errors import ConfigError, ModelError
+from probing.errors import ConfigError
 from probing.headset import HeadSet
 from probing.models.front import AttentionCall, InFront, Workspace, eager_of
 from probing.models.lengths import in_eval
 from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
 from probing.traces.segmenters import carry_labels
 from probing.traces.tokens import EncodedTrace
-from rl.attnpo.completions import Batch, Completion
-from rl.attnpo.passes import Passes, whole_parameters
-from rl.signals.evidence import Evidence, Witness
-from rl.signals.ratios import RATIOS, Ratios
+from rl.attnpo.completions import Batch, Completion, encoded
+from rl.attnpo.passes import Passes, whole_parameters, zero3
+from rl.signals.evidence import Witness
+from rl.signals.ratios import RATIOS
 
 Scores = Float[np.ndarray, "step"]
 Signal = Callable[[Batch], list[Scores]]
@@ -250,19 +250,18 @@ class EvidenceSignal(StepScorer):
 
     In passes of its own, which reach the logits.
 
-    Args:
-        model, heads, rows: see `StepScorer`.
-        ratio: one of `rl.signals.ratios.RATIOS`.
+    Arguments are those of `StepScorer`, and one of `rl.signals.ratios.RATIOS` by name.
 
     Raises:
+        ConfigError: there is no head set.
         ModelError: see `StepScorer` and `rl.signals.evidence.Witness`.
     """
 
-    def __init__(
-        self, model: Any, heads: Sequence[Head], rows: int, ratio: Callable[[Evidence], Ratios]
-    ) -> None:
-        super().__init__(model, heads, rows)
-        self.witness, self.ratio = Witness(model, heads), ratio
+    def __init__(self, model: Any, heads: HeadSet | None, rows: int, ratio: str) -> None:
+        if heads is None:
+            raise ConfigError(f"the signal {ratio} needs a head set: give heads=")
+        super().__init__(model, heads.pairs, rows)
+        self.witness, self.ratio = Witness(model, heads.pairs), RATIOS[ratio]
 
     def _scored(
         self, together: Sequence[EncodedTrace], device: torch.device, forward: Any
@@ -274,7 +273,6 @@ class EvidenceSignal(StepScorer):
             )
         found = self.witness.evidence(together)
         for trace, seen in zip(together, found, strict=True):
-            # Of one row: the mean over the heads.
             self._check(int(trace.id), np.vstack([seen.looks.sum(axis=0), seen.entropy]))
         return [self.ratio(seen) * seen.base for seen in found]
 
@@ -304,9 +302,10 @@ class AttentionSignal(StepScorer):
         """
         if signal == "all-heads":
             heads = None
+        elif head_set is None:
+            raise ConfigError(f"the signal {signal} needs a head set: give heads=")
         else:
-            heads = needed_pairs(head_set, signal)
-            heads = heads if signal == "heads" else other_heads(heads, model, seed)
+            heads = head_set.pairs if signal == "heads" else head_set.others(seed)
         with whole_parameters(model):
             return cls(model, heads, rows)
 
@@ -352,36 +351,50 @@ class AttentionSignal(StepScorer):
         return result, scores
 
 
-def needed_pairs(head_set: HeadSet | None, signal: str) -> list[Head]:
-    """The heads of the set.
+def own_pass_reasons(signal: AttentionSignal, trainer: Any) -> list[str]:
+    """Why steps cannot be scored in the pass of the loss; none: they can, and are.
 
-    Raises:
-        ConfigError: there is none.
+    With one update a batch the policy of that pass is the one that sampled. Where TRL thinks
+    otherwise it makes a pass for old log-probabilities itself, which scores.
+
+    Args:
+        signal: of the policy.
+        trainer: a `trl.GRPOTrainer`.
     """
-    if head_set is None:
-        raise ConfigError(f"the signal {signal} needs a head set: give heads=")
-    return head_set.pairs
+    compiled = trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+    copied = isinstance(trainer.model_wrapped, torch.nn.DataParallel)
+    reasons = {
+        "the policy moves while a batch is used, or vLLM samples": makes_old_logps(trainer),
+        "the policy drops or jitters at random": draws_at_random(signal.capture.model),
+        "padding on the left changes its attention": signal.padding_moves,
+        "its RoPE changes with the length": bool(signal.capture.lengths),
+        "DeepSpeed ZeRO-3, which it is not proven with": signal.passes is not None and zero3(),
+        "torch.compile, which does not call what stands in front": compiled,
+        "DataParallel, whose copies of the policy are not stood in front of": copied,
+    }
+    return [reason for reason, applies in reasons.items() if applies]
 
 
-def encoded(row: int, prompt: Sequence[int], response: Completion) -> EncodedTrace:
-    """A sampled response on its prompt as the batcher of traces takes it; its id is its row."""
-    before = len(prompt)
-    answer = np.concatenate([np.zeros(before, dtype=bool), response.answer])
-    ids = np.concatenate([np.asarray(prompt, dtype=np.int64), response.ids])
-    return EncodedTrace(str(row), ids, before, response.spans + before, answer, sampled=True)
+def makes_old_logps(trainer: Any) -> bool:
+    """Whether TRL makes a pass for old log-probabilities; as `_generate_and_score_completions`."""
+    window = trainer.args.steps_per_generation * trainer.num_iterations
+    corrected = trainer.use_vllm and trainer.vllm_importance_sampling_correction
+    return bool(trainer.args.gradient_accumulation_steps % window != 0 or corrected)
 
 
-def other_heads(pairs: Sequence[Head], model: Any, seed: int) -> list[Head]:
-    """As many heads as `pairs`, drawn from the model's others.
-
-    Raises:
-        ModelError: it has too few.
-    """
-    config = model.config.get_text_config()
-    every = [
-        (i, k) for i in range(config.num_hidden_layers) for k in range(config.num_attention_heads)
-    ]
-    others = [pair for pair in every if pair not in pairs]
-    if len(others) < len(pairs):
-        raise ModelError(f"the model has {len(others)} heads beside the set: too few to draw from")
-    return random.Random(seed).sample(others, len(pairs))
+def draws_at_random(model: torch.nn.Module) -> bool:
+    """Whether something in the model or its config is set to drop or jitter in training mode."""
+    config: Any = model.config
+    settings = [config.get_text_config().to_dict(), *(vars(each) for each in model.modules())]
+    chances = (
+        value
+        for each in settings
+        for name, value in each.items()
+        if ("drop" in name or "jitter" in name) and isinstance(value, (int, float))
+    )
+    dropouts = (
+        module.p
+        for module in model.modules()
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd)
+    )
+    return any(value > 0 for value in (*chances, *dropouts))

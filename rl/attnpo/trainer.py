@@ -4,7 +4,7 @@ The seam, with the numbers used below. TRL samples, rewards, and computes the lo
 1. cut the sampled ids into steps (`rl.attnpo.completions`) and shape the verifier's reward over
    whole groups, gathered from all processes (`_calculate_rewards`);
 2. score the steps in passing, in the pass of the loss or in TRL's for old log-probabilities
-   (`_get_per_token_logps_and_entropies`); where `rl.attnpo.passes.own_pass_reasons` has one
+   (`_get_per_token_logps_and_entropies`); where `rl.attnpo.signals.own_pass_reasons` has one
    against it, with a forward pass of the current policy (`_generate_and_score_completions`);
 3. make advantages of shape (response, token), γ_k · A, before TRL reads them (there, both);
 4. compute log-probabilities on rows sorted by length and trimmed, where padding would eat the
@@ -43,14 +43,7 @@ from rl.attnpo.completions import (
 )
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.credit import InLoss, Passage, Scored, Terms, credit, step_sums
-from rl.attnpo.passes import (
-    Logps,
-    Passes,
-    in_trimmed_rows,
-    makes_old_logps,
-    own_pass_reasons,
-    refuse_longer,
-)
+from rl.attnpo.passes import Logps, Passes, in_trimmed_rows, refuse_longer
 from rl.attnpo.rewards import faults_told, shaped_reward
 from rl.attnpo.signals import (
     BY_ATTENTION,
@@ -59,7 +52,8 @@ from rl.attnpo.signals import (
     EvidenceSignal,
     Signal,
     StepScorer,
-    needed_pairs,
+    makes_old_logps,
+    own_pass_reasons,
 )
 from rl.sampling.rollouts import compact_rollouts
 from rl.signals.ratios import RATIOS
@@ -191,9 +185,8 @@ class AttnPOTrainer(ResumableTrainer):
                 policy, args.signal, self.head_set, args.score_rows, args.seed
             )
         if args.signal in RATIOS:
-            heads = needed_pairs(self.head_set, args.signal)
             policy = self.accelerator.unwrap_model(self.model)
-            return EvidenceSignal(policy, heads, args.score_rows, RATIOS[args.signal])
+            return EvidenceSignal(policy, self.head_set, args.score_rows, args.signal)
         if args.signal == "labels" and self.label_func is None:
             raise ConfigError(f"the method {args.method} needs true labels: give label_func=")
         return SIGNALS[args.signal]

@@ -33,11 +33,11 @@ from probing.intervals import Estimate, estimate_mean, estimate_rate
 from probing.models.load import load_model, load_tokenizer
 from probing.traces.file import Step
 from probing.traces.tokens import EncodedTrace
-from rl.attnpo.completions import Batch, Cutter, Outcomes
+from rl.attnpo.completions import Batch, Cutter, Outcomes, encoded
 from rl.attnpo.credit import credit
 from rl.attnpo.rescale import Rescaling
 from rl.attnpo.rewards import group_advantages
-from rl.attnpo.signals import encoded, label_scores, recency_scores
+from rl.attnpo.signals import label_scores, recency_scores
 from rl.pocket.decode import Decoding, respond
 from rl.pocket.parse import Reading, read
 from rl.pocket.tokens import EOS, vocabulary

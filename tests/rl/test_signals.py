@@ -13,7 +13,7 @@ from probing.errors import ConfigError, ModelError
 from probing.headset import HeadSet
 from probing.traces.tokens import EncodedTrace
 from rl.attnpo.rescale import Rescaling, step_scales
-from rl.attnpo.signals import EvidenceSignal, StepScorer, needed_pairs
+from rl.attnpo.signals import EvidenceSignal, StepScorer
 from rl.signals.evidence import Witness
 from rl.signals.ratios import RATIOS, answer_ratio, checks_ratio
 from rl.training.job import train
@@ -85,9 +85,9 @@ def test_hard_scales():
 def test_what_cannot_be_known_is_refused():
     with pytest.raises(ModelError, match="does more to its logits"):
         Witness(tiny("gemma2", final_logit_softcapping=1.0), HEADS)
-    signal = EvidenceSignal(tiny("qwen2"), HEADS, 2, RATIOS["checks"])
+    signal = EvidenceSignal(tiny("qwen2"), HeadSet.load("pocket"), 2, "checks")
     with pytest.raises(ConfigError, match="signal checks needs a head set"):
-        needed_pairs(None, "checks")
+        EvidenceSignal(tiny("qwen2"), None, 2, "checks")
     signal.passes = object()
     with pytest.raises(ConfigError, match="sharded"):
         signal._scored(traces(), torch.device("cpu"), None)

@@ -237,7 +237,15 @@ class Batch:
             outcomes: of the same responses.
             labels: of their steps.
             rescaling, step: decide which responses need scores (`rl.attnpo.rescale.needs_scores`).
+
+        Raises:
+            DataError: tokens of an environment stand among those that were sampled.
         """
+        if "tool_mask" in output:
+            raise DataError(
+                "rollout_func gave env_mask: a response with turns of an environment would be cut, "
+                "and its length taken, at the end of its first turn"
+            )
         prompts = zip(output["prompt_ids"], output["prompt_mask"].bool(), strict=True)
         advantage, correct, p = output["advantages"], outcomes.correct, outcomes.p
         steps = torch.tensor([len(each.spans) for each in responses], device=advantage.device)

@@ -93,5 +93,6 @@ def compact_reason(args: Any) -> str | None:
     if uses_fsdp(args) or getattr(args, "deepspeed_plugin", None):
         return "the parameters are sharded"
     others = {"top_k": (0, None), "min_p": (None, 0), "repetition_penalty": (1.0,)}
+    others["use_transformers_continuous_batching"] = (False,)
     changed = [name for name, values in others.items() if getattr(args, name) not in values]
     return f"{', '.join(changed)} set" if changed else None

@@ -37,7 +37,8 @@ from probing.traces.file import Step
 from rl.attnpo.compact import Logps, compact_rollouts, in_trimmed_rows, refuse_longer
 from rl.attnpo.completions import Batch, Completion, Cutter, Outcomes, check_reasoning
 from rl.attnpo.config import AttnPOConfig
-from rl.attnpo.credit import InLoss, Passage, Scored, Terms, credit, step_sums
+from rl.attnpo.credit import InLoss, Passage, Scored, Terms, credit, ratio_sums, step_sums
+from rl.attnpo.methods import card
 from rl.attnpo.rewards import faults_told, shaped_reward
 from rl.attnpo.sharding import Passes
 from rl.attnpo.signals import (
@@ -167,9 +168,13 @@ class AttnPOTrainer(ResumableTrainer):
             raise ConfigError("args must be an AttnPOConfig: GRPOConfig knows no method")
         for name in ("tools", "environment_factory"):
             if options.get(name):
-                raise ConfigError(f"{name} is not supported: steps are cut from sampled ids alone")
+                raise ConfigError(
+                    f"{name} is not supported: a response would be cut, and its length taken, at "
+                    "the end of its first turn"
+                )
         if args.rollouts == "compact":
             options.setdefault("rollout_func", compact_rollouts)
+        self._name, self._tag_names, self._paper = card(args.method, args.rescales, self._paper)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **options)
         self.lengths = Lengths.of(self.accelerator.unwrap_model(self.model))
         refuse_longer(self.lengths, (args.max_completion_length or 0) + 1)
@@ -270,6 +275,8 @@ class AttnPOTrainer(ResumableTrainer):
             row = next(iter(self.train_dataset))
         except (StopIteration, TypeError) as error:
             raise DataError("the training set is empty: give at least one prompt") from error
+        if row.keys() & {"image", "images"}:
+            raise ConfigError("images are not supported: rows are sorted by length and trimmed")
         if "prompt" not in row:
             raise DataError(f"the training set has no column 'prompt'; it has {', '.join(row)}")
         text, end = f"{self.cutter.think_end}\n\n\\boxed{{0}}", next(iter(self.cutter.end_ids))
@@ -305,7 +312,7 @@ class AttnPOTrainer(ResumableTrainer):
                 scores = passage.scored.scores if passage.scored else self.signal(batch)  # 2
                 credited = credit(batch, scores, self.args.rescaling, step)  # 3
                 output["advantages"] = credited.advantages
-        passage.add(step_sums(batch, credited))
+        passage.add(step_sums(batch, credited) | ratio_sums(output, self.args))
         passage.clock("scoring")
         if not passage.left:
             self._log_figures()
@@ -369,6 +376,7 @@ class AttnPOTrainer(ResumableTrainer):
         """
         passage, signal = self._passage, self.signal
         passes = not torch.is_grad_enabled() and self.model.training and makes_old_logps(self)
+        passes = passes and not self.mask_truncated_completions  # whose mask hides responses
         if not passes or passage.responses or not isinstance(signal, AttentionSignal):
             return None
         pairs = zip(ids[:, -keep:], mask[:, -keep:].bool(), strict=True)

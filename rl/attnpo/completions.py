@@ -186,12 +186,7 @@ class Outcomes:
         Raises:
             DataError: the verifier gave something other than 0 or 1.
         """
-        odd = ~((verdicts == 0) | (verdicts == 1))
-        if odd.any():
-            raise DataError(
-                f"the verifier (first reward function) gave {float(verdicts[odd][0])}; it must "
-                "give 1 for a correct response and 0 for a wrong one. Put graded rewards after it."
-            )
+        check_verdicts(verdicts)
         device = verdicts.device
         lengths = gather(torch.tensor([r.length for r in responses], device=device))
         # A response that never stops reasoning, or never ends, answers nothing.
@@ -199,6 +194,16 @@ class Outcomes:
         correct = (verdicts == 1) & complete
         p = correct.float().view(-1, group).mean(dim=1).repeat_interleave(group)
         return cls(correct, lengths, p)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Means over responses; `tokens_correct` over correct ones, NaN where there is none."""
+        correct, lengths = self.correct, self.lengths.float()
+        return {
+            "accuracy": float(correct.float().mean()),
+            "tokens": float(lengths.mean()),
+            "tokens_correct": float(lengths[correct].mean()),
+        }
 
     def part(self, process: int, count: int) -> Outcomes:
         """Those of one process, which has `count` responses as all others do."""
@@ -270,6 +275,42 @@ class Batch:
         """|q ⊕ o| of each response, without its end token."""
         pairs = zip(self.prompts, self.responses, strict=True)
         return [len(prompt) + len(response.ids) for prompt, response in pairs]
+
+
+def check_verdicts(verdicts: Float[Tensor, "response"]) -> None:
+    """Refuse what no verifier gives.
+
+    Raises:
+        DataError: something other than 0 or 1.
+    """
+    odd = ~((verdicts == 0) | (verdicts == 1))
+    if odd.any():
+        raise DataError(
+            f"the verifier (first reward function) gave {float(verdicts[odd][0])}; it must "
+            "give 1 for a correct response and 0 for a wrong one. Put graded rewards after it."
+        )
+
+
+def whole_texts(
+    completions: Sequence[Any], responses: Sequence[Completion], tokenizer: Any
+) -> Sequence[Any]:
+    """What reward functions are given: TRL's completions, with the text as it was sampled.
+
+    TRL leaves special tokens out of it, which in some tokenizers are `</think>`. A message that
+    the tokenizer parsed stays as it is: its reasoning stands beside its content.
+
+    Args:
+        completions: texts, or lists of messages, the last of them the response.
+        responses: the same, cut.
+        tokenizer: of the policy.
+    """
+    texts = [response.text for response in responses]
+    if isinstance(completions[0], str):
+        return texts
+    if any(getattr(tokenizer, f"response_{part}", None) for part in ("template", "schema")):
+        return completions
+    pairs = zip(completions, texts, strict=True)
+    return [[*before, {**message, "content": text}] for (*before, message), text in pairs]
 
 
 def check_reasoning(

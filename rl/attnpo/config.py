@@ -14,9 +14,9 @@ from probing.files.headers import load_part, part_json
 from probing.models.processes import check_processes
 from probing.settings import choice, unknown
 from rl.attnpo.methods import ADVANTAGES, method_of
+from rl.attnpo.passes import compact_reason, sharding_reasons
 from rl.attnpo.rescale import Rescaling
 from rl.attnpo.rewards import PENALTIES, check_penalty
-from rl.attnpo.sharding import compact_reason, sharding_reasons
 from rl.attnpo.signals import BY_ATTENTION, SIGNALS, signal_names
 
 ROLLOUTS = ("trl", "compact")
@@ -107,7 +107,7 @@ class AttnPOConfig(GRPOConfig):
     )
 
     # TRL's settings, where AttnPO needs another default.
-    scale_rewards: str = choice("none", "Set by `advantage`.")
+    scale_rewards: str | None = choice(None, "As `advantage` says; another is refused.")
     loss_type: str = choice("dapo", "The token mean of the release.")
     remove_unused_columns: bool | None = choice(False)
     logging_steps: float = choice(1)
@@ -133,7 +133,7 @@ class AttnPOConfig(GRPOConfig):
         for name in ("rows_per_forward", "score_rows"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, is {getattr(self, name)}")
-        self.scale_rewards = _SCALING[str(self.advantage)]
+        self._scale()
         _ = self.rescaling  # checks the constants
         super().__post_init__()
         self._refuse()
@@ -205,6 +205,18 @@ class AttnPOConfig(GRPOConfig):
             self.difficulty_alpha = self.difficulty_beta = 0.0
         if not method.schedule:
             self.schedule_steps = 0.0
+
+    def _scale(self) -> None:
+        """How TRL scales rewards is what the advantage is, and no setting of its own."""
+        scaled = _SCALING[str(self.advantage)]
+        given = {True: "group", False: "none"}.get(self.scale_rewards, self.scale_rewards)
+        if given not in (None, scaled):
+            meant = {scaling: name for name, scaling in _SCALING.items()}.get(given, "another")
+            raise ConfigError(
+                f"scale_rewards = {self.scale_rewards!r} contradicts advantage = {self.advantage} "
+                f"(scale_rewards {scaled!r}): leave it out, or set advantage to {meant}"
+            )
+        self.scale_rewards = scaled
 
     def _refuse(self) -> None:
         """Settings of TRL that do not go with the method."""

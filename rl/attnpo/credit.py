@@ -286,12 +286,9 @@ def step_figures(sums: Mapping[str, float], outcomes: Outcomes) -> dict[str, flo
         the first two: over those in the loss), `attenuated` (over steps), `tokens_correct` (over correct responses; NaN where there is none) and
         `phrases/…` (per 1000 tokens).
     """
-    correct, lengths = outcomes.correct, outcomes.lengths.float()
     responses, tokens = sums["responses"], sums["tokens"]
     figures = {
-        "accuracy": float(correct.float().mean()),
-        "tokens": float(lengths.mean()),
-        "tokens_correct": float(lengths[correct].mean()),
+        **outcomes.figures,
         "unfinished": sums["unfinished"] / responses,
         "steps": sums["steps"] / responses,
         "advantage_abs": sums["advantage"] / responses,

@@ -45,7 +45,7 @@ from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
 from probing.traces.segmenters import carry_labels
 from probing.traces.tokens import EncodedTrace
 from rl.attnpo.completions import Batch, Completion
-from rl.attnpo.sharding import Passes, whole_parameters, zero3
+from rl.attnpo.passes import Passes, whole_parameters, zero3
 
 Scores = Float[np.ndarray, "step"]
 Signal = Callable[[Batch], list[Scores]]

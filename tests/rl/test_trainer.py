@@ -15,8 +15,8 @@ from probing.files.headers import data_path, problem_hash
 from probing.headset import HeadSet, HeadSetWarning
 from probing.models.load import load_tokenizer
 from probing.traces.phrases import phrase_counts
-from rl.attnpo.compact import in_trimmed_rows, margins
 from rl.attnpo.methods import METHODS, Method
+from rl.attnpo.passes import in_trimmed_rows, margins
 from rl.attnpo.rewards import PENALTIES
 from rl.attnpo.signals import SIGNALS, AttentionSignal
 from rl.attnpo.trainer import AttnPOTrainer

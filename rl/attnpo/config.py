@@ -108,10 +108,7 @@ class AttnPOConfig(GRPOConfig):
 
     # TRL's settings, where AttnPO needs another default.
     scale_rewards: str | None = choice(None, "As `advantage` says; another is refused.")
-    loss_type: str = choice("dapo", "The token mean of the release.")
-    remove_unused_columns: bool | None = choice(False)
-    logging_steps: float = choice(1)
-    report_to: Any = choice("none")
+    logging_steps: float = choice(1, "A line of metrics.jsonl for each step.")
 
     def __post_init__(self) -> None:
         """Fill in the method, check, and refuse what is not proven."""
@@ -230,7 +227,7 @@ class AttnPOConfig(GRPOConfig):
         if self.multi_objective_aggregation != "sum_then_normalize" and self.advantage != "grpo":
             reasons.append(
                 f"multi_objective_aggregation = {self.multi_objective_aggregation!r}: it divides "
-                f"by deviations, which advantage = {self.advantage!r} does not (set advantage: grpo)"
+                f"by deviations, whatever advantage = {self.advantage!r} says (set it to grpo)"
             )
         reasons += sharding_reasons(self)
         if reasons:

@@ -282,9 +282,9 @@ def step_figures(sums: Mapping[str, float], outcomes: Outcomes) -> dict[str, flo
         outcomes: of all processes.
 
     Returns:
-        Means over responses, but for `gamma`, `attenuated_tokens` and `ratio_cut` (over tokens; of
-        the first two: over those in the loss), `attenuated` (over steps), `tokens_correct` (over correct responses; NaN where there is none) and
-        `phrases/…` (per 1000 tokens).
+        Means over responses, but for `gamma` and `attenuated_tokens` (over tokens in the loss),
+        `ratio_cut` (over tokens), `attenuated` (over steps), `tokens_correct` (over correct
+        responses; NaN where there is none) and `phrases/…` (per 1000 tokens).
     """
     responses, tokens = sums["responses"], sums["tokens"]
     figures = {

@@ -206,7 +206,8 @@ class AttnPOConfig(GRPOConfig):
     def _scale(self) -> None:
         """How TRL scales rewards is what the advantage is, and no setting of its own."""
         scaled = _SCALING[str(self.advantage)]
-        given = {True: "group", False: "none"}.get(self.scale_rewards, self.scale_rewards)
+        given: Any = self.scale_rewards
+        given = {True: "group", False: "none"}.get(given, given)  # as TRL reads it
         if given not in (None, scaled):
             meant = {scaling: name for name, scaling in _SCALING.items()}.get(given, "another")
             raise ConfigError(

@@ -51,7 +51,7 @@ def compact_rollouts(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
     if is_conversational({"prompt": prompts[0]}):
         ids, images, _ = trainer._tokenize_prompts(prompts)
         if images:
-            raise ConfigError("compact rollouts see no images: set rollouts to trl")
+            raise ConfigError("messages with images are not supported: rollouts are of text alone")
     else:
         ids = [encode_prompt(trainer._tokenizer, prompt) for prompt in prompts]
     seeds = torch.randint(2**62, (len(ids),)).tolist()

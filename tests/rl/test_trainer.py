@@ -331,7 +331,7 @@ def test_faults_in_the_first_batch(tmp_path):
         first_batch(silent)
     half = {"reward_funcs": lambda completions, **_: [0.5] * len(completions)}
     with pytest.raises(DataError, match=r"gave 0\.5"):
-        first_batch(make_trainer(tmp_path / "b", options=half))
+        make_trainer(tmp_path / "b", options=half)  # at once
     calls = []
 
     def fails_later(completions, **_):

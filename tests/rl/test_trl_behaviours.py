@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from families import tiny
 from pocket_runs import first_batch, made_batch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForSequenceClassification,
@@ -44,6 +44,7 @@ Settings = dict[str, Any]
 COMMON: Settings = {
     "use_cpu": True,
     "bf16": False,
+    "gradient_checkpointing": False,
     "per_device_train_batch_size": 8,
     "num_generations": 4,
     "max_completion_length": 10,
@@ -78,7 +79,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """A token a character; a random model writes each of them, and the end, every few tokens."""
     words = ["</s>", *string.ascii_lowercase[:10], " ", "?", "!", "\n"]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "?"))
-    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
     made = PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token="</s>", pad_token="</s>", padding_side="left"
     )
@@ -109,7 +111,7 @@ def prompts(kind: str = "text") -> Any:
     if kind == "chat":
         rows["prompt"] = [[{"role": "user", "content": text}] for text in texts]
     if kind == "stream":
-        return IterableDataset.from_generator(lambda: iter(Dataset.from_dict(rows)))
+        return Dataset.from_dict(rows).to_iterable_dataset()
     return Dataset.from_dict(rows)
 
 
@@ -450,7 +452,7 @@ def test_scales_of_one_are_trl(row: Row, folder: Path, stock: Any, tmp_path: Pat
 
 @pytest.mark.parametrize("row", ROWS, ids=named)
 def test_settings_of_methods_that_score_steps(row: Row, tmp_path: Path) -> None:
-    settings = {**COMMON, **row.settings, "method": "attnpo", "save_strategy": "no"}
+    settings = {**COMMON, **row.settings, "method": "attnpo"}
     if "scale_rewards" in settings:
         settings |= {"scale_rewards": None}  # it is what the advantage is
     if row.with_scores is None:

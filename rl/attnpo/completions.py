@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -292,8 +292,8 @@ def check_verdicts(verdicts: Float[Tensor, "response"]) -> None:
 
 
 def whole_texts(
-    completions: Sequence[Any], responses: Sequence[Completion], tokenizer: Any
-) -> Sequence[Any]:
+    completions: list[Any], responses: Sequence[Completion], tokenizer: Any
+) -> list[Any]:
     """What reward functions are given: TRL's completions, with the text as it was sampled.
 
     TRL leaves special tokens out of it, which in some tokenizers are `</think>`. A message that

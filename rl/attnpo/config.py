@@ -107,7 +107,7 @@ class AttnPOConfig(GRPOConfig):
     )
 
     # TRL's settings, where AttnPO needs another default.
-    scale_rewards: str | None = choice(None, "As `advantage` says; another is refused.")
+    scale_rewards: Any = choice(None, "As `advantage` says; another is refused.")
     logging_steps: float = choice(1, "A line of metrics.jsonl for each step.")
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ _UNHEEDED = {
     "cache_implementation": (None,),
     "use_transformers_continuous_batching": (False,),
 }
+_AS_IT_IS = {**_UNHEEDED, "use_cache": (True,), "do_sample": (True,), "num_beams": (1,)}
 
 
 def unheeded(args: Any) -> list[str]:
@@ -30,7 +31,9 @@ def unheeded(args: Any) -> list[str]:
         args: a `trl.GRPOConfig`.
     """
     names = [name for name, without in _UNHEEDED.items() if getattr(args, name) not in without]
-    return names + [f"generation_kwargs ({name})" for name in args.generation_kwargs or {}]
+    more = args.generation_kwargs or {}
+    changed = [name for name, value in more.items() if value not in _AS_IT_IS.get(name, ())]
+    return names + [f"generation_kwargs ({name})" for name in changed]
 
 
 def compact_rollouts(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:

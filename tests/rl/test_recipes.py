@@ -42,7 +42,8 @@ def test_settings_are_checked(tmp_path):
         with pytest.raises((ConfigError, ValueError), match=message):
             AttnPOConfig(**{**base, "per_device_train_batch_size": 2, **settings})
     base["per_device_train_batch_size"] = 2
-    assert AttnPOConfig(**base, use_cpu=True).rollouts == "compact"
+    for harmless in ({}, {"generation_kwargs": {"use_cache": True, "top_k": 0}}):
+        assert AttnPOConfig(**base, use_cpu=True, **harmless).rollouts == "compact"
     assert AttnPOConfig(**base, use_cpu=True, **SHORT).rollouts == "trl"  # which heeds it
     same = AttnPOConfig(**base, advantage="grpo", scale_rewards=True)
     assert same.scale_rewards == AttnPOConfig(**base, method="grpo").scale_rewards == "group"

@@ -248,8 +248,8 @@ class Batch:
         """
         if "tool_mask" in output:
             raise DataError(
-                "rollout_func gave env_mask: a response with turns of an environment would be cut, "
-                "and its length taken, at the end of its first turn"
+                "rollout_func gave env_mask: a response would be cut, and its length taken, at "
+                "the end of its first turn"
             )
         prompts = zip(output["prompt_ids"], output["prompt_mask"].bool(), strict=True)
         advantage, correct, p = output["advantages"], outcomes.correct, outcomes.p

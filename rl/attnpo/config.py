@@ -241,8 +241,9 @@ class AttnPOConfig(GRPOConfig):
                 "beta (KL) and entropy_coef put a gradient on tokens whose scale is 0",
                 stacklevel=4,
             )
-        window, update = self.steps_per_generation * self.num_iterations, self.save_steps
-        if self.save_strategy == "steps" and update * self.gradient_accumulation_steps % window:
+        window = (self.steps_per_generation or 1) * self.num_iterations
+        between = self.save_steps * self.gradient_accumulation_steps
+        if self.save_strategy == "steps" and between % window:
             warnings.warn(
                 "checkpoints fall between two updates on the same responses: a run that goes on "
                 "from one samples anew, and is not the uninterrupted one. Let save_steps × "

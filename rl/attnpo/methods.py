@@ -7,7 +7,6 @@ then chooses it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from probing.errors import ConfigError
@@ -105,8 +104,8 @@ def method_of(name: str) -> Method:
 
 
 def card(
-    method: str, rescales: bool, stock: Mapping[str, str]
-) -> tuple[str, list[str], Mapping[str, str]]:
+    method: str, rescales: bool, stock: dict[str, str]
+) -> tuple[str, list[str], dict[str, str]]:
     """What the card of a trained model says of its method: its name, tags, and what is cited.
 
     Args:

@@ -294,8 +294,8 @@ ROWS = [
     Row(
         "`importance_sampling_level` `sequence`",
         {"importance_sampling_level": "sequence", "loss_type": "grpo", "num_iterations": 2},
-        with_scores="one ratio a response gives all of its tokens the same gradient, whatever their "
-        "scales",
+        with_scores="one ratio a response gives all of its tokens the same gradient, whatever "
+        "their scales",
     ),
     Row(
         "`off_policy_mask_threshold`",

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.kfh-ready
 DOCS := $(VENV)/.kfh-docs
 
-.PHONY: env demo pocket test readme notebooks notebooks-write docs figures lint format bench wheel wheel-check clean
+.PHONY: env demo pocket pocket-long test readme notebooks notebooks-write docs figures lint format bench wheel wheel-check clean
 
 env: $(STAMP)
 
@@ -54,6 +54,9 @@ format: env
 
 pocket: env  ## train the embedded model anew, measure it, hold it against its targets
 	OMP_NUM_THREADS=1 $(BIN)/python -m rl.pocket.build --out runs/pocket
+
+pocket-long: env  ## the same for that of the longer level, which begins with the weights of the first
+	OMP_NUM_THREADS=1 $(BIN)/python -m rl.pocket.build --level pocket-long --out runs/pocket-long
 
 bench: env  ## the capture beside the plain forward and its peers; takes an hour on 2 cores
 	$(BIN)/python tests/bench/capture.py --peers

@@ -13,6 +13,7 @@ from probing.errors import ConfigError
 from probing.settings import unknown
 
 ADVANTAGES = ("rloo", "grpo", "batch")
+NEED_TARGET = ("laser", "dler")  # length penalties with a target length
 
 
 @dataclass(frozen=True)
@@ -122,3 +123,19 @@ def card(
         name = "AttnPO" if method == "attnpo" else f"AttnPO ({method})"
         return name, ["trl", "attnpo"], PAPERS["attnpo"]
     return method.upper(), ["trl", method], stock if method == "grpo" else PAPERS.get(method, {})
+
+
+def pressure_key(method: str) -> str:
+    """The setting that holds a method's pressure.
+
+    Raises:
+        ConfigError: an unknown method, or one without.
+
+    Example:
+        >>> pressure_key("attnpo"), pressure_key("dler")
+        ('length_coef', 'target_length')
+    """
+    penalty = method_of(method).length_penalty
+    if penalty == "none":
+        raise ConfigError(f"{method} has no length penalty, so no pressure to choose")
+    return "target_length" if penalty in NEED_TARGET else "length_coef"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from probing.errors import ConfigError, DataError, KfhError
 from probing.settings import unknown
+from rl.attnpo.methods import NEED_TARGET
 
 EPSILON = 1e-6
 
@@ -109,7 +110,6 @@ PENALTIES: dict[str, Penalty] = {
     "laser": lambda correct, lengths, coef, target: laser(correct, lengths, target, coef),
     "dler": lambda correct, lengths, coef, target: dler(correct, lengths, target),
 }
-NEED_TARGET = ("laser", "dler")
 
 
 def check_penalty(name: str, target: int | None) -> None:

@@ -1,6 +1,6 @@
-"""Make the pocket reasoner anew and check it: `make pocket`.
+"""Make an embedded model anew and check it: `make pocket`, `make pocket-long`.
 
-1. Train from scratch (skipped where the folder already holds a model).
+1. Train it by the recipe of its level (skipped where the folder already holds a model).
 2. Measure its figures on held-out problems.
 3. Sample and label traces from it.
 4. Probe its heads on them.
@@ -15,35 +15,34 @@ import sys
 from pathlib import Path
 
 from probing.models.load import load_frozen
+from rl.pocket.levels import LEVELS, level_of
 from rl.pocket.measure import figures, missed_targets, write_figures
-from rl.pocket.pretrain import PretrainConfig, pretrain
+from rl.pocket.pretrain import pretrain
 from rl.pocket.traces import sample_traces, write_records
 
-# Held out, mean score of the three best heads, chosen by SRA on the other half.
-HEAD_TARGETS = {"sra": 0.95, "balanced": 0.90, "gating": 0.85}
 
-
-def build(out: Path, problems: int = 600, traces: int = 500) -> list[str]:
+def build(out: Path, problems: int = 600, traces: int = 500, level: str = "pocket") -> list[str]:
     """Do the five steps in `out`; return a line for each target missed.
 
     Args:
         out: folder for model, figures, traces and the probe.
         problems: held-out problems that each figure is measured on.
         traces: labelled traces to sample.
+        level: whose model (`rl.pocket.levels.LEVELS`).
     """
     if not (out / "model.safetensors").exists():
-        pretrain(PretrainConfig(), out, lambda line: print(line, flush=True))  # 1
+        pretrain(level_of(level).recipe, out, lambda line: print(line, flush=True))  # 1
     model, tokenizer = load_frozen(out)
-    measured = figures(model, tokenizer, problems)  # 2
+    measured = figures(model, tokenizer, problems, level)  # 2
     write_figures(measured, out / "figures.json")
     for name, figure in measured.items():
         print(f"{name:26s} {figure}  n={figure.n}")
-    sampled = sample_traces(model, tokenizer, traces)  # 3
+    sampled = sample_traces(model, tokenizer, traces, level=level)  # 3
     write_records(sampled.records, out / "traces.jsonl")
-    return missed_targets(measured) + probe_heads(out)  # 4, 5
+    return missed_targets(measured, level) + probe_heads(out, level)  # 4, 5
 
 
-def probe_heads(out: Path) -> list[str]:
+def probe_heads(out: Path, level: str = "pocket") -> list[str]:
     """Probe the model in `out` on its traces; return a line for each target of heads missed."""
     from probing.config import ProbeConfig
     from probing.run import probe
@@ -54,7 +53,7 @@ def probe_heads(out: Path) -> list[str]:
         return []
     best = result.curves["top"][2]
     missed = []
-    for metric, target in HEAD_TARGETS.items():
+    for metric, target in level_of(level).head_targets.items():
         shown = f"{best[metric]:.3f} [{best[metric + '_low']:.3f}, {best[metric + '_high']:.3f}]"
         print(f"best three heads, {metric:10s} {shown}  held out")
         if best[metric] < target:
@@ -63,15 +62,16 @@ def probe_heads(out: Path) -> list[str]:
 
 
 def main() -> None:
-    """Command line of `make pocket`."""
+    """Command line of `make pocket` and `make pocket-long`."""
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--level", choices=LEVELS, default="pocket")
     parser.add_argument("--problems", type=int, default=600, help="for each figure")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    missed = build(options.out, options.problems)
+    missed = build(options.out, options.problems, level=options.level)
     recipe = json.loads((options.out / "recipe.json").read_text(encoding="utf-8"))
     print(f"trained in {recipe['seconds'] / 60:.1f} min")
     for line in missed:

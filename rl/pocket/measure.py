@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from probing.files.headers import HEADER, file_header, write_json
 from probing.intervals import Estimate, estimate_mean, estimate_rate, estimate_share
 from probing.models.load import load_frozen
 from rl.pocket.decode import Decoding, Forbidden, respond
+from rl.pocket.levels import LEVELS, level_of
 from rl.pocket.parse import Reading, read
 from rl.pocket.task import Problem, shortest_trace
 from rl.pocket.traces import MEASURE_SEED, held_out_problems
@@ -24,15 +25,6 @@ from rl.pocket.traces import MEASURE_SEED, held_out_problems
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-
-# What makes the trade-off real: the range in which each figure of the initial policy must lie.
-TARGETS = {
-    "greedy_over_shortest": (2.5, 10.0),
-    "greedy_accuracy": (0.75, 0.90),
-    "no_checks_cost": (0.10, 1.0),
-    "no_easy_checks_cost": (-1.0, 0.01),
-}
 
 
 @dataclass(frozen=True)
@@ -43,6 +35,10 @@ class Answers:
     correct: NDArray[np.float64]
     tokens: NDArray[np.float64]
     readings: list[Reading]
+
+    def first(self, n: int) -> Answers:
+        """Those of the first n problems."""
+        return Answers(self.correct[:n], self.tokens[:n], self.readings[:n])
 
     @property
     def redundant_share(self) -> NDArray[np.float64]:
@@ -71,21 +67,26 @@ def answer(
 
 
 def figures(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n: int = 600
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    n: int = 600,
+    level: str = "pocket",
 ) -> dict[str, Estimate]:
-    """Every figure of the model card, measured on n held-out problems.
+    """Every figure of the model card, measured on n held-out problems of a level.
 
     Tokens count the response with its end token. A `cost` is a difference of greedy accuracy,
     paired by problem.
     """
-    problems = held_out_problems(n, MEASURE_SEED)
+    problems = held_out_problems(n, MEASURE_SEED, level)
+    whole = Decoding(max_new_tokens=level_of(level).max_tokens)
     shortest = [shortest_trace(problem).response for problem in problems]
     floor = np.array([len(ids) + 1 for ids in tokenizer(shortest)["input_ids"]], dtype=float)
     kinds: tuple[Forbidden, ...] = ("none", "all", "easy")
     greedy, unchecked, hard_only = (
-        answer(model, tokenizer, problems, Decoding(forbid=kind)) for kind in kinds
+        answer(model, tokenizer, problems, replace(whole, forbid=kind)) for kind in kinds
     )
-    sampled = answer(model, tokenizer, problems, Decoding(temperature=1.0, seed=MEASURE_SEED))
+    sampling = replace(whole, temperature=1.0, seed=MEASURE_SEED)
+    sampled = answer(model, tokenizer, problems, sampling)
     hard = np.array([problem.hard_operations for problem in problems])
     length = np.array([len(problem.path) for problem in problems])
     result = {"shortest_tokens": _mean(floor), "greedy_tokens": _mean(greedy.tokens)}
@@ -115,11 +116,11 @@ def figures(
     return result
 
 
-def missed_targets(measured: Mapping[str, Estimate]) -> list[str]:
-    """A line for each target that the figures miss."""
+def missed_targets(measured: Mapping[str, Estimate], level: str = "pocket") -> list[str]:
+    """A line for each target of a level that the figures miss."""
     return [
         f"{name} is {measured[name]}, outside {low} to {high}"
-        for name, (low, high) in TARGETS.items()
+        for name, (low, high) in level_of(level).targets.items()
         if not low <= measured[name].value <= high
     ]
 
@@ -152,17 +153,18 @@ def main(arguments: list[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="folder of the model")
+    parser.add_argument("--level", choices=LEVELS, default="pocket")
     parser.add_argument("--n", type=int, default=600, help="held-out problems")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    measured = figures(*load_frozen(options.model), options.n)
+    measured = figures(*load_frozen(options.model), options.n, options.level)
     for name, figure in measured.items():
         print(f"{name:26s} {figure}  n={figure.n}")
     if options.out is not None:
         write_figures(measured, options.out)
-    for line in missed_targets(measured):
+    for line in missed_targets(measured, options.level):
         print(f"target missed: {line}")
 
 

@@ -11,11 +11,12 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl.pocket import task
+from rl.pocket.levels import PretrainConfig
 from rl.pocket.tokens import EOS, PAD, build_tokenizer, vocabulary
 
 if TYPE_CHECKING:
@@ -24,41 +25,6 @@ if TYPE_CHECKING:
 
 
 IGNORED = -100
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """The recipe. The defaults are those of the model that ships.
-
-    Raises:
-        ValueError: a size or rate that is not positive, or a seed of held-out problems.
-    """
-
-    seed: int = 0
-    steps: int = 1200
-    batch: int = 32
-    muon_rate: float = 4e-3
-    adam_rate: float = 2e-3
-    warmup: int = 50
-    final_rate: float = 0.02  # of the peak, at the end of the cosine
-    weight_decay: float = 0.01
-    threads: int = 1
-    log_every: int = 50
-    width: int = 128
-    layers: int = 4
-    heads: int = 4
-    key_value_heads: int = 2
-    mlp: int = 256
-    task: task.TaskConfig = field(default_factory=task.TaskConfig)
-
-    def __post_init__(self) -> None:
-        sizes = (self.steps, self.batch, self.muon_rate, self.adam_rate, self.threads, self.width)
-        if min(sizes) <= 0 or self.warmup < 1 or not 0 <= self.final_rate <= 1:
-            raise ValueError(f"steps, batch, rates, threads and sizes must be positive: {self}")
-        if not 0 <= self.seed < 1_000_000:
-            raise ValueError(f"seeds from 1,000,000 on are for held-out problems: {self.seed}")
-        if self.width % self.heads or self.heads % self.key_value_heads:
-            raise ValueError("the width must divide into heads, and these into key-value groups")
 
 
 def build_model(config: PretrainConfig) -> Qwen2ForCausalLM:

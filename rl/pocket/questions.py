@@ -1,7 +1,7 @@
 """The pocket reasoner's task: questions, verifier, true labels, shortest responses, prompts.
 
 `pocket[:N][@SEED]` are problems like those of training; `pocket-held-out[:N]` those on which
-`rl.pocket.measure` measures.
+`rl.pocket.measure` measures. `pocket-long` and `pocket-long-held-out` are those of that level.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from probing.choices import THINK_END
 from probing.errors import DataError
 from probing.traces.file import Step
+from rl.pocket.levels import LEVELS, level_of
 from rl.pocket.parse import is_correct, parse_problem, read
 from rl.pocket.task import Problem, make_problem, shortest_trace
 from rl.pocket.tokens import build_tokenizer
@@ -23,12 +24,15 @@ from rl.tasks.base import Question, QuestionSet, Task
 GENERATED, HELD_OUT = 500, 600  # problems, unless the number is given
 RESERVED = 2000  # held-out problems that no `pocket` set contains
 POCKET_SEED = 3_000_000  # above the seeds of training, rl.pocket.measure and rl.pocket.traces
+SPEC = re.compile(
+    rf"(?P<level>{'|'.join(LEVELS)})(?P<held_out>-held-out)?(?::(?P<n>\d+))?(?:@(?P<seed>\d+))?"
+)
 # Words that are whole tokens in its vocabulary and, blank and all, in no other.
 POCKET_TOKENS = ("Problem", " \\boxed{", "</think>")
 
 
 class Pocket(Task):
-    """Chains of sums and products modulo 100, in the one language that the pocket model knows."""
+    """Chains of sums and products modulo 100, in the one language that the pocket models know."""
 
     name = "pocket"
 
@@ -36,28 +40,31 @@ class Pocket(Task):
         """Distinct problems; those of `pocket` are never held-out ones.
 
         Raises:
-            DataError: not `pocket[:N][@SEED]` or `pocket-held-out[:N]`, or more than are held out.
+            DataError: not `LEVEL[:N][@SEED]` or `LEVEL-held-out[:N]`, or more than are held out.
         """
-        parts = re.fullmatch(r"(pocket|pocket-held-out)(?::(\d+))?(?:@(\d+))?", spec)
-        held_out = parts is not None and parts[1] == "pocket-held-out"
-        if parts is None or (held_out and parts[3]):
-            raise DataError(f"{spec}: write pocket[:N][@SEED] or pocket-held-out[:N]")
-        size = int(parts[2]) if parts[2] else limit or (HELD_OUT if held_out else GENERATED)
+        parts = SPEC.fullmatch(spec)
+        if parts is None or (parts["held_out"] and parts["seed"]):
+            raise DataError(
+                f"{spec}: write LEVEL[:N][@SEED] or LEVEL-held-out[:N], LEVEL {' or '.join(LEVELS)}"
+            )
+        level, held_out = parts["level"], bool(parts["held_out"])
+        size = int(parts["n"] or limit or (HELD_OUT if held_out else GENERATED))
         size = min(size, limit or size)
         if held_out and size > RESERVED:
             raise DataError(f"{spec}: {RESERVED} problems are held out, not {size}")
-        first = MEASURE_SEED if held_out else POCKET_SEED + int(parts[3] or seed)
-        problems = (held_out_problems if held_out else _problems)(size, first)
+        first = MEASURE_SEED if held_out else POCKET_SEED + int(parts["seed"] or seed)
+        problems = (held_out_problems if held_out else _problems)(size, first, level)
+        name = level + (parts["held_out"] or "")
         questions = tuple(
             Question(
-                f"{parts[1]}/{first}/{number}",
+                f"{name}/{first}/{number}",
                 problem.text,
                 problem.answer,
                 {"hard": problem.hard_operations, "path": len(problem.path)},
             )
             for number, problem in enumerate(problems)
         )
-        return QuestionSet(parts[1], questions, self, {"spec": parts[1], "seed": first})
+        return QuestionSet(name, questions, self, {"spec": name, "seed": first})
 
     def correct(self, question: Question, answer: str) -> bool:
         """One box, and in it the right value in two digits."""
@@ -93,13 +100,13 @@ class Pocket(Task):
         _problem(question)
 
 
-def _problems(size: int, seed: int) -> list[Problem]:
-    """Distinct problems of a seed, none of them held out."""
-    held_out = {problem.text for problem in held_out_problems(RESERVED, MEASURE_SEED)}
+def _problems(size: int, seed: int, level: str) -> list[Problem]:
+    """Distinct problems of a level and a seed, none of them held out."""
+    held_out = {problem.text for problem in held_out_problems(RESERVED, MEASURE_SEED, level)}
     rng = random.Random(seed)
     problems: dict[str, Problem] = {}
     while len(problems) < size:
-        problem = make_problem(rng)
+        problem = make_problem(rng, level_of(level).task)
         if problem.text not in held_out:
             problems.setdefault(problem.text, problem)
     return list(problems.values())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from probing.models.load import load_frozen
 from probing.traces.file import parse_trace, write_traces
 from rl.pocket.decode import Decoding, respond
+from rl.pocket.levels import LEVELS, level_of
 from rl.pocket.parse import Reading, read
 from rl.pocket.task import Problem, make_problem
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 MEASURE_SEED = 1_000_000  # the first held-out problems; the traces use others
 
 TRACE_SEED = 2_000_000
-MODEL_NAME = "pocket"
 
 
 @dataclass(frozen=True)
@@ -39,28 +39,33 @@ class Sampled:
     incorrect: int
 
 
-def held_out_problems(n: int, seed: int) -> list[Problem]:
-    """n distinct problems. Training draws its problems from seeds below 1,000,000: give more.
+def held_out_problems(n: int, seed: int, level: str = "pocket") -> list[Problem]:
+    """n distinct problems of a level (`rl.pocket.levels.LEVELS`).
+
+    Training draws its problems from seeds below 1,000,000: give more.
 
     Raises:
         ValueError: a seed that training may have used.
+        ConfigError: no such level.
     """
     if seed < 1_000_000:
         raise ValueError(f"held-out problems need a seed of at least 1,000,000, not {seed}")
-    rng = random.Random(seed)
+    rng, config = random.Random(seed), level_of(level).task
     problems: dict[str, Problem] = {}
     while len(problems) < n:
-        problem = make_problem(rng)
+        problem = make_problem(rng, config)
         problems.setdefault(problem.text, problem)
     return list(problems.values())
 
 
-def record(problem: Problem, response: str, reading: Reading, name: str) -> dict[str, Any]:
+def record(
+    problem: Problem, response: str, reading: Reading, name: str, level: str = "pocket"
+) -> dict[str, Any]:
     """One line of a trace file; offsets are characters of `response`, half open."""
     steps = [{"start": s.start, "end": s.end, "label": s.label} for s in reading.steps]
     return {
         "id": name,
-        "model": MODEL_NAME,
+        "model": level,
         "problem": problem.text,
         "prompt": problem.prompt,
         "response": response,
@@ -76,6 +81,7 @@ def sample_traces(
     n: int,
     seed: int = TRACE_SEED,
     incorrect_share: float = 0.1,
+    level: str = "pocket",
 ) -> Sampled:
     """n labelled traces at temperature 1, one a problem; at most `incorrect_share` of them wrong.
 
@@ -83,10 +89,11 @@ def sample_traces(
     """
     kept: list[dict[str, Any]] = []
     drawn = unreadable = incorrect = wrong = 0
-    problems = held_out_problems(4 * n, seed)
+    problems = held_out_problems(4 * n, seed, level)
     for start in range(0, len(problems), n):
         chunk: Sequence[Problem] = problems[start : start + n]
-        decoding = Decoding(temperature=1.0, seed=seed + start)
+        limit = level_of(level).max_tokens
+        decoding = Decoding(temperature=1.0, seed=seed + start, max_new_tokens=limit)
         for problem, response in zip(
             chunk, respond(model, tokenizer, chunk, decoding), strict=True
         ):
@@ -100,7 +107,8 @@ def sample_traces(
                 incorrect += 1
             else:
                 wrong += not reading.correct
-                kept.append(record(problem, response, reading, f"{MODEL_NAME}-{drawn - 1:05d}"))
+                name = f"{level}-{drawn - 1:05d}"
+                kept.append(record(problem, response, reading, name, level))
     if len(kept) < n:
         raise ValueError(
             f"only {len(kept)} of {drawn} responses could be kept ({unreadable} unreadable): "
@@ -121,13 +129,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="folder of the model")
+    parser.add_argument("--level", choices=LEVELS, default="pocket")
     parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--seed", type=int, default=TRACE_SEED)
     parser.add_argument("--out", type=Path, required=True, help="a .jsonl or .jsonl.gz file")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    sampled = sample_traces(*load_frozen(options.model), options.n, options.seed)
+    model, tokenizer = load_frozen(options.model)
+    sampled = sample_traces(model, tokenizer, options.n, options.seed, level=options.level)
     write_records(sampled.records, options.out)
     print(
         f"kept {len(sampled.records)} of {sampled.drawn} responses in {options.out}; "

@@ -5,17 +5,18 @@ A run that is still being written can be read: a torn last line is left out and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probing.errors import DataError
+from probing.errors import ConfigError, DataError
 from probing.files.headers import kind_of, read_object
 from probing.files.jsonl import read_lines
 from probing.intervals import Estimate
+from rl.attnpo.methods import pressure_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +46,15 @@ class Run:
     probe: list[dict[str, Any]]
     torn: int = 0
     repeated: int = 0
+
+    @property
+    def pressure(self) -> float | None:
+        """Its constant that trades accuracy for length; None where it has none, or is unknown."""
+        try:
+            value = (self.info.get("settings") or {}).get(pressure_key(self.method))
+        except ConfigError:
+            return None
+        return float(value) if isinstance(value, int | float) else None
 
     @property
     def seconds(self) -> float:
@@ -128,15 +138,23 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def group(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Runs by method, in order of first appearance, seeds in order.
 
+    Where runs of a method have several pressures, each is a method of its own, `tlmre@0.3`.
+
     Raises:
         DataError: two folders hold the same method and seed, which an average would count twice.
     """
     methods: dict[str, dict[int, Run]] = {}
+    runs = list(runs)
+    pressures: dict[str, set[float | None]] = {}
     for run in runs:
-        seeds = methods.setdefault(run.method, {})
+        pressures.setdefault(run.method, set()).add(run.pressure)
+    for run in runs:
+        several = len(pressures[run.method]) > 1
+        name = labelled({"method": run.method, "pressure": run.pressure if several else None})
+        seeds = methods.setdefault(name, {})
         if run.seed in seeds:
             raise DataError(
-                f"{seeds[run.seed].folder} and {run.folder} both hold {run.method}, seed "
+                f"{seeds[run.seed].folder} and {run.folder} both hold {name}, seed "
                 f"{run.seed}: leave one out"
             )
         seeds[run.seed] = run
@@ -183,13 +201,24 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
             values["redundant_tokens"] = values["tokens"] - np.array(shortest, dtype=float)
             steps = part.get("redundant_steps_each", [np.nan] * n)
             values["redundant_steps"] = np.array(steps, dtype=float)
-            method, seed = str(result["method"]), int(result["seed"])
+            method, seed = labelled(result), int(result["seed"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: `{decoding}` is damaged ({error})") from error
         if n == 0 or {len(column) for column in values.values()} != {n}:
             raise DataError(f"{path}: `{decoding}` has arrays of different lengths, or empty ones")
         evaluations.append(Evaluation(folder, method, seed, decoding, values))
     return evaluations
+
+
+def labelled(result: Mapping[str, Any]) -> str:
+    """A method with its pressure, where it was chosen for the comparison.
+
+    Example:
+        >>> labelled({"method": "tlmre", "pressure": 0.3}), labelled({"method": "grpo"})
+        ('tlmre@0.3', 'grpo')
+    """
+    pressure = result.get("pressure")
+    return str(result["method"]) if pressure is None else f"{result['method']}@{pressure:g}"
 
 
 @dataclass(frozen=True)

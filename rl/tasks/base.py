@@ -222,6 +222,8 @@ TASKS: dict[str, Callable[[], Task] | str] = {
     "rg": "rl.tasks.gym:Gym",
     "pocket": "rl.pocket.questions:Pocket",
     "pocket-held-out": "rl.pocket.questions:Pocket",
+    "pocket-long": "rl.pocket.questions:Pocket",
+    "pocket-long-held-out": "rl.pocket.questions:Pocket",
 }
 
 

@@ -77,6 +77,18 @@ def test_a_probe_names_the_trace_or_counts_it(setting: dict, family: str, tmp_pa
     assert exact is not None and exact.counts["ranked"] == 8
 
 
+def test_shards_count_what_is_not_finite(setting: dict, tmp_path: Path) -> None:
+    options = {"model": setting["model"], "traces": setting["traces"], "permutations": 20}
+    options |= {"device": "cpu", "dtype": "float16", "skip_bad": True, "batch_tokens": 300}
+    whole = probe(ProbeConfig(**options, out=tmp_path / "whole"))
+    for shard in ("1/2", "2/2"):
+        assert probe(ProbeConfig(**options, out=tmp_path / "out", shards=shard)) is None
+    joined = probe(ProbeConfig(**options, out=tmp_path / "out", merge=True))
+    assert whole is not None and joined is not None
+    assert joined.counts == whole.counts and joined.table.equals(whole.table)
+    assert joined.counts["left_out"] == {"attention that is not finite": 2}
+
+
 def test_scores_that_are_not_finite_are_no_scores() -> None:
     scores = np.array([[1.0, np.nan]])
     assert ScoredTrace("x", scores, np.array([3, 0]), 5, 40).tokens[1] == 0  # no token, no score

@@ -11,7 +11,7 @@ from probing.config import ProbeConfig
 from probing.models.load import pocket_model
 from probing.run import probe
 from probing.traces.source import pocket_traces
-from rl.pocket.build import HEAD_TARGETS
+from rl.pocket.levels import LEVELS
 
 pytestmark = pytest.mark.pocket
 
@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory):
 def test_three_heads_reach_the_targets_held_out(run) -> None:
     result, _ = run
     best = result.curves["top"][2]
-    for metric, target in HEAD_TARGETS.items():
+    for metric, target in LEVELS["pocket"].head_targets.items():
         assert best[metric] >= target and best[f"{metric}_low"] >= target - 0.02
     assert result.counts["ranked"] >= 400
 
@@ -47,7 +47,7 @@ def test_card_says_what_the_probe_finds(run) -> None:
     result, _ = run
     card = (Path(pocket_model()) / "README.md").read_text(encoding="utf-8")
     best = result.curves["top"][2]
-    for metric in HEAD_TARGETS:
+    for metric in LEVELS["pocket"].head_targets:
         assert f"{best[metric]:.3f}" in card
     for layer, head in result.head_set.pairs:
         assert f"{layer}.{head}" in card

@@ -242,7 +242,7 @@ def test_pocket_sets_are_apart_from_what_is_measured() -> None:
 
 def test_pocket_sets_leave_held_out_problems_out(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = [parse_problem(q.question) for q in load_questions("pocket:20").questions]
-    monkeypatch.setattr("rl.pocket.questions.held_out_problems", lambda n, seed: drawn[::2])
+    monkeypatch.setattr("rl.pocket.questions.held_out_problems", lambda n, seed, level: drawn[::2])
     found = [q.question for q in load_questions("pocket:20").questions]
     assert found[:10] == [problem.text for problem in drawn[1::2]]
 

@@ -565,7 +565,7 @@ def test_masked_responses_change_no_score(folder: Path, tmp_path: Path, more: Se
     """With rows sorted by the tokens in the loss and trimmed; figures count what is in it."""
     batches, figures = [], []
     for masked in (False, True):
-        given = {"mask_truncated_completions": masked, "rows_per_forward": 3, **more}
+        given = {"mask_truncated_completions": masked, "rows_per_forward": 4, **more}
         trainer = scoring(folder, tmp_path / str(masked), **given)
         batches.append(first_batch(trainer))
         figures.append(trainer._metrics["train"]["gamma"][-1])

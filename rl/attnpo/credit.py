@@ -122,9 +122,7 @@ class Scored:
             return forward()
         answer = self.answer[rows, :tokens]
         answer &= torch.tensor(wanted, device=answer.device)[:, None]
-        # The columns of a response that needs no scores may be cut, so that it is given no steps.
-        pairs = zip(rows, wanted, strict=True)
-        spans = [self.spans[row][: len(self.spans[row]) * needed] for row, needed in pairs]
+        spans = [self.spans[row] for row in rows]
         before = self.signal.passing.seconds
         result, scores = self.signal.in_passing(answer, spans, prompt, forward)
         self.seconds += self.signal.passing.seconds - before

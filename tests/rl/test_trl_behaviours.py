@@ -527,7 +527,8 @@ def stepped(prompts: Any, trainer: Any) -> Settings:
     """Right responses of three steps and more; each fourth one has no end."""
     given = rolled(prompts, trainer)
     new = [
-        [*[1, 2, 14, 3, 4, 6, 14, 7, 8, 9][: 8 + i % 3], *[2] * (i % 3), 14, 5] for i in range(8)
+        [*[1, 2, 14, 3, 4, 6, 14, 7, 8, 9][: 8 + i % 3], *[2] * (9 if i % 4 == 3 else i % 3), 14, 5]
+        for i in range(8)
     ]
     given["completion_ids"] = [
         [*ids, 1, 2, 3, *([3] if i % 4 == 3 else [0])] for i, ids in enumerate(new)

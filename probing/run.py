@@ -222,7 +222,8 @@ def _score(
     else:
         mine = set(job.ids[processes.rank :: processes.count]) - done
     capture = open_capture(model, config.backend)
-    size = BatchSize.of(config.batch_tokens, model, capture)
+    given = config.batch_tokens
+    size = BatchSize.auto_of(model, capture) if given == "auto" else BatchSize(given)
     started, tokens = time.perf_counter(), 0
     limit = position_limit(model)
 
@@ -249,7 +250,8 @@ def _score(
             tokens += trace.total_tokens
     seconds = time.perf_counter() - started
     speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds}
-    speed |= {"resumed": len(done - mine), **size.to_json()}
+    speed |= {"resumed": len(done - mine), "batch_tokens": size.tokens}
+    speed["batches_halved"] = size.halved
     processes.wait()
     if plan and processes.rank == 0:
         plan.finish(store, heads=capture.heads, position_limit=limit, speed=speed)
@@ -266,8 +268,8 @@ def _plan(job: _Job, model: PreTrainedModel, shard: Shard) -> Plan:
             if fits(tokens, limit):
                 lengths[trace.id] = tokens
             advance(1, 0)
-    size = BatchSize.of(config.batch_tokens, model)
-    return Plan(shard, lengths, size.tokens, Lengths.of(model))
+    assert config.batch_tokens != "auto"  # the settings say so
+    return Plan(shard, lengths, config.batch_tokens, Lengths.of(model))
 
 
 def _joined(config: ProbeConfig, model: Any, tokenizer: Any, ids: list[str]) -> Scored:

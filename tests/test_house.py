@@ -79,7 +79,7 @@ ORDER = {
         "run robustness viewer",
         "figures",
     ],
-    "rl": ["tasks", "sampling pocket", "attnpo", "evaluation judges training", "runs"],
+    "rl": ["tasks", "sampling pocket", "attnpo", "engines evaluation judges training", "runs"],
     "kfh": ["tables options", "console", "findings", "commands", "cli", "__main__"],
 }
 RANKS = {

@@ -101,7 +101,7 @@ def settings_page() -> str:
 def settings_classes() -> Iterator[type]:
     """The dataclasses of probing and rl whose name ends in `Config`, where they are defined."""
     for name in (name for room in rooms() for name in modules(room)):
-        if name.startswith("kfh"):
+        if name.startswith("kfh") or name.endswith("_plugin"):  # which needs what it plugs into
             continue
         for value in list(vars(importlib.import_module(name)).values()):
             here = isinstance(value, type) and value.__module__ == name

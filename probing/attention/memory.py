@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from probing.attention.capture import AttentionCapture
-from probing.choices import BATCH_TOKENS, BatchTokens
+from probing.choices import BATCH_TOKENS
 from probing.errors import memory_lacking
 from probing.models.front import Workspace, trunk_of
 from probing.models.identity import position_limit, shortest_window
@@ -234,16 +234,13 @@ class BatchSize:
     halved: int = 0
 
     @classmethod
-    def of(cls, wanted: BatchTokens, model: Any, capture: Capture | None = None) -> BatchSize:
-        """What a setting asks for.
+    def auto_of(cls, model: Any, capture: Capture | None = None) -> BatchSize:
+        """As many as memory holds; steps 1 to 4.
 
         Args:
-            wanted: a number, which is taken as it is, or `auto`.
             model: loaded.
             capture: what the passes are for, not entered; None: answers over kept contexts.
         """
-        if wanted != "auto":
-            return cls(wanted)
         place = next(model.parameters())
         cost = PassBytes.of(
             model.config,
@@ -282,7 +279,3 @@ class BatchSize:
             stacklevel=2,
         )
         return True
-
-    def to_json(self) -> dict[str, float]:
-        """For a run file: the tokens of a batch at the end, and how often they were halved."""
-        return {"batch_tokens": self.tokens, "batches_halved": self.halved}

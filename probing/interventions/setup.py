@@ -271,7 +271,7 @@ class Setup:
         if self.config.batch_tokens == "auto":
             from probing.attention.memory import BatchSize
 
-            tokens = BatchSize.of("auto", self.model).tokens
+            tokens = BatchSize.auto_of(self.model).tokens
             object.__setattr__(self, "config", replace(self.config, batch_tokens=tokens))
 
     @property

@@ -101,7 +101,9 @@ def token_masses(
 
     capture = AttentionCapture(model, list(heads))
     rows = probe.places(heads)
-    tokens = BatchSize.of(config.batch_tokens, model, capture).tokens
+    tokens = config.batch_tokens
+    if tokens == "auto":
+        tokens = BatchSize.auto_of(model, capture).tokens
     batches = batches_by_length(encoded(), tokens, lengths=capture.lengths)
     with progress("reading attention", len(traces)) as advance, capture:
         for batch in batches:

@@ -7,7 +7,7 @@ the outcome-level advantage of the response and γ_k the scale of the step that 
 3. A > 0 and S_k < S_base: attenuate (`positive_scale`), once t > T_0 · (1 − p) (`schedule_open`).
 4. A < 0 and S_k > S_base: γ_k = 0.
 5. Everything else keeps γ = 1: wrong responses, responses of one step, tokens outside steps
-   (`needs_scores`).
+   (`kept_reasons`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,16 @@ from probing.settings import unknown
 
 FORMS = ("release", "printed")
 LARGEST_GROUP = 1024  # responses; a float32 is near one share of so few only
+# Why a response's advantage is the same for all its tokens; the first: it is not, steps decide.
+REASONS = (
+    "by step",
+    "wrong or unfinished",
+    "advantage of 0",
+    "fewer than two steps",
+    "before the schedule opens",
+    "attenuation of this sign is off",
+    "fewer than two scores",
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,16 @@ def rloo_advantage(rewards: Float[Tensor, "prompt group"]) -> Float[Tensor, "pro
     return (rewards - rewards.mean(dim=1, keepdim=True)) * (size / (size - 1))
 
 
+def group_rows(groups: Int[Tensor, "response"]) -> list[Int[Tensor, "_"]]:
+    """The rows of each group, in the order of the groups' numbers.
+
+    Example:
+        >>> tuple(rows.tolist() for rows in group_rows(torch.tensor([7, 3, 7])))
+        ([1], [0, 2])
+    """
+    return [(groups == number).nonzero()[:, 0] for number in groups.unique()]
+
+
 def schedule_open(
     p: Float[Tensor, "response"], step: int, delay: float
 ) -> Bool[Tensor, "response"]:
@@ -109,15 +129,17 @@ def schedule_open(
     return torch.tensor(opened, dtype=torch.bool, device=p.device)[place]
 
 
-def needs_scores(
+def kept_reasons(
     advantage: Float[Tensor, "response"],
     correct: Bool[Tensor, "response"],
     p: Float[Tensor, "response"],
     steps: Int[Tensor, "response"],
     step: int,
     constants: Rescaling,
-) -> Bool[Tensor, "response"]:
-    """Whether some score could give a step of the response another scale than 1 (section 4).
+) -> Int[Tensor, "response"]:
+    """Why no score can give a step of the response another scale than 1, as places in `REASONS`.
+
+    0 where one can; the first reason, where there are several.
 
     Args:
         advantage: A.
@@ -128,15 +150,45 @@ def needs_scores(
         constants: T_0 and what is switched on.
 
     Example:
+        >>> one, steps = torch.ones(3), torch.tensor([4, 1, 4])
+        >>> advantage, p = torch.tensor([1.0, 1.0, 0.5]), torch.tensor([1.0, 1.0, 0.5])
+        >>> reasons = kept_reasons(advantage, one.bool(), p, steps, 1, Rescaling(delay=10))
+        >>> tuple(REASONS[place] for place in reasons)
+        ('by step', 'fewer than two steps', 'before the schedule opens')
+    """
+    up, down = advantage > 0, advantage < 0
+    applies = (  # in the order of REASONS
+        ~correct,
+        ~(up | down),
+        steps < 2,
+        up & ~schedule_open(p, step, constants.delay),
+        (up & (not constants.positive)) | (down & (not constants.negative)),
+    )
+    reasons = torch.zeros_like(steps)
+    for place in range(len(applies), 0, -1):
+        reasons = reasons.masked_fill(applies[place - 1], place)
+    return reasons
+
+
+def needs_scores(
+    advantage: Float[Tensor, "response"],
+    correct: Bool[Tensor, "response"],
+    p: Float[Tensor, "response"],
+    steps: Int[Tensor, "response"],
+    step: int,
+    constants: Rescaling,
+) -> Bool[Tensor, "response"]:
+    """Whether some score could give a step of the response another scale than 1 (section 4).
+
+    Arguments are those of `kept_reasons`.
+
+    Example:
         >>> one = torch.ones(3)
         >>> steps, advantage = torch.tensor([4, 1, 4]), torch.tensor([1.0, 1.0, 0.0])
         >>> needs_scores(advantage, one.bool(), one, steps, 1, Rescaling()).tolist()
         [True, False, False]
     """
-    acts = (advantage < 0) & constants.negative
-    if constants.positive:
-        acts = acts | ((advantage > 0) & schedule_open(p, step, constants.delay))
-    return acts & correct & (steps >= 2)
+    return kept_reasons(advantage, correct, p, steps, step, constants) == 0
 
 
 def positive_scale(

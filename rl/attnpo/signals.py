@@ -7,9 +7,10 @@ effect. An own one is entered by its name; `signal: mine` then chooses it:
 
     SIGNALS["mine"] = lambda batch: [my_scores(response.text) for response in batch.responses]
 
-The signals by attention need the policy, and are made when the trainer is (`AttentionSignal.of`).
-They score in a pass of their own, or in passing, in one that TRL makes anyway (`in_passing`): the
-one for old log-probabilities, or the loss's, where nothing speaks against it (`own_pass_reasons`).
+The signals by attention need the policy (`StepScorer`, usable alone), and are made when the trainer
+is (`AttentionSignal.of`). They score in a pass of their own, or in passing, in one that TRL makes
+anyway (`in_passing`): the one for old log-probabilities, or the loss's, where nothing speaks
+against it (`own_pass_reasons`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -152,48 +152,28 @@ class Passing(InFront):
         return output
 
 
-@dataclass
-class AttentionSignal:
-    """S_k of the policy: the mean over a head set of eq. 1.
+class StepScorer:
+    """Scores of steps by the attention of a model: the mean over heads of eq. 1, for any loop.
+
+        S_k = mean over heads of (1/|s_k|) Σ_{m ∈ F} Σ_{n ∈ s_k} a_{m→n}
 
     Args:
-        capture: of the policy and the heads; entered only while it scores.
-        rows: rows of a forward pass.
-        passes: how a forward pass is made where parameters are sharded.
-        padding_moves: whether prompts padded on the left, as they are in TRL's passes, change what
-            is scored (positions that are counted from the left).
+        model: the policy, a loaded transformers model; on it the capture proves itself.
+        heads: `(layer, head)` pairs, for example `HeadSet.load("heads.json").pairs`; None: all.
+        rows: responses of a forward pass.
+
+    Raises:
+        ModelError: the model's attention cannot be captured, or it has no such head.
+
+    Example:
+        >>> scorer = StepScorer(model, head_set.pairs)  # doctest: +SKIP
+        >>> scores = scorer.scores(prompts, responses)  # doctest: +SKIP
     """
 
-    capture: AttentionCapture
-    rows: int = 8
-    passes: Passes | None = None
-    padding_moves: bool = False
-
-    def __post_init__(self) -> None:
-        """The same heads, for passes that others make."""
-        self.passing = Passing(self.capture.model, self.capture.heads)
-
-    @classmethod
-    def of(
-        cls, model: Any, signal: str, head_set: HeadSet | None, rows: int, seed: int
-    ) -> AttentionSignal:
-        """The signal of that name, one of `BY_ATTENTION`, proven on the model.
-
-        Raises:
-            ConfigError: it needs a head set.
-            ModelError: the model's attention cannot be captured, or has too few heads.
-        """
-        if signal == "all-heads":
-            heads = None
-        elif head_set is None:
-            raise ConfigError(f"the signal {signal} needs a head set: give heads=")
-        else:
-            heads = head_set.pairs
-            heads = heads if signal == "heads" else other_heads(heads, model, seed)
-        with whole_parameters(model):
-            made = cls(AttentionCapture(model, heads), rows)
-            made.padding_moves = made.passing.moved_by_padding(made.capture)
-        return made
+    def __init__(self, model: torch.nn.Module, heads: Sequence[Head] | None, rows: int = 8) -> None:
+        self.capture = AttentionCapture(model, heads)
+        self.rows = rows
+        self.passes: Passes | None = None  # how one is made where parameters are sharded
 
     @property
     def heads(self) -> list[Head]:
@@ -201,18 +181,35 @@ class AttentionSignal:
         return self.capture.heads
 
     def __call__(self, batch: Batch) -> list[Scores]:
-        """Scores of the responses that need them, of the others NaN; a pass has `rows` of them.
+        """Scores of the responses of a batch that need them, of the others NaN; see `scores`."""
+        return self.scores(batch.prompts, batch.responses, batch.needs_scores.tolist())
+
+    def scores(
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Completion],
+        wanted: Sequence[bool] | None = None,
+    ) -> list[Scores]:
+        """Scores of the steps of each response, in forward passes without gradient.
 
         Rows of a pass are of one kind where the model's RoPE changes with the length. Sorted by
         length, so that little is padded. Where parameters are sharded, every process makes as many
         passes as the one that needs most.
 
+        Args:
+            prompts: token ids.
+            responses: the sampled ids, cut by a `rl.attnpo.completions.Cutter`.
+            wanted: the others get NaN; None: all are.
+
+        Returns:
+            An array (step,) a response: attention per token of the step, no unit.
+
         Raises:
             NotFiniteError: attention that is not finite; with its response, layer and head.
         """
-        scores: list[Scores] = [np.full(len(each.spans), np.nan) for each in batch.responses]
-        wanted = batch.needs_scores.nonzero()[:, 0].tolist()
-        traces = [encoded(row, batch.prompts[row], batch.responses[row]) for row in wanted]
+        scores: list[Scores] = [np.full(len(each.spans), np.nan) for each in responses]
+        rows = [row for row in range(len(responses)) if wanted is None or wanted[row]]
+        traces = [encoded(row, prompts[row], responses[row]) for row in rows]
         batches = list(batches_by_length(traces, NO_LIMIT, self.rows, self.capture.lengths))
         forward, passes = None, len(batches)
         if self.passes is not None:
@@ -235,6 +232,40 @@ class AttentionSignal:
     def _prove(self, together: Sequence[EncodedTrace], device: torch.device) -> None:
         if self.passes is None:  # sharded processes must all make the same passes
             prove_longer(self.capture, together, device)
+
+
+class AttentionSignal(StepScorer):
+    """The policy's scores as the signal of the trainer: in passes of its own, or in passing.
+
+    Arguments are those of `StepScorer`.
+    """
+
+    def __init__(self, model: torch.nn.Module, heads: Sequence[Head] | None, rows: int = 8) -> None:
+        super().__init__(model, heads, rows)
+        self.passing = Passing(model, self.heads)  # the same heads, for passes that others make
+        # Whether prompts padded on the left, as they are in TRL's passes, change what is scored
+        # (positions that are counted from the left).
+        self.padding_moves = self.passing.moved_by_padding(self.capture)
+
+    @classmethod
+    def of(
+        cls, model: Any, signal: str, head_set: HeadSet | None, rows: int, seed: int
+    ) -> AttentionSignal:
+        """The signal of that name, one of `BY_ATTENTION`, proven on the model.
+
+        Raises:
+            ConfigError: it needs a head set.
+            ModelError: the model's attention cannot be captured, or has too few heads.
+        """
+        if signal == "all-heads":
+            heads = None
+        elif head_set is None:
+            raise ConfigError(f"the signal {signal} needs a head set: give heads=")
+        else:
+            heads = head_set.pairs
+            heads = heads if signal == "heads" else other_heads(heads, model, seed)
+        with whole_parameters(model):
+            return cls(model, heads, rows)
 
     def prove_on(self, batch: Batch) -> None:
         """What a pass of its own would prove on the longest response, where another's scores."""

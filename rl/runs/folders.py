@@ -1,11 +1,12 @@
-"""Read the folders that training and evaluation write: run, metrics, probe, evaluation.
+"""Read the folders that training and evaluation write: run, metrics, probe, evaluation, course.
 
 A run that is still being written can be read: a torn last line is left out and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probing.errors import ConfigError, DataError
-from probing.files.headers import kind_of, read_object
+from probing.files.headers import HEADER, file_header, kind_of, read_object, whole_file
 from probing.files.jsonl import read_lines
+from probing.files.tables import WRITTEN, damaged, read_columns
 from probing.intervals import Estimate
 from rl.attnpo.methods import pressure_key
 
 if TYPE_CHECKING:
     import pandas as pd
+    from jaxtyping import Bool, Float, Int
 
 RUN_FILE, METRICS_FILE, PROBE_FILE = "run.json", "metrics.jsonl", "probe.jsonl"
 RESULT_FILE, EVAL_FILE = "result.json", "eval.json"
+CURVE_FILE = "curve.parquet"
+PARTS = ("reported", "validation")
+_ADVICE = "remove it and result.json, and measure the run again"
 PHRASES = ("confused", "branching", "backward", "forward", "special")
 DRAWN = {"training", "comparison result", "evaluation"}  # kinds of results of a policy
 INITIAL = "initial"  # stands where a method's name would: the policy before training
@@ -267,3 +273,112 @@ def table(evaluations: Iterable[Evaluation], method: str, decoding: str, value: 
         folders = ", ".join(str(e.folder) for e in chosen)
         raise DataError(f"{folders}: evaluated on different numbers of problems")
     return np.array([e.values[value] for e in chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """One part of the problems along one run, first checkpoint first.
+
+    Args:
+        steps: training steps done at each checkpoint.
+        sampled: tokens that training has sampled up to there.
+        correct: whether each answer is right.
+        redundant: tokens of each answer beyond the shortest correct response.
+    """
+
+    steps: Int[np.ndarray, "checkpoint"]
+    sampled: Float[np.ndarray, "checkpoint"]
+    correct: Bool[np.ndarray, "checkpoint problem"]
+    redundant: Int[np.ndarray, "checkpoint problem"]
+
+    @property
+    def accuracy(self) -> Float[np.ndarray, "checkpoint"]:
+        """Share of right answers."""
+        return self.correct.mean(axis=1)
+
+    @property
+    def length(self) -> Float[np.ndarray, "checkpoint"]:
+        """Mean redundant tokens."""
+        return self.redundant.mean(axis=1)
+
+    def after(self, start: Course) -> Course:
+        """This course with another's checkpoints before it.
+
+        Raises:
+            DataError: of other problems.
+        """
+        if start.correct.shape[1] != self.correct.shape[1]:
+            raise DataError("two courses on different problems cannot be joined")
+        pairs = ((getattr(start, name), getattr(self, name)) for name in self.__annotations__)
+        return Course(*(np.concatenate(pair) for pair in pairs))
+
+
+def course_rows(
+    step: int,
+    sampled: float,
+    part: str,
+    correct: Float[np.ndarray, "problem"],
+    tokens: Int[np.ndarray, "problem"],
+    shortest: Int[np.ndarray, "problem"],
+) -> pd.DataFrame:
+    """The rows of one part of the problems at one checkpoint.
+
+    Args:
+        step: training steps done.
+        sampled: tokens sampled in training up to there.
+        part: one of `PARTS`.
+        correct, tokens, shortest: of each response, and of the shortest correct one.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "step": np.int32(step),
+            "sampled": sampled,
+            "part": part,
+            "problem": np.arange(len(tokens), dtype=np.int32),
+            "correct": correct.astype(bool),
+            "tokens": tokens.astype(np.int32),
+            "redundant": (tokens - shortest).astype(np.int32),
+        }
+    )
+
+
+def write_course(folder: Path, checkpoints: Sequence[pd.DataFrame]) -> None:
+    """Write the rows of all checkpoints to `curve.parquet`, whole or not at all.
+
+    Its columns are step, sampled (tokens sampled in training up to there), part (`PARTS`),
+    problem, correct, tokens, and redundant (tokens beyond the shortest correct response).
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pandas(pd.concat(checkpoints, ignore_index=True), preserve_index=False)
+    table = table.replace_schema_metadata({HEADER: json.dumps(file_header("course of a run"))})
+    with whole_file(folder / CURVE_FILE) as temporary:
+        pq.write_table(table, temporary, compression="zstd", **WRITTEN)
+
+
+def read_course(folder: Path) -> dict[str, Course]:
+    """The course of one run, by part of the problems.
+
+    Raises:
+        DataError: there is none, or a damaged one.
+    """
+    path = folder / CURVE_FILE
+    frame = read_columns(path, _ADVICE)
+    with damaged(path, _ADVICE):
+        return {part: _course(frame[frame["part"] == part]) for part in PARTS}
+
+
+def _course(rows: pd.DataFrame) -> Course:
+    def grid(column: str) -> Any:
+        return rows.pivot(index="step", columns="problem", values=column).to_numpy()
+
+    import pandas as pd
+
+    at = rows.groupby("step")["sampled"].first()
+    if rows.empty or pd.isna(redundant := grid("redundant")).any():
+        raise ValueError("a checkpoint lacks a problem")
+    return Course(at.index.to_numpy(), at.to_numpy(), grid("correct").astype(bool), redundant)

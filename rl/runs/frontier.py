@@ -22,7 +22,7 @@ import numpy as np
 
 from probing.errors import DataError
 from probing.intervals import Estimate
-from rl.runs.course import Course
+from rl.runs.folders import Course
 from rl.runs.intervals import seedwise
 
 if TYPE_CHECKING:

@@ -24,22 +24,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Int
 
+from probing.choices import THINK_END
 from probing.errors import ConfigError, DataError, KfhError
-from probing.files.headers import HEADER, data_path, file_header, read_object, write_json
-from probing.models.load import load_frozen
-from rl.pocket.decode import Decoding
-from rl.pocket.levels import level_of
-from rl.pocket.measure import Answers, answer
-from rl.pocket.task import Problem, shortest_trace
-from rl.pocket.traces import MEASURE_SEED, held_out_problems
-from rl.runs.course import course_rows, write_course
-from rl.runs.folders import RESULT_FILE, read_run
+from probing.files.headers import HEADER, file_header, read_object, write_json
+from probing.models.decode import Sampling
+from probing.models.load import ModelSource
+from rl.evaluation.job import responses_of
+from rl.evaluation.summary import redundant_steps, shortest_tokens
+from rl.runs.folders import PARTS, RESULT_FILE, course_rows, read_run, write_course
 from rl.runs.trial import START, Arm, CompareConfig
+from rl.tasks.base import QuestionSet
+from rl.tasks.questions import load_questions
 
 PACE = 2.0  # seconds between two looks at how far the runs are
 PATIENCE = 60.0  # seconds for an interrupted run to write its checkpoint
-VALIDATION_SEED = 9_000_000  # above the other seeds of the task
+BATCH = 128  # responses at a time
 
 
 def run_arms(
@@ -58,60 +59,40 @@ def run_arms(
         KeyboardInterrupt: after the processes have been stopped.
     """
     check_results(config)  # 1
-    problems = Problems.of(config)
+    sets = [load_questions(spec) for spec in config.measured_on() if spec]
     if not (config.folder(START) / RESULT_FILE).exists():
-        measure_arm(config, START, problems)  # 2
-    return train_all(config, lambda arm: measure_arm(config, arm, problems), show)  # 3, 4
+        measure_arm(config, START, sets)  # 2
+    return train_all(config, lambda arm: measure_arm(config, arm, sets), show)  # 3, 4
 
 
-@dataclass(frozen=True, eq=False)
-class Problems:
-    """Held-out problems of a level: those that are reported, and others to choose constants on."""
-
-    reported: list[Problem]
-    validation: list[Problem]
-
-    @classmethod
-    def of(cls, config: CompareConfig) -> Problems:
-        """As many as the settings say; the two share none."""
-        reported = held_out_problems(config.problems, MEASURE_SEED, config.model)
-        known = {problem.text for problem in reported}
-        # So many that enough are left, if every reported one were among them.
-        drawn = held_out_problems(
-            config.validation + config.problems, VALIDATION_SEED, config.model
-        )
-        fresh = [problem for problem in drawn if problem.text not in known]
-        return cls(reported, fresh[: config.validation])
-
-
-def measure_arm(config: CompareConfig, arm: Arm, problems: Problems) -> None:
+def measure_arm(config: CompareConfig, arm: Arm, sets: Sequence[QuestionSet]) -> None:
     """Measure one arm that has ended, or the initial policy, and write its two files.
 
-    Answers are drawn at temperature 1 by the arm's seed, by the same streams at each checkpoint;
+    Responses are drawn at temperature 1 by the arm's seed, by the same streams at each checkpoint;
     at the end greedily, too. Checkpoints are deleted once the result is there.
+
+    Args:
+        sets: the reported problems, and those of the validation.
 
     Raises:
         DataError: the run has not reached its last step, or lacks a model.
     """
     folder = config.folder(arm)
     if arm == START:
-        places, sampled, seconds = {0: data_path(config.model)}, {0: 0.0}, None
+        places, sampled, seconds = {0: config.model}, {0: 0.0}, None
     else:
         places, sampled, seconds = _places(config, arm)
-    everything, n = [*problems.reported, *problems.validation], len(problems.reported)
-    most = level_of(config.model).max_tokens
-    sampling = Decoding(1.0, seed=MEASURE_SEED + arm.seed, max_new_tokens=most)
-    checkpoints: list[pd.DataFrame] = []
+    drawn = Sampling(1.0, 1.0, config.max_tokens, arm.seed)
+    rows: list[pd.DataFrame] = []
     for step, place in places.items():
-        model, tokenizer = load_frozen(place)
-        if not checkpoints:
-            shortest = [shortest_trace(problem).response for problem in everything]
-            floor = np.array([len(ids) + 1 for ids in tokenizer(shortest)["input_ids"]])
-        drawn = answer(model, tokenizer, everything, sampling)
-        right, tokens = drawn.correct, drawn.tokens
-        checkpoints.append(course_rows(step, sampled[step], right, tokens, floor, n))
-    greedy = answer(model, tokenizer, problems.reported, Decoding(max_new_tokens=most))
-    write_course(folder, checkpoints)
+        model, tokenizer = ModelSource(place, device="cpu", dtype="float32").load()
+        found = [answers_to(questions, model, tokenizer, drawn) for questions in sets]
+        rows += [
+            course_rows(step, sampled[step], part, each.correct, each.tokens, each.shortest)
+            for part, each in zip(PARTS, found, strict=False)
+        ]
+    greedy = answers_to(sets[0], model, tokenizer, Sampling.greedy(config.max_tokens))
+    write_course(folder, rows)
     content = {
         HEADER: file_header("comparison result"),
         "method": arm.method,
@@ -121,44 +102,67 @@ def measure_arm(config: CompareConfig, arm: Arm, problems: Problems) -> None:
         "seconds": seconds,
         "made_with": config.made_with(arm),
         "problems": config.measured_on(),
-        "shortest_each": floor[:n].tolist(),
-        "greedy": figures(greedy, floor[:n]),
-        "sampled": figures(drawn.first(n), floor[:n]),
+        "shortest_each": greedy.shortest.tolist(),
+        "greedy": greedy.figures(),
+        "sampled": found[0].figures(),
     }
     write_json(folder / RESULT_FILE, content)
-    for place in folder.glob("checkpoint-*"):
-        shutil.rmtree(place)
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
 
 
-def figures(answers: Answers, floor: np.ndarray) -> dict[str, Any]:
-    """What a set of answers shows, a number a problem.
-
-    Tokens count the end token; redundant tokens are those beyond the shortest correct response.
-    Responses that cannot be read are counted, and have null redundant steps.
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """One response to each question of a set.
 
     Args:
-        floor: tokens of the shortest correct response to each problem.
+        correct: 1 or 0.
+        tokens: of the response, its end token among them.
+        shortest: of the shortest correct response; 0 where the task does not know it.
+        redundant_steps: by the task's labels; None where the response cannot be read whole, or the
+            task has none.
     """
-    steps = [
-        None if reading.reasons else sum(step.label == "redundant" for step in reading.steps)
-        for reading in answers.readings
-    ]
-    read = [number for number in steps if number is not None]
-    return {
-        "accuracy": float(answers.correct.mean()),
-        "tokens": float(answers.tokens.mean()),
-        "redundant_tokens": float((answers.tokens - floor).mean()),
-        "redundant_steps": sum(read) / len(read) if read else None,
-        "unreadable": len(steps) - len(read),
-        "correct": answers.correct.astype(int).tolist(),
-        "tokens_each": answers.tokens.astype(int).tolist(),
-        "redundant_steps_each": steps,
-    }
+
+    correct: Float[np.ndarray, "question"]
+    tokens: Int[np.ndarray, "question"]
+    shortest: Int[np.ndarray, "question"]
+    redundant_steps: list[int | None]
+
+    def figures(self) -> dict[str, Any]:
+        """Means, and a number a question; responses that cannot be read are counted."""
+        read = [number for number in self.redundant_steps if number is not None]
+        return {
+            "accuracy": float(self.correct.mean()),
+            "tokens": float(self.tokens.mean()),
+            "redundant_tokens": float((self.tokens - self.shortest).mean()),
+            "redundant_steps": sum(read) / len(read) if read else None,
+            "unreadable": len(self.redundant_steps) - len(read),
+            "correct": self.correct.astype(int).tolist(),
+            "tokens_each": self.tokens.tolist(),
+            "redundant_steps_each": self.redundant_steps,
+        }
+
+
+def answers_to(questions: QuestionSet, model: Any, tokenizer: Any, sampling: Sampling) -> Answers:
+    """Sample and verify one response to each question."""
+    found = responses_of(model, tokenizer, questions, sampling, 1, batch=BATCH)
+    asked = questions.questions
+    responses = [found[question.id][0] for question in asked]
+    steps: list[int | None] = [None] * len(asked)
+    if questions.task.labels:
+        pairs = zip(asked, responses, strict=True)
+        steps = [redundant_steps(questions, q, r.text, THINK_END) for q, r in pairs]
+    return Answers(
+        np.array([float(response.correct) for response in responses]),
+        np.array([response.tokens for response in responses]),
+        np.array(shortest_tokens(questions, tokenizer) or [0] * len(asked)),
+        steps,
+    )
 
 
 def _places(
     config: CompareConfig, arm: Arm
-) -> tuple[dict[int, Path], dict[int, float], float | None]:
+) -> tuple[dict[int, str], dict[int, float], float | None]:
     """Of an arm that has ended: models and tokens sampled by step, and seconds of training."""
     folder = config.folder(arm)
     run = read_run(folder)
@@ -174,7 +178,8 @@ def _places(
             raise DataError(f"{place}: no trained model (config.json)")
     tokens = (run.metrics["tokens"] * int(run.info["responses"])).cumsum()
     seconds = run.seconds if np.isfinite(run.seconds) else None
-    return places, {step: float(tokens[step]) for step in places}, seconds
+    models = {step: str(place.resolve()) for step, place in places.items()}
+    return models, {step: float(tokens[step]) for step in places}, seconds
 
 
 def check_results(config: CompareConfig) -> None:

@@ -17,8 +17,7 @@ import numpy as np
 from probing.errors import DataError
 from probing.files.headers import read_object
 from probing.intervals import Estimate
-from rl.runs.course import CURVE_FILE, Course, read_course
-from rl.runs.folders import INITIAL, RESULT_FILE
+from rl.runs.folders import CURVE_FILE, INITIAL, RESULT_FILE, Course, read_course
 from rl.runs.frontier import (
     Contender,
     FrontierPoint,

@@ -15,7 +15,6 @@ from probing.choices import POCKET
 from probing.errors import ConfigError
 from probing.settings import check, choice, unknown
 from rl.attnpo.methods import method_of, pressure_key
-from rl.pocket.levels import level_of
 from rl.runs.folders import INITIAL, labelled
 
 METHODS = ("grpo", "tlmre", "attnpo", "pa", "na", "random-heads", "recency", "oracle")
@@ -92,13 +91,14 @@ class CompareConfig:
     steps: int = choice(60, "Training steps of each run.", least=1)
     every: int = choice(20, "Steps between two measurements of a run.", least=1)
     jobs: int = choice(1, "Runs at a time.", least=1)
-    problems: int = choice(500, "Held-out problems that figures are reported on.", least=1)
-    validation: int = choice(
-        250, "Other held-out problems, on which pressures are chosen.", least=0
+    reported: str = choice("pocket-held-out:500", "Questions that figures are reported on.")
+    validation: str = choice(
+        "pocket:250@100", "Other questions, on which pressures are chosen; empty: none."
     )
+    max_tokens: int = choice(512, "Of a response to them.", least=1)
     small: bool = choice(False, f"Only {', '.join(SMALL)}, and 3 seeds.")
     recipe: str | None = choice(None, "Recipe of all runs; default: each method's.")
-    model: str = choice(POCKET, "Embedded model that all runs begin with.")
+    model: str = choice(POCKET, "Model that all runs begin with; another needs --recipe.")
     settings: tuple[str, ...] = choice(
         (), "key=value, for every run; repeatable.", option="--set", repeat=True
     )
@@ -114,7 +114,8 @@ class CompareConfig:
             raise ConfigError(f"--methods names one twice: {','.join(self.methods)}")
         if INITIAL in self.methods:
             raise ConfigError(f"{INITIAL!r} is no method: it is always evaluated")
-        level_of(self.model)
+        if self.model != POCKET and self.recipe is None:
+            raise ConfigError(f"--model {self.model} needs --recipe: the methods' are for {POCKET}")
         for method in self.methods:
             method_of(method)
         for method in self.pressures:
@@ -152,20 +153,20 @@ class CompareConfig:
 
     def made_with(self, arm: Arm) -> dict[str, Any]:
         """What must agree for the result of an arm to be kept."""
-        made: dict[str, Any] = {"model": self.model}
+        made: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens}
         if arm != START:
             made |= {"steps": self.steps, "every": self.every, "settings": sorted(self.settings)}
             made |= {"recipe": self.recipe} if self.recipe else {}
         return made
 
-    def measured_on(self) -> dict[str, int]:
-        """How many problems it is measured on; they must agree, too."""
-        return {"reported": self.problems, "validation": self.validation}
+    def measured_on(self) -> list[str]:
+        """The questions that it is measured on; they must agree, too."""
+        return [self.reported, self.validation]
 
     def train(self, arm: Arm) -> list[str]:
         """What `kfh train` is called with for one run, which keeps all of its checkpoints."""
         given = ["--method", arm.method, "--seed", str(arm.seed), "--out", str(self.folder(arm))]
-        given += ["--recipe", self.recipe] if self.recipe else []
+        given += ["--recipe", self.recipe, "--model", self.model] if self.recipe else []
         own = [f"max_steps={self.steps}", f"save_steps={self.every}"]
         own += [f"save_total_limit={self.steps // self.every + 2}"]
         for setting in (*own, *self.settings, *arm.settings):

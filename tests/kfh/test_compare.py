@@ -20,10 +20,11 @@ from probing.files.headers import data_path, read_object
 from probing.intervals import Estimate
 from rl.attnpo.methods import METHODS
 from rl.runs.comparison import change, gap, read_rows
-from rl.runs.course import read_course
+from rl.runs.folders import read_course
 from rl.runs.intervals import hierarchical_bootstrap, seed_spread
-from rl.runs.job import Problems, check_results, measure_arm, stop, train_all
+from rl.runs.job import check_results, measure_arm, stop, train_all
 from rl.runs.trial import START, Arm, CompareConfig
+from rl.tasks.questions import load_questions
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,8 +71,8 @@ def config(tmp_path: Path, *methods: str, pace: float = 0, **changes: object) ->
         seeds=1,
         steps=3,
         every=2,
-        problems=4,
-        validation=3,
+        reported="pocket-held-out:4",
+        validation="pocket:3@100",
         command=(sys.executable, str(script), str(pace)),
     )
     return replace(base, **changes)
@@ -193,10 +194,9 @@ def test_rows_and_differences(tmp_path: Path) -> None:
 
 @pytest.mark.pocket
 def test_the_measured_figures_are_those_of_the_answers(tmp_path: Path) -> None:
-    setting = CompareConfig(tmp_path, ("grpo",), problems=6, validation=3)
-    problems = Problems.of(setting)
-    assert not {p.text for p in problems.reported} & {p.text for p in problems.validation}
-    measure_arm(setting, START, problems)
+    setting = CompareConfig(tmp_path, ("grpo",))
+    sets = [load_questions(spec) for spec in ("pocket-held-out:6", "pocket:3@100")]
+    measure_arm(setting, START, sets)
     found = read_object(tmp_path / "initial" / "result.json")
     for part in (found["greedy"], found["sampled"]):
         assert part["accuracy"] == sum(part["correct"]) / 6 and len(part["tokens_each"]) == 6
@@ -258,7 +258,7 @@ def test_an_interrupted_comparison_goes_on_from_its_checkpoints(tmp_path: Path) 
         "job.measure_arm = lambda *a: None\n"
         "config = compare.CompareConfig(\n"
         f"    Path({str(setting.out)!r}), ('attnpo', 'tlmre'), seeds=1, steps=4000, every=4000,\n"
-        f"    jobs=2, problems=4, validation=3, command={setting.command!r},\n"
+        f"    jobs=2, command={setting.command!r},\n"
         ")\n"
         "try:\n"
         "    compare.run_compare(config)\n"
@@ -315,14 +315,14 @@ def test_options(tmp_path: Path) -> None:
         ({"pressure": ("pa=much",)}, "METHOD=0.2,0.3"),
         ({"pressure": ("pa=0.2,0.2",)}, "each value once"),
         ({"pressure": ("pa=0.2",), "methods": ("na",)}, "unknown method 'pa'"),
-        ({"model": "pockt"}, "pocket"),
+        ({"model": "other"}, "needs --recipe"),
         ({"jobs": 0}, "jobs"),
         ({"seeds": 0}, "seeds"),
     ):
         with pytest.raises(ConfigError, match=why):
             CompareConfig(tmp_path, **wrong)
     with pytest.raises(ConfigError, match="was made with"):
-        other = CompareConfig(tmp_path, ("grpo",), problems=5)
+        other = CompareConfig(tmp_path, ("grpo",))
         (tmp_path / "initial").mkdir()
         (tmp_path / "initial" / "result.json").write_text('{"made_with": {}}')
         check_results(other)

@@ -36,6 +36,7 @@ from probing.folder import ProbeResult
 from probing.headset import HeadFigures, HeadSet
 from probing.interventions.job import intervene
 from probing.interventions.setup import InterventionConfig, Setup
+from probing.models.front import CPU_CHUNK
 from probing.models.identity import ModelCard
 from probing.models.load import load_model
 from probing.run import probe
@@ -99,7 +100,7 @@ def test_a_gpu_is_measured() -> None:
     capture = open_capture(model)
     cost = PassBytes.of(model.config, torch.float32, len(capture.heads))
     assert 0.3 * cost.token < measured_bytes(capture, model) <= 1.1 * cost.token
-    assert 8192 <= BatchSize.of("auto", model, capture).tokens <= memory.GPU_MOST
+    assert 8192 <= BatchSize.auto_of(model, capture).tokens <= memory.GPU_MOST
 
 
 def group(path: Path, **files: object) -> None:
@@ -152,22 +153,26 @@ def test_the_least_of_what_is_free_counts(monkeypatch: pytest.MonkeyPatch) -> No
     assert memory._free_on(torch.device("cuda")) == 120, "with what torch keeps unused"
 
 
-def test_a_given_number_is_taken_and_auto_is_a_safe_power_of_two(
+def test_auto_is_a_safe_power_of_two(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny("llama")
     capture = open_capture(model)
-    assert BatchSize.of(5000, model, capture) == BatchSize(5000)
     sizes = []
-    for free in (1e12, 6e7, 5.7e7, 1):
+    for free in (1e12, leaving(2.5e6), leaving(6.5e5), 1):
         monkeypatch.setattr(memory, "free_bytes", lambda trunk, free=free: free)
-        sizes.append(BatchSize.of("auto", model, capture))
+        sizes.append(BatchSize.auto_of(model, capture))
     assert all(size.auto for size in sizes)
     found = [size.tokens for size in sizes]
     assert found[0] == 8192, "no more on a CPU than what is the default"
     assert found == sorted(found, reverse=True) and found[1] > found[2] > found[3] == 1
     assert all(np.log2(found) % 1 == 0)
-    assert BatchSize.of("auto", model).tokens == 1, "nor for kept contexts"
+    assert BatchSize.auto_of(model).tokens == 1, "nor for kept contexts"
+
+
+def leaving(room: float) -> float:
+    """Free memory on a CPU of which so many bytes are left for tokens."""
+    return (room + memory.CHUNKS * CPU_CHUNK) / memory.SHARE
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +218,6 @@ def test_a_batch_too_large_is_made_in_halves(given: tuple[str, Path]) -> None:
     for one, other in zip(scored, whole, strict=True):
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
     assert size.halved == 2 and size.tokens == 8 * longest // 4
-    assert size.to_json() == {"batch_tokens": size.tokens, "batches_halved": 2}
     assert [rows for rows, _ in small.passes] == [8, 4, 2, 2, 2, 2]
     assert np.sum(moved, axis=0).tolist() == [8, sum(map(len, traces))]
     # Not where the number was given, a trace is alone, or something else is wrong.
@@ -239,7 +243,7 @@ def test_a_probe_goes_on_where_auto_is_another_number(
         yield advance
 
     config = ProbeConfig(model, traces, tmp_path, batch_tokens="auto", device="cpu")
-    monkeypatch.setattr(memory, "free_bytes", lambda trunk: 5.7e7)
+    monkeypatch.setattr(memory, "free_bytes", lambda trunk: leaving(6.5e5))
     with pytest.raises(KeyboardInterrupt):
         probe(config, progress=stopped)
     assert names == ["scoring, batches of 256 tokens"]

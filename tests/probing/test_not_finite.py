@@ -14,7 +14,6 @@ from helpers import byte_tokenizer, trace_line, write_lines
 from probing.answers.edited import EditedAnswers
 from probing.answers.edits import HeadEdits
 from probing.answers.removal import Answerer, without
-from probing.attention.capture import AttentionCapture
 from probing.attention.scores import ScoredTrace, open_capture, score_traces
 from probing.config import ProbeConfig
 from probing.errors import DataError, NotFiniteError
@@ -31,7 +30,7 @@ from probing.traces.segmenters import Segmenter
 from probing.traces.source import StepSource
 from probing.traces.tokens import EncodedTrace
 from rl.attnpo.completions import Batch, Cutter
-from rl.attnpo.signals import AttentionSignal
+from rl.attnpo.signals import StepScorer
 
 BAD = "Z"  # a text with this letter overflows in float16
 NAMED = r"trace t/5: .*not finite in float16.*bfloat16 or float32"
@@ -152,7 +151,7 @@ def test_training_names_the_response(setting: dict) -> None:
         p=one,
         needs_scores=one.bool(),
     )
-    signal = AttentionSignal(AttentionCapture(model, [(2, 1)]))
+    signal = StepScorer(model, [(2, 1)])
     with pytest.raises(NotFiniteError, match=r"response 1 of the batch: .*head 2.1.* not finite"):
         signal(batch)
     batch.needs_scores[1] = False

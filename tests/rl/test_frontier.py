@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from probing.errors import DataError
-from rl.runs.course import Course
+from rl.runs.folders import Course
 from rl.runs.frontier import Contender, at, frontier, length_gap, reach, shortest_with, speed_up
 from rl.runs.intervals import hierarchical_bootstrap, seedwise
 from rl.runs.standings import alike, stand

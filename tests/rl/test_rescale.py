@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import probing.attention.passing
+import rl.attnpo.credit
 import rl.attnpo.rescale
 import rl.attnpo.rewards
 from probing.errors import ConfigError
@@ -19,9 +21,13 @@ from rl.attnpo.rewards import shaped_reward, tlmre
 PAPER = Rescaling(delay=0.0)
 
 
-@pytest.mark.parametrize("module", [rl.attnpo.rescale, rl.attnpo.rewards])
+@pytest.mark.parametrize(
+    "module",
+    [rl.attnpo.rescale, rl.attnpo.rewards, rl.attnpo.credit, probing.attention.passing],
+)
 def test_worked_examples(module):
-    assert doctest.testmod(module).failed == 0
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
 
 
 def scales(scores, *, advantage=1.0, p=1.0, correct=True, step=1, constants=PAPER):

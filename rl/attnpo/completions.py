@@ -266,7 +266,15 @@ class Batch:
             outcomes: of the same responses.
             labels: of their steps.
             rescaling, step: see `made`.
+
+        Raises:
+            DataError: tokens of an environment stand among those that were sampled.
         """
+        if "tool_mask" in output:
+            raise DataError(
+                "rollout_func gave env_mask: a response would be cut, and its length taken, at "
+                "the end of its first turn"
+            )
         pairs = zip(output["prompt_ids"], output["prompt_mask"].bool(), strict=True)
         prompts = [ids[mask].tolist() for ids, mask in pairs]
         mask, advantage = output["completion_mask"].bool(), output["advantages"]

@@ -335,10 +335,29 @@ def scale_sums(credited: Credited, mask: Bool[Tensor, "response token"]) -> dict
     """The part of `step_sums` that scales make; `mask`: sampled tokens."""
     inside = credited.gamma[mask]
     return {
+        "scaled_tokens": float(len(inside)),
         "gamma": float(inside.sum()),
         "attenuated_tokens": float((inside < 1).sum()),
         "attenuated": float((credited.step_gamma < 1).sum()),
     }
+
+
+def ratio_sums(batch: Mapping[str, Tensor], args: Any) -> dict[str, float]:
+    """Sampled tokens whose ratio of TRL's correction for vLLM is out of bounds: masked, or cut.
+
+    Args:
+        batch: TRL's, with `importance_sampling_ratio` (response, token) or (response, 1) where it
+            corrects.
+        args: the settings.
+    """
+    ratio, mask = batch.get("importance_sampling_ratio"), batch["completion_mask"].bool()
+    if ratio is None:
+        return {}
+    out = ratio == 0
+    if args.vllm_importance_sampling_mode.endswith("truncate"):
+        low, high = args.vllm_importance_sampling_clip_min, args.vllm_importance_sampling_clip_max
+        out = (ratio <= (low or 0)) | (ratio >= (high or torch.inf))
+    return {"ratio_cut": float((out & mask).sum())}
 
 
 def step_figures(sums: Mapping[str, float], outcomes: Outcomes) -> dict[str, float]:
@@ -349,9 +368,9 @@ def step_figures(sums: Mapping[str, float], outcomes: Outcomes) -> dict[str, flo
         outcomes: of all processes.
 
     Returns:
-        Means over responses, but for `gamma` and `attenuated_tokens` (over tokens), `attenuated`
-        (over steps), `tokens_correct` (over correct responses; NaN where there is none) and
-        `phrases/…` (per 1000 tokens).
+        Means over responses, but for `gamma` and `attenuated_tokens` (over tokens in the loss),
+        `ratio_cut` (over tokens), `attenuated` (over steps), `tokens_correct` (over correct
+        responses; NaN where there is none) and `phrases/…` (per 1000 tokens).
     """
     responses, tokens = sums["responses"], sums["tokens"]
     figures = {
@@ -361,9 +380,12 @@ def step_figures(sums: Mapping[str, float], outcomes: Outcomes) -> dict[str, flo
         "advantage_abs": sums["advantage"] / responses,
     }
     if "gamma" in sums:
-        figures["gamma"] = sums["gamma"] / tokens
+        scaled = max(sums["scaled_tokens"], 1)
+        figures["gamma"] = sums["gamma"] / scaled
         figures["attenuated"] = sums["attenuated"] / max(sums["steps"], 1)
-        figures["attenuated_tokens"] = sums["attenuated_tokens"] / tokens
+        figures["attenuated_tokens"] = sums["attenuated_tokens"] / scaled
+    if "ratio_cut" in sums:
+        figures["ratio_cut"] = sums["ratio_cut"] / tokens
     if "redundant" in sums:
         figures["redundant_steps"] = sums["redundant"] / responses
     phrases = {k: 1000 * n / tokens for k, n in sums.items() if k.startswith("phrases/")}

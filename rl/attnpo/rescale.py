@@ -13,6 +13,7 @@ the outcome-level advantage of the response and γ_k the scale of the step that 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +24,7 @@ from probing.errors import ConfigError
 from probing.settings import unknown
 
 FORMS = ("release", "printed", "hard")
+LARGEST_GROUP = 1024  # responses; a float32 is near one share of so few only
 # Why a response's advantage is the same for all its tokens; the first: it is not, steps decide.
 REASONS = (
     "by step",
@@ -108,16 +110,23 @@ def schedule_open(
 ) -> Bool[Tensor, "response"]:
     """Whether attenuation has begun: t > T_0 · (1 − p) (section 4); hard problems start later.
 
+    In whole numbers, with w wrong ones of G responses: t · G > T_0 · w. As floats 1000 · (1 − 0.8)
+    is less than 200.
+
     Args:
-        p: share of correct responses of each response's group.
+        p: share of correct responses of each response's group, of at most `LARGEST_GROUP`.
         step: t, the training step, the first one being 1.
         delay: T_0.
 
     Example:
-        >>> schedule_open(torch.tensor([1.0, 0.5]), step=1, delay=10).tolist()
-        [True, False]
+        >>> p = torch.tensor([0.8])
+        >>> schedule_open(p, 200, 1000).item(), schedule_open(p, 201, 1000).item()
+        (False, True)
     """
-    return step > delay * (1 - p)
+    shares, place = p.double().unique(return_inverse=True)
+    wrong = (1 - Fraction(share).limit_denominator(LARGEST_GROUP) for share in shares.tolist())
+    opened = [step * each.denominator > delay * each.numerator for each in wrong]
+    return torch.tensor(opened, dtype=torch.bool, device=p.device)[place]
 
 
 def kept_reasons(

@@ -42,7 +42,8 @@ from rl.attnpo.completions import (
     whole_texts,
 )
 from rl.attnpo.config import AttnPOConfig
-from rl.attnpo.credit import InLoss, Passage, Scored, Terms, credit, step_sums
+from rl.attnpo.credit import InLoss, Passage, Scored, Terms, credit, ratio_sums, step_sums
+from rl.attnpo.methods import card
 from rl.attnpo.passes import Logps, Passes, in_trimmed_rows, refuse_longer
 from rl.attnpo.rewards import faults_told, shaped_reward
 from rl.attnpo.signals import (
@@ -58,6 +59,8 @@ from rl.attnpo.signals import (
 from rl.sampling.rollouts import compact_rollouts
 from rl.signals.ratios import RATIOS
 from rl.tasks.base import LabelFunc
+
+NO_IMAGES = "images are not supported: they would not follow rows that are sorted by length"
 
 
 class OnTrainBegin(TrainerCallback):
@@ -122,9 +125,13 @@ class AttnPOTrainer(ResumableTrainer):
             raise ConfigError("args must be an AttnPOConfig: GRPOConfig knows no method")
         for name in ("tools", "environment_factory"):
             if options.get(name):
-                raise ConfigError(f"{name} is not supported: steps are cut from sampled ids alone")
+                raise ConfigError(
+                    f"{name} is not supported: a response would be cut, and its length taken, at "
+                    "the end of its first turn"
+                )
         if args.rollouts == "compact":
             options.setdefault("rollout_func", compact_rollouts)
+        self._name, self._tag_names, self._paper = card(args.method, args.rescales, self._paper)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **options)
         self._check_work()
         self.lengths = Lengths.of(self.accelerator.unwrap_model(self.model))
@@ -249,6 +256,8 @@ class AttnPOTrainer(ResumableTrainer):
             row = next(iter(self.train_dataset))
         except (StopIteration, TypeError) as error:
             raise DataError("the training set is empty: give at least one prompt") from error
+        if row.keys() & {"image", "images"}:
+            raise ConfigError(NO_IMAGES)
         if "prompt" not in row:
             raise DataError(f"the training set has no column 'prompt'; it has {', '.join(row)}")
         text, end = f"{self.cutter.think_end}\n\n\\boxed{{0}}", next(iter(self.cutter.end_ids))
@@ -290,7 +299,7 @@ class AttnPOTrainer(ResumableTrainer):
                 scores = passage.scored.scores if passage.scored else self.signal(batch)  # 2
                 credited = credit(batch, scores, self.args.rescaling, step)  # 3
                 output["advantages"] = credited.advantages
-        passage.add(step_sums(batch, credited))
+        passage.add(step_sums(batch, credited) | ratio_sums(output, self.args))
         passage.clock("scoring")
         if not passage.left:
             self._log_figures(passage.figures(self.accelerator))
@@ -328,6 +337,8 @@ class AttnPOTrainer(ResumableTrainer):
         """TRL's, on rows sorted by length and trimmed (4), scoring steps in passing (2)."""
         if self.lengths:
             refuse_longer(self.lengths, input_ids.shape[1])
+        if options.get("pixel_values") is not None:
+            raise ConfigError(NO_IMAGES)
         compute, in_loss = super()._get_per_token_logps_and_entropies, self._in_loss
         tensors, rows = (input_ids, attention_mask, logits_to_keep), self.args.rows_per_forward
         scored = in_loss.scored if in_loss else self._scored_in_passing(*tensors)
@@ -354,6 +365,7 @@ class AttnPOTrainer(ResumableTrainer):
         """
         passage, signal = self._passage, self.signal
         passes = not torch.is_grad_enabled() and self.model.training and makes_old_logps(self)
+        passes = passes and not self.mask_truncated_completions  # whose mask hides responses
         if not passes or passage.responses or not isinstance(signal, AttentionSignal):
             return None
         pairs = zip(ids[:, -keep:], mask[:, -keep:].bool(), strict=True)

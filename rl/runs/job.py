@@ -38,7 +38,7 @@ from rl.runs.trial import START, Arm, CompareConfig
 from rl.tasks.base import QuestionSet
 from rl.tasks.questions import load_questions
 
-PACE = 2.0  # seconds between two looks at how far the runs are
+PACE = 10.0  # seconds between two looks at how far the runs are
 PATIENCE = 60.0  # seconds for an interrupted run to write its checkpoint
 BATCH = 128  # responses at a time
 

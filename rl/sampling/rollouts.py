@@ -19,6 +19,7 @@ _UNHEEDED = {
     "min_p": (None, 0),
     "repetition_penalty": (1.0, None),
     "cache_implementation": (None,),
+    "use_transformers_continuous_batching": (False,),
 }
 _AS_IT_IS = {**_UNHEEDED, "use_cache": (True,), "do_sample": (True,), "num_beams": (1,)}
 

@@ -356,33 +356,58 @@ def agreement(
 
 def cosines(
     study: Study, model: Any, scales: Mapping[str, Scales], problems: Sequence[int]
-) -> dict[str, Estimate]:
-    """Cosine with the oracle of the gradient of Σ γ A log π over a problem's responses."""
-    found: dict[str, list[list[float]]] = {name: [] for name in scales}
+) -> dict[str, list[Estimate]]:
+    """Cosine with the oracle of the gradient of Σ γ A log π over a problem's responses: over those
+    with A > 0 (which positive-advantage attenuation acts on), and over all.
+    """
+    found: dict[str, list[list[list[float]]]] = {name: [[], []] for name in scales}
     weights = [each.requires_grad_() for each in model.parameters()]
     for problem in problems:
         rows = [row for row, own in enumerate(study.problem) if own == problem]
-        if not bool(study.batch.correct[rows].any()):
+        up = study.batch.advantage[rows] > 0
+        if not bool(up.any()):
             continue
         ids = pad_batch([study.traces[row].ids for row in rows])
         logp = model(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
 
-        def gradient(
-            own: Scales, rows: list[int] = rows, logp: torch.Tensor = logp
-        ) -> torch.Tensor:
+        def gradients(
+            own: Scales,
+            rows: list[int] = rows,
+            logp: torch.Tensor = logp,
+            up: torch.Tensor = up,
+        ) -> list[torch.Tensor]:
             weight = torch.zeros_like(logp)
             for place, row in enumerate(rows):
                 first = study.traces[row].prompt_tokens - 1
                 gamma = torch.from_numpy(np.asarray(own[row], dtype=np.float32))
                 weight[place, first : first + len(gamma)] = gamma * study.batch.advantage[row]
-            parts = torch.autograd.grad((weight * logp).sum(), weights, retain_graph=True)
-            return torch.cat([part.flatten() for part in parts])
+            parts = []
+            for chosen in (up, ~up):
+                loss = (weight * logp)[chosen].sum()
+                given = torch.autograd.grad(loss, weights, retain_graph=True)
+                parts.append(torch.cat([each.flatten() for each in given]))
+            return [parts[0], parts[0] + parts[1]]
 
-        true = gradient(scales["oracle"])
+        true = gradients(scales["oracle"])
         for name, own in scales.items():
-            cosine = torch.cosine_similarity(gradient(own), true, dim=0)
-            found[name].append([float(cosine)])
-    return {name: estimate_mean(values) for name, values in found.items()}
+            for place, pair in enumerate(zip(gradients(own), true, strict=True)):
+                found[name][place].append([float(torch.cosine_similarity(*pair, dim=0))])
+    return {name: [estimate_mean(values) for values in both] for name, both in found.items()}
+
+
+def spared_checks(study: Study, doubt: float, rows: Sequence[int]) -> str:
+    """Of the checks that confirm, how many are spared; of the others, why not."""
+    counts = {"spared": 0, "of a step that was not doubted": 0, "not the first, or of another": 0}
+    for row in rows:
+        seen = study.seen[row]
+        doubts = ratios.doubts(seen.entropy, seen.spans)
+        paid = ratios.doubt_paid(seen.edges[:-1], doubts)
+        for step, kind in enumerate(study.kinds(row)):
+            if kind == "confirming" and study.batch.correct[row]:
+                sure = doubts[int(seen.edges[step, :step].argmax())] < doubt
+                place = 0 if paid[step] >= doubt else 1 if sure else 2
+                counts[list(counts)[place]] += 1
+    return ", ".join(f"{count} {why}" for why, count in counts.items())
 
 
 def chosen_doubt(study: Study, found: Mapping[str, list[np.ndarray]], rows: Sequence[int]) -> float:
@@ -433,7 +458,8 @@ def main() -> None:
     print(
         f"{len(study.problem)} responses to {arguments.problems} problems, seed {arguments.seed}; "
         f"{float(study.batch.correct.float().mean()):.2f} correct, {unread} not read whole; chosen "
-        f"on half of the problems: a doubt from {doubt} nats on"
+        f"on half of the problems: a doubt from {doubt} nats on. Confirming checks: "
+        + spared_checks(study, doubt, rows)
     )
     kinds = KINDS[1:4]
     table(
@@ -458,14 +484,14 @@ def main() -> None:
     problems = sorted({study.problem[row] for row in rows})[: arguments.gradients]
     cosine = cosines(study, model, real, problems)
     table(
-        ("γ at the real p", *shown, "correlation", "difference", "cosine of gradients"),
+        ("γ at the real p", *shown, "correlation", "difference", "cosine, A > 0", "cosine"),
         (
             (
                 name,
                 *(short(mean_gamma(study, real[name], rows, kind)) for kind in shown),
                 f"{r:.2f}",
                 short(d),
-                short(cosine[name]),
+                *map(short, cosine[name]),
             )
             for name in real
             for r, d in [agreement(study, real[name], real["oracle"], rows)]

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 from families import tiny
-from pocket_runs import config, first_batch, make_trainer, step_lines
+from pocket_runs import make_trainer
 
 from probing.attention.scores import step_scores
 from probing.errors import ConfigError, ModelError
 from probing.headset import HeadSet
 from probing.traces.tokens import EncodedTrace
+from rl.attnpo.credit import credit
 from rl.attnpo.rescale import Rescaling, step_scales
 from rl.attnpo.signals import EvidenceSignal, StepScorer
 from rl.signals.evidence import Witness
 from rl.signals.ratios import RATIOS, answer_ratio, checks_ratio
-from rl.training.job import train
 
 HEADS = [(3, 1), (1, 0), (1, 3)]
 
@@ -96,34 +96,34 @@ def test_what_cannot_be_known_is_refused():
 @pytest.mark.pocket
 def test_the_methods_train_and_their_scales_are_all_or_nothing(tmp_path):
     """PA gives 1 − p² or 1, NA 0 or 1; 1 outside of steps and in wrong responses."""
-    trainer = make_trainer(tmp_path / "a", "attnpo-checks")
-    made = []
-    signal = trainer.signal
-    trainer.signal = lambda batch: made.append(batch) or signal(batch)
-    advantages = first_batch(trainer)["advantages"]
-    (batch,) = made
-    heads = StepScorer(trainer.model, HeadSet.load("pocket").pairs)(batch)
-    scores = signal(batch)
-    assert isinstance(signal, EvidenceSignal) and batch.needs_scores.any()
-    for row, response in enumerate(batch.responses):
-        a, p = float(batch.advantage[row]), float(batch.p[row])
-        inside = np.zeros(advantages.shape[1], dtype=bool)
-        for first, last in response.spans:
-            inside[first:last] = True
-        gamma = (advantages[row] / a).numpy() if a else np.ones(len(inside))
-        assert np.allclose(gamma[~inside], 1)
-        assert np.allclose(gamma, 1) or batch.correct[row]
-        low = 1 - p**2 if a > 0 else 0.0
-        assert (np.isclose(gamma, 1) | np.isclose(gamma, low, atol=1e-6)).all()
-        if batch.needs_scores[row]:  # the answer's attention is in both
-            assert (scores[row] >= heads[row] - 1e-6).all()
-    result = train(config(tmp_path / "b", "attnpo-hard", max_steps=1))
-    assert (result["status"], result["method"], result["signal"]) == (
-        "done",
-        "attnpo-hard",
-        "heads",
-    )
-    assert all(line["gamma"] < 1 and line["attenuated"] > 0 for line in step_lines(tmp_path / "b"))
-    result = train(config(tmp_path / "c", "attnpo-checks"))
-    assert (result["status"], result["signal"]) == ("done", "checks")
-    assert len(step_lines(tmp_path / "c")) == 2
+    trainer = make_trainer(tmp_path / "a", "attnpo-checks", difficulty_alpha=0.0)
+    signal, made = trainer.signal, []
+    by_heads = StepScorer(trainer.model, HeadSet.load("pocket").pairs)
+
+    def recorded(batch):
+        scores = signal(batch)
+        made.append((batch, scores, by_heads(batch)))
+        return scores
+
+    assert isinstance(signal, EvidenceSignal) and trainer.heads == [(2, 3)]
+    trainer.signal = recorded
+    trainer.train()
+    logged = [line["gamma"] for line in trainer.state.log_history if "gamma" in line]
+    for (batch, scores, heads), mean in zip(made, logged, strict=True):
+        credited = credit(batch, scores, trainer.args.rescaling, 1)
+        assert mean == pytest.approx(float(credited.gamma[batch.mask].mean()), abs=1e-6)
+        assert batch.needs_scores.any()
+        for row, response in enumerate(batch.responses):
+            gamma, p = credited.gamma[row].numpy(), float(batch.p[row])
+            inside = np.zeros(len(gamma), dtype=bool)
+            for first, last in response.spans:
+                inside[first:last] = True
+            assert (gamma[~inside] == 1).all()
+            assert (gamma == 1).all() or batch.correct[row]
+            low = 1 - p**2 if batch.advantage[row] > 0 else 0.0
+            assert (np.isclose(gamma, 1) | np.isclose(gamma, low, atol=1e-6)).all()
+            if batch.needs_scores[row]:  # the answer's attention is in both
+                assert (scores[row] >= heads[row] - 1e-6).all()
+    hard = make_trainer(tmp_path / "b", "attnpo-hard", max_steps=1)
+    hard.train()
+    assert hard.args.rescaling.form == "hard" and hard.state.log_history[0]["gamma"] < 1

@@ -138,17 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def out_of_memory(error: BaseException) -> str:
     """What to set where memory was too small; empty for any other error."""
-    text = str(error)
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        where = "memory"
-    elif type(error).__name__ == "OutOfMemoryError":  # torch's: not imported for this
-        where = "the GPU's memory"
-    else:
+    from probing.errors import memory_lacking
+
+    if not (where := memory_lacking(error)):
         return ""
     return (
         f"{where} is too small: lower --batch-tokens (or --batch; in training "
         "per_device_train_batch_size and score_rows), load with --dtype bfloat16, or spread the "
-        f"model with --device-map auto. What is finished is kept. {text.split('. ')[0]}"
+        f"model with --device-map auto. What is finished is kept. {str(error).split('. ')[0]}"
     ).rstrip()
 
 

@@ -24,7 +24,7 @@ import typer
 from typer.models import ArgumentInfo
 
 from probing.errors import ConfigError
-from probing.settings import union_parts, unknown
+from probing.settings import A_NUMBER, union_parts, unknown
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -121,6 +121,9 @@ def option(
         kind, default = list[elements[0]], list(default) if default == () else default  # type: ignore[valid-type]
     elif elements or choices:
         read = about.get("parse") or (partial(one_of, flag, choices) if choices else elements[0])
+        if int in parts:  # a word, or a number
+            read = partial(word_or_number, flag, choices)
+            declared.metavar, choices = "|".join(("N", *choices)), ()
         declared.parser = partial(split, flag, read) if elements else read
         kind = literals[0] if choices else str
         if len("|".join(choices)) > MOST_SHOWN:  # it would be broken anywhere
@@ -149,6 +152,18 @@ def one_of(flag: str, choices: tuple[str, ...], text: str) -> str:
     if text not in choices:
         raise ConfigError(unknown(flag, text, choices))
     return text
+
+
+def word_or_number(flag: str, words: tuple[str, ...], text: str | int) -> str | int:
+    """One of the words, or a whole number.
+
+    Raises:
+        ConfigError: neither; the message names the nearest word.
+    """
+    try:
+        return text if text in words else int(text)
+    except ValueError:
+        raise ConfigError(unknown(flag, text, (*words, A_NUMBER))) from None
 
 
 def split(flag: str, read: Callable[[str], Any], text: str) -> tuple[Any, ...]:

@@ -25,6 +25,7 @@ KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 DeviceMap = Literal["none", "auto"]  # how a model is spread
 DEVICE_MAPS: tuple[DeviceMap, ...] = get_args(DeviceMap)
 BATCH_TOKENS = 8192
+BatchTokens = int | Literal["auto"]  # of a forward pass, see `probing.attention.memory`
 
 Selection = Literal["top", "greedy"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)

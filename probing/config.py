@@ -12,6 +12,7 @@ from probing.choices import (
     PERMUTATIONS,
     Answer,
     Backend,
+    BatchTokens,
     Control,
     Metric,
     Null,
@@ -20,6 +21,7 @@ from probing.choices import (
 from probing.errors import ConfigError
 from probing.files.headers import part_json
 from probing.models.load import MODEL, ModelSource, pocket_model
+from probing.models.processes import Shard
 from probing.settings import check, choice, to_json
 from probing.traces.source import (
     StepCutting,
@@ -29,7 +31,7 @@ from probing.traces.source import (
     pocket_traces,
 )
 
-RANKING = "Ranking"  # panel of the command line
+RANKING, ARRAY = "Ranking", "Job array"  # panels of the command line
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,35 @@ class ProbeConfig(ModelSource, TraceReading, StepCutting, TraceChoosing):
     control_draws: int = choice(5, "Untrained models of the control.", least=3, panel=RANKING)
     seed: int = choice(0, "Of bootstrap, null and random weights.", panel=RANKING)
     backend: Backend = choice("transformers", "What captures attention.", panel=MODEL)
-    batch_tokens: int = choice(BATCH_TOKENS, "Tokens in a forward pass.", least=1, panel=MODEL)
+    batch_tokens: BatchTokens = choice(
+        BATCH_TOKENS,
+        "Tokens in a forward pass; auto: as many as memory holds.",
+        least=1,
+        panel=MODEL,
+    )
     resume: bool = choice(True, "Go on from the traces scored in --out.", panel=MODEL)
+    shards: str | None = choice(
+        None,
+        "i/n: only score, into --out/shards, the i-th share of n (1/4 to 4/4): of the batches of "
+        "the whole run, which are cut from all traces by length, every n-th. No ranking.",
+        panel=ARRAY,
+    )
+    merge: bool = choice(
+        False, "Join all n finished shards in --out and rank; loads no weights.", panel=ARRAY
+    )
 
     def __post_init__(self) -> None:
         """Check what can be known before anything is read; an embedded model becomes its paths."""
         check(self)
+        if (self.shards is not None or self.merge) and self.batch_tokens == "auto":
+            raise ConfigError(
+                "--shards and --merge need a number for --batch-tokens: auto finds one for each "
+                "machine, and all shards must cut the same batches"
+            )
+        if self.shards is not None:
+            Shard.parse(self.shards)
+            if self.merge:
+                raise ConfigError("--shards scores one shard, --merge joins all: give one of them")
         for name in ("traces", "out"):
             object.__setattr__(self, name, Path(getattr(self, name)))
         if (name := str(self.traces)) in EMBEDDED:

@@ -37,6 +37,19 @@ class NotFiniteError(ModelError):
         return cls(f"{what} not finite in {kind}. Likely cause: {cause}")
 
 
+def memory_lacking(error: BaseException) -> str:
+    """Which memory was too small, for an error of torch or Python; empty for any other error.
+
+    Example:
+        >>> memory_lacking(MemoryError()), memory_lacking(ValueError())
+        ('memory', '')
+    """
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "memory"
+    # torch's own: not imported for this.
+    return "the GPU's memory" if type(error).__name__ == "OutOfMemoryError" else ""
+
+
 @contextmanager
 def in_trace(name: str) -> Iterator[None]:
     """Numbers that are not finite in this block are told with the trace that they are of."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from probing.choices import ANSWERS, RULES
+from probing.choices import ANSWERS, RULES, Head
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files.headers import HEADER, SCHEMA, data_path, file_header, read_object, write_json
 from probing.files.reading import shaped
@@ -148,6 +149,20 @@ class HeadSet:
             if not (0 <= layer < head_set.model.layers and 0 <= head < head_set.model.heads):
                 raise DataError(f"{path}: {head_set.model.describe()} has no head {layer}.{head}")
         return head_set
+
+    def others(self, seed: int) -> list[Head]:
+        """As many heads as the set has, drawn from the model's others.
+
+        Raises:
+            ModelError: it has too few.
+        """
+        every = [(i, k) for i in range(self.model.layers) for k in range(self.model.heads)]
+        others = [pair for pair in every if pair not in self.pairs]
+        if len(others) < len(self.pairs):
+            raise ModelError(
+                f"the model has {len(others)} heads beside the set: too few to draw from"
+            )
+        return random.Random(seed).sample(others, len(self.pairs))
 
     def check(self, config: Any) -> None:
         """Raise ModelError unless the model of this config has the set's shape."""

@@ -3,7 +3,8 @@
 1. Read and check the traces; nothing is loaded before the file is known to be good.
 2. Load the model and prove the capture on it.
 3. Score: each trace's steps for every head, stored one by one (`probing.attention.store`); where
-   that is asked for, once more by a model of random weights, as a control.
+   that is asked for, once more by a model of random weights, as a control. Or a shard of them,
+   and no more; `--merge` joins the shards of all (`probing.attention.shards`) and goes on.
 4. Rank: SRA, balanced SRA and the gate, with intervals, controls and the null of the maximum.
 5. Select heads on one half of the problems and report them on the other.
 6. Write `scores.parquet`, `sra.parquet`, `heads.json` and `run.json`.
@@ -12,32 +13,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
+from probing.attention.memory import BatchSize
 from probing.attention.scores import ScoredTrace, open_capture, score_traces
+from probing.attention.shards import FOLDER, Plan, begin, join, share_settings
 from probing.attention.store import ScoreStore
-from probing.choices import METRICS, Head
+from probing.choices import Head
 from probing.config import ProbeConfig
 from probing.errors import DataError, NotFiniteError
-from probing.files.headers import file_hash, file_header, json_number
+from probing.files.headers import file_header
 from probing.folder import ProbeResult
-from probing.headset import HeadFigures, HeadSet
 from probing.models.identity import (
     ModelCard,
     context_limit,
     fits,
     model_settings,
     position_limit,
+    shape_settings,
     too_long,
 )
-from probing.models.load import with_random_weights
-from probing.models.processes import Processes
+from probing.models.lengths import Lengths
+from probing.models.load import load_config, load_tokenizer, with_random_weights
+from probing.models.processes import Processes, Shard
 from probing.ranking.metrics import Measured, Measures, RankedTrace, ReadTraces, ranked_trace
-from probing.ranking.rank import Ranking, rank_heads
+from probing.ranking.rank import Ranking, head_set_of, rank_heads
 from probing.settings import Progress, no_progress
 from probing.traces.file import Trace
 from probing.traces.source import SourceReport, prepare_traces
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NOT_FINITE = "attention that is not finite"
+NO_SETTINGS: Mapping[str, int] = MappingProxyType({})
 
 
 def probe(
@@ -64,35 +69,64 @@ def probe(
         progress: makes progress bars, see `probing.settings`.
 
     Returns:
-        The result; None in processes other than the first.
+        The result; None of a shard (`config.shards`), and in processes other than the first.
 
     Raises:
         KfhError: a bad setting, trace, label or model; the message says where and what to do.
     """
     processes, report = Processes(config.device), SourceReport()
     ids = [trace.id for trace in prepare_traces(config.source, report)]  # 1
-    model, tokenizer = config.load(model, tokenizer)  # 2
-    store = ScoreStore(Path(config.out), score_settings(config, model))
-    if processes.rank == 0:
-        store.open(config.resume)
-    processes.wait()
-    speed, heads = _score(config, model, tokenizer, store, ids, processes, progress)  # 3
-    of_random = _random_scores(config, model, tokenizer, ids, processes, progress)
-    processes.wait()
-    if processes.rank != 0:
+    if config.merge:
+        found = _joined(config, model, tokenizer, ids) if processes.rank == 0 else None
+    else:
+        model, tokenizer = config.load(model, tokenizer)  # 2
+        found = _scored(_Job(config, tokenizer, ids, processes, progress), model)  # 3
+    if found is None or config.shards or processes.rank != 0:
         return None
-    limit = position_limit(model)
+    config = replace(config, merge=False)  # the result is that of one run
+    return _ranked(config, found, ids, report, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """The scores of all traces, and what is still to be known of the model that gave them.
+
+    Args:
+        store: of the scores.
+        random: those of untrained models, each by trace id.
+        heads: in the order of the scores.
+        shape: the config of the model.
+        limit: tokens that the model can take at all, see `position_limit`.
+        tokenizer: that the traces were encoded with.
+        speed: of the scoring.
+    """
+
+    store: ScoreStore
+    random: list[Mapping[str, ScoredTrace]]
+    heads: list[Head]
+    shape: Any
+    limit: int | None
+    tokenizer: Any
+    speed: dict[str, float]
+
+
+def _ranked(
+    config: ProbeConfig, found: Scored, ids: list[str], report: SourceReport, progress: Progress
+) -> ProbeResult:
+    """Steps 4 to 6; `report` counts what becomes of the traces."""
+    store, limit = found.store, found.limit
     if not (scored := store.load(ids)):
         why = NOT_FINITE if limit is None else too_long(limit)
         raise DataError(f"{config.traces}: every trace has {why}")
-    counter = _Counter(report, tokenizer, context_limit(model.config))
-    measures, random = Measures(), [Measured() for _ in of_random]
+    counter = _Counter(report, found.tokenizer, context_limit(found.shape))
+    measures, random = Measures(), [Measured() for _ in found.random]
     labels, marks = dict[str, list[str | None]](), dict[str, set[str]]()
-    with store.table_writer(scored, heads) as write, progress("writing scores", len(ids)) as bar:
+    bar = progress("writing scores", len(ids))
+    with store.table_writer(scored, found.heads) as write, bar as advance:
         for trace in prepare_traces(config.source):  # once more: one in memory at a time
-            bar(1, 0)
+            advance(1, 0)
             if trace.id not in scored:
-                short = fits(len(encoded_as(config, tokenizer, trace)), limit)
+                short = fits(len(encoded_as(config, found.tokenizer, trace)), limit)
                 counter.lose(NOT_FINITE if short else too_long(limit))
                 continue
             write(trace)
@@ -102,18 +136,22 @@ def probe(
             counter.count(trace, scored[trace.id], row)
             if row:
                 measures.add(row)
-                _measure_controls(random, trace, of_random)
+                _measure_controls(random, trace, found.random)
     again = _read_again(store, labels, measures.heads)
-    ranking = rank_heads(config, heads, measures, again, progress, random)  # 4, 5
-    result = _result(ranking, ModelCard.of(config.model, model.config), report, speed)
+    ranking = rank_heads(config, found.heads, measures, again, progress, random)  # 4, 5
+    result = _result(ranking, ModelCard.of(config.model, found.shape), report, found.speed)
     result.write(head_set_of(result, result.card, marks))  # 6
     return result
 
 
 def score_settings(config: ProbeConfig, model: PreTrainedModel) -> dict[str, Any]:
     """All that decides the scores of a trace, for resuming."""
+    return {**model_settings(model), **_reading_settings(config)}
+
+
+def _reading_settings(config: ProbeConfig) -> dict[str, Any]:
+    """What of a probe's settings decides scores, whatever the model."""
     return {
-        **model_settings(model),
         **config.source.settings(),
         "backend": config.backend,
         "keep": config.keep,
@@ -127,70 +165,139 @@ def encoded_as(config: ProbeConfig, tokenizer: Any, trace: Trace) -> EncodedTrac
     return encode_trace(tokenizer, trace, rule=rule, answer=config.answer, skip_bad=bad)
 
 
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What scoring needs beside a model; `plan` is that of a shard."""
+
+    config: ProbeConfig
+    tokenizer: Any
+    ids: list[str]
+    processes: Processes
+    progress: Progress
+    plan: Plan | None = None
+
+
+def _scored(job: _Job, model: PreTrainedModel) -> Scored:
+    """The traces, or those of the shard, scored by the model and by untrained ones (step 3)."""
+    config = job.config
+    if config.shards:
+        job = replace(job, plan=_plan(job, model, Shard.parse(config.shards)))
+    store, speed, heads = _score(job, model)
+    # Untrained models, each in a folder of its own; what the first process alone needs, it reads.
+    random = [
+        _score(job, with_random_weights(model, settings["seed"]), place, settings)[0]
+        for place, settings in _random_places(config).items()
+    ]
+    read = [draw.load() for draw in random] if job.processes.rank == 0 else []
+    limit = position_limit(model)
+    return Scored(store, [*read], heads, model.config, limit, job.tokenizer, speed)
+
+
+def _random_places(config: ProbeConfig) -> dict[str, dict[str, int]]:
+    """Folder in the output folder, and seed, of each untrained model; none if not asked for."""
+    draws = range(config.control_draws if config.control == "random-weights" else 0)
+    return {f"random-weights/{draw}": {"seed": config.seed + draw} for draw in draws}
+
+
 def _score(
-    config: ProbeConfig,
-    model: PreTrainedModel,
-    tokenizer: Any,
-    store: ScoreStore,
-    ids: list[str],
-    processes: Processes,
-    progress: Progress,
-) -> tuple[dict[str, float], list[Head]]:
-    """Score this process's share of the traces that are not scored yet; its speed and the heads."""
-    done = store.done(ids)
-    mine = set(ids[processes.rank :: processes.count]) - done
+    job: _Job, model: PreTrainedModel, place: str = "", settings: Mapping[str, int] = NO_SETTINGS
+) -> tuple[ScoreStore, dict[str, float], list[Head]]:
+    """Score this process's share of the traces that are not scored yet; its speed and the heads.
+
+    Args:
+        place: of the store, in the output folder.
+        settings: that the store of a shard holds, too.
+    """
+    config, processes, plan = job.config, job.processes, job.plan
+    out, own = Path(config.out), score_settings(config, model)
+    if plan:
+        out, own = out / FOLDER / plan.shard.folder, {**own, **plan.settings(job.ids), **settings}
+    store = ScoreStore(out / place, own)
+    if processes.rank == 0:
+        begin(store, config.resume) if plan else store.open(config.resume)
+    processes.wait()
+    done = store.done(job.ids)
+    if plan:
+        mine = plan.left(done, processes)
+    else:
+        mine = set(job.ids[processes.rank :: processes.count]) - done
     capture = open_capture(model, config.backend)
+    given = config.batch_tokens
+    size = BatchSize.auto_of(model, capture) if given == "auto" else BatchSize(given)
     started, tokens = time.perf_counter(), 0
     limit = position_limit(model)
 
     def encoded() -> Iterator[EncodedTrace]:
         for trace in prepare_traces(config.source):
             if trace.id in mine:
-                one = encoded_as(config, tokenizer, trace)
+                one = encoded_as(config, job.tokenizer, trace)
                 if fits(len(one), limit):
                     yield one
+            elif plan and trace.id in plan.lengths:
+                yield plan.blank(trace.id)
 
-    with progress("scoring", len(mine)) as advance:
+    with job.progress(f"scoring, {size}" if size.auto else "scoring", len(mine)) as advance:
         for trace in score_traces(
             capture,
             encoded() if mine else (),
             device=next(model.parameters()).device,
-            batch_tokens=config.batch_tokens,
+            batch_tokens=size,
             advance=advance,
             lost=_pass_over if config.skip_bad else None,
+            wanted=lambda batch: batch[0].id in mine,
         ):
             store.add(trace)
             tokens += trace.total_tokens
     seconds = time.perf_counter() - started
-    speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds, "resumed": len(done)}
-    return speed, capture.heads
+    speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds}
+    speed |= {"resumed": len(done - mine), "batch_tokens": size.tokens}
+    speed["batches_halved"] = size.halved
+    processes.wait()
+    if plan and processes.rank == 0:
+        plan.finish(store, heads=capture.heads, position_limit=limit, speed=speed)
+    return store, speed, capture.heads
+
+
+def _plan(job: _Job, model: PreTrainedModel, shard: Shard) -> Plan:
+    """The batches of the whole run: all traces are tokenised, for their lengths."""
+    config, limit = job.config, position_limit(model)
+    lengths = {}
+    with job.progress("measuring traces", len(job.ids)) as advance:
+        for trace in prepare_traces(config.source):
+            tokens = len(encoded_as(config, job.tokenizer, trace))
+            if fits(tokens, limit):
+                lengths[trace.id] = tokens
+            advance(1, 0)
+    assert config.batch_tokens != "auto"  # the settings say so
+    return Plan(shard, lengths, config.batch_tokens, Lengths.of(model))
+
+
+def _joined(config: ProbeConfig, model: Any, tokenizer: Any, ids: list[str]) -> Scored:
+    """What the shards scored, as if one run had; no weights are loaded.
+
+    Raises:
+        ConfigError, DataError: as for `probing.attention.shards.join`.
+    """
+    code = config.trust_remote_code
+    shape = load_config(config.model, trust_remote_code=code) if model is None else model.config
+    if tokenizer is None:
+        tokenizer = load_tokenizer(config.model, trust_remote_code=code)
+    settings = {"model": shape_settings(shape), **_reading_settings(config)}
+    settings |= share_settings(ids, config.batch_tokens)
+    if config.dtype != "auto":
+        settings["dtype"] = f"torch.{config.dtype}"
+    places = {"": {}, **_random_places(config)}
+    places = {place: {**settings, **own} for place, own in places.items()}
+    found, *random = join(Path(config.out), places, ids, config.resume)
+    first = found.records[0]
+    read = [draw.store.load() for draw in random]
+    return Scored(
+        found.store, [*read], first.heads, shape, first.position_limit, tokenizer, found.speed
+    )
 
 
 def _pass_over(trace: EncodedTrace, error: NotFiniteError) -> None:
     """The trace is missing in the store, by which it is counted."""
-
-
-def _random_scores(
-    config: ProbeConfig,
-    model: PreTrainedModel,
-    tokenizer: Any,
-    ids: list[str],
-    processes: Processes,
-    progress: Progress,
-) -> list[Mapping[str, ScoredTrace]]:
-    """Scores of models of random weights, each in a folder of its own; none where not asked for."""
-    found: list[Mapping[str, ScoredTrace]] = []
-    for draw in range(config.control_draws if config.control == "random-weights" else 0):
-        fresh = with_random_weights(model, config.seed + draw)
-        folder = Path(config.out) / "random-weights" / str(draw)
-        store = ScoreStore(folder, score_settings(config, fresh))
-        if processes.rank == 0:
-            store.open(config.resume)
-        processes.wait()
-        _score(config, fresh, tokenizer, store, ids, processes, progress)
-        processes.wait()
-        found += [store.load()] if processes.rank == 0 else []
-    return found
 
 
 def _measure_controls(
@@ -266,73 +373,3 @@ def _result(
     header = file_header("probe run", **versions)
     folder = Path(ranking.config.out)
     return ProbeResult(**values, folder=folder, card=card, speed=speed, header=header)
-
-
-def head_set_of(ranking: Ranking, card: ModelCard, marks: Mapping[str, set[str]]) -> HeadSet:
-    """The chosen heads with everything needed to score steps with them in the same way.
-
-    `marks` is what the problem of each trace is known by, by id: what other traces are held out by.
-    """
-    config, counts = ranking.config, ranking.counts
-    rows = ranking.table.set_index(["layer", "head"], drop=False)
-    figures = {k: v for k, v in ranking.set_point.items() if k not in ("heads", "added")}
-    return HeadSet(
-        heads=tuple(_head_figures(config, rows.loc[pair]) for pair in ranking.chosen),
-        model=card,
-        segmenter=config.source.segmenter_json(),
-        rule=config.source.rule,
-        think_end=config.source.mark.text,
-        think_end_at=config.source.mark.at,
-        answer=config.answer,
-        traces={
-            "file": str(config.traces),
-            "hash": file_hash(Path(config.traces)),
-            "keep": config.keep,
-            "ranked": counts["ranked"],
-            "pairs": counts["pairs"],
-        },
-        labels=config.source.label_json(),
-        selection={
-            "by": config.by,
-            "how": config.select,
-            "split": "halves by SHA-256 of the trace id, traces of one problem together",
-            "unit": "problem",
-            "select_traces": len(counts["select_traces"]),
-            "held_out_traces": len(counts["held_out_traces"]),
-            "problems_chosen_on": _marks_of(counts["select_traces"], marks),
-            "problems_held_out": _marks_of(counts["held_out_traces"], marks),
-            "ensemble_held_out": figures,
-            "controls": {
-                row["control"]: {metric: json_number(row[metric]) for metric in METRICS}
-                for _, row in ranking.controls.iterrows()
-            },
-        },
-        caveats=tuple(ranking.set_caveats),
-        header=file_header("head set"),
-    )
-
-
-def _marks_of(ids: Iterable[str], marks: Mapping[str, set[str]]) -> list[str]:
-    """The marks of these traces, each once, sorted."""
-    return sorted(set().union(*(marks[name] for name in ids)))
-
-
-def _head_figures(config: ProbeConfig, row: pd.Series) -> HeadFigures:
-    held_out = {metric: json_number(row[f"{metric}_held_out"]) for metric in METRICS}
-    return HeadFigures(
-        int(row["layer"]),
-        int(row["head"]),
-        sra=float(row["sra"]),
-        sra_interval=_interval(row, "sra"),
-        balanced=json_number(row["balanced"]),
-        balanced_interval=_interval(row, "balanced"),
-        gating=float(row["gating"]),
-        p=json_number(row.get(f"{config.by}_p")),
-        held_out={metric: v for metric, v in held_out.items() if v is not None},
-    )
-
-
-def _interval(row: pd.Series, metric: str) -> tuple[float, float] | None:
-    """The interval of a metric; None where there is none, as of a single problem."""
-    low, high = (json_number(row[f"{metric}_{end}"]) for end in ("low", "high"))
-    return None if low is None or high is None else (low, high)

@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from probing.choices import METRICS
 from probing.errors import ConfigError
 
+A_NUMBER = "a number"  # among choices
 MOST_LISTED = 40  # names that a message lists; TRL alone has hundreds of settings
 
 # progress(name, total) is a context that gives advance(traces, tokens)
@@ -87,7 +88,7 @@ def union_parts(kind: Any) -> tuple[Any, ...]:
 def literals(cls: type) -> dict[str, tuple[Any, ...]]:
     """What may be chosen, by field: the values of its Literal, or of that of a tuple's elements.
 
-    None is among them where the field is optional.
+    None is among them where the field is optional. Numbers that are taken too are not.
     """
     found = {}
     for name, kind in get_type_hints(cls).items():
@@ -107,13 +108,16 @@ def check(settings: Any) -> None:
     Raises:
         ConfigError: a value that is none of the choices (with the nearest), or out of bounds.
     """
-    known = literals(type(settings))
+    known, kinds = literals(type(settings)), get_type_hints(type(settings))
     for item in fields(settings):
         given = getattr(settings, item.name)
+        counts = int in union_parts(kinds[item.name])  # a number may stand for a word
         for value in given if isinstance(given, tuple) else (given,):
-            if item.name in known and value not in known[item.name]:
+            if counts and type(value) is int:
+                pass
+            elif item.name in known and value not in known[item.name]:
                 names = [choice for choice in known[item.name] if choice is not None]
-                raise ConfigError(unknown(item.name, value, names))
+                raise ConfigError(unknown(item.name, value, [*names, *[A_NUMBER] * counts]))
             least, most = item.metadata.get("least"), item.metadata.get("most")
             if value is None or isinstance(value, str):
                 continue

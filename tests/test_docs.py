@@ -144,6 +144,24 @@ def test_own_parts_of_the_page_on_extending_work(tmp_path: Path) -> None:
             registry.update(old)
 
 
+def test_the_loop_of_the_page_on_engines_credits_by_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Run as it stands: what it prints, and what its rows are."""
+    named: dict[str, Any] = {"__name__": "engines"}
+    (snippet,) = SNIPPET.findall((ROOT / "docs/engines.md").read_text(encoding="utf-8"))
+    exec(snippet, named)
+    credited, responses = named["credited"], named["responses"]
+    assert str(credited.counts()) in capsys.readouterr().out
+    assert credited.reasons == ["by step", "by step"]
+    assert [len(row) for row in named["rows"]] == [each.length for each in responses]
+    short, long = named["advantage"].tolist()
+    assert short > 0 > long
+    # What nothing needs keeps its blame; some step that the answer looks at is spared.
+    assert credited.spared.any() and not credited.spared[1, 3]
+    assert {*named["rows"][1]} == {0.0, long}
+
+
 def test_names_of_the_glossary_exist_and_its_words_stand_once() -> None:
     content = json.loads((ROOT / "kfh/findings/glossary.json").read_text(encoding="utf-8"))
     report, documentation = content["report"], content["documentation"]

@@ -79,7 +79,13 @@ ORDER = {
         "run robustness viewer",
         "figures",
     ],
-    "rl": ["tasks", "sampling attnpo pocket", "evaluation judges training", "runs"],
+    "rl": [
+        "tasks",
+        "sampling pocket signals",
+        "attnpo",
+        "engines evaluation judges training",
+        "runs",
+    ],
     "kfh": ["tables options", "console", "findings", "commands", "cli", "__main__"],
 }
 RANKS = {

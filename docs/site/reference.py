@@ -13,9 +13,9 @@ import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from probing.settings import literals
+from probing.settings import A_NUMBER, literals, union_parts
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FLOORS = ("probing", "rl", "kfh")
@@ -101,7 +101,7 @@ def settings_page() -> str:
 def settings_classes() -> Iterator[type]:
     """The dataclasses of probing and rl whose name ends in `Config`, where they are defined."""
     for name in (name for room in rooms() for name in modules(room)):
-        if name.startswith("kfh"):
+        if name.startswith("kfh") or name.endswith("_plugin"):  # which needs what it plugs into
             continue
         for value in list(vars(importlib.import_module(name)).values()):
             here = isinstance(value, type) and value.__module__ == name
@@ -116,7 +116,8 @@ def values(cls: type, field: dataclasses.Field[Any]) -> str:
     except NameError:  # a type that is known to type checkers alone
         choices = None
     if choices:
-        return ", ".join(f"`{choice}`" for choice in choices)
+        number = int in union_parts(get_type_hints(cls)[field.name])
+        return ", ".join([*(f"`{choice}`" for choice in choices), *[A_NUMBER] * number])
     least, most = field.metadata.get("least"), field.metadata.get("most")
     bounds = [f"≥ {least}"] * (least is not None) + [f"≤ {most}"] * (most is not None)
     return ", ".join([f"`{cell(field.type)}`", *bounds])

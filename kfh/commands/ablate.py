@@ -74,5 +74,7 @@ def ablate(
     print_tables(ablation_tables(result), result.caveats)
     for line in left_out(result.counts):
         warn(line)
+    if config.batch_tokens == "auto":
+        console.print(f"--batch-tokens auto: {result.counts['batch_tokens']:,} tokens a pass")
     console.print(f"held out from the choice of heads: {chosen.held_out}", soft_wrap=True)
     console.print(f"→ {out}: {RESULT}, {OUTCOMES}; kfh plot {out} draws them")

@@ -59,7 +59,12 @@ def segment(
 
 @options
 def probe(config: ProbeConfig) -> None:
-    """Rank the attention heads of a model on labelled traces and save the head set."""
+    """Rank the attention heads of a model on labelled traces and save the head set.
+
+    As a job array: --shards i/n scores one share of the traces, and --merge ranks once all n are
+    there. Every shard tokenises all traces, for the batches of the whole run, and scores every
+    n-th batch, so that the numbers are those of one run.
+    """
     run_probe(config)
 
 
@@ -67,12 +72,15 @@ def run_probe(config: ProbeConfig) -> None:
     """Probe, and say what was left out and found; the heatmap is drawn beside the tables."""
     from transformers.utils import logging
 
+    from probing.models.processes import Processes
     from probing.run import probe as probe_model
 
     logging.disable_progress_bar()  # ours are enough
     result = probe_model(config, progress=progress_bar)
-    if result is None:  # another process prints
-        return
+    if result is None:
+        if config.shards and Processes(config.device).rank == 0:
+            _report_shard(config)
+        return  # another process prints
     from kfh.findings.base import heads_text
     from kfh.findings.probe import probe_tables
     from kfh.findings.summary import probe_summary
@@ -91,15 +99,36 @@ def run_probe(config: ProbeConfig) -> None:
     print_tables([], result.caveats)
     save_figure(heatmap(result, result.config.by), result.folder / "heatmap.png")
     if result.speed["traces"]:
-        rate = result.speed["tokens"] / result.speed["seconds"]
-        console.print(
-            f"scored {result.speed['traces']:.0f} traces, {result.speed['tokens']:,.0f} tokens in "
-            f"{result.speed['seconds']:.1f} s ({rate:,.0f} tokens/s); "
-            f"{result.speed['resumed']:.0f} were there already"
-        )
+        console.print(_speed_text(result.speed, config.batch_tokens == "auto"))
     console.print(
         f"→ {result.folder}: heads.json, sra.parquet, scores.parquet, run.json, heatmap.png"
     )
+
+
+def _speed_text(speed: dict[str, float], auto: bool = False) -> str:
+    rate = speed["tokens"] / speed["seconds"]
+    size, halved = (int(speed[f"batch{end}"]) for end in ("_tokens", "es_halved"))
+    batches = f" in batches of {size:,} tokens" if auto else ""
+    batches += f", halved {halved} times for want of memory" if halved else ""
+    return (
+        f"scored {speed['traces']:.0f} traces, {speed['tokens']:,.0f} tokens in "
+        f"{speed['seconds']:.1f} s ({rate:,.0f} tokens/s){batches}; "
+        f"{speed['resumed']:.0f} were there already"
+    )
+
+
+def _report_shard(config: ProbeConfig) -> None:
+    """Say what a shard scored, and how to go on."""
+    from probing.attention.shards import FOLDER, read_record
+    from probing.models.processes import Shard
+
+    shard = Shard.parse(str(config.shards))
+    folder = config.out / FOLDER / shard.folder
+    record = read_record(shard, folder)
+    console.print(f"shard {shard}: {_speed_text(record.speed)}")
+    if record.lost:
+        warn(f"left out {len(record.lost)} traces: attention that is not finite")
+    console.print(f"→ {folder}; when all {shard.count} are there: the same command with --merge")
 
 
 def _report_left_out(counts: dict[str, Any]) -> None:

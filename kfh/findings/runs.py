@@ -18,6 +18,7 @@ from kfh.findings.base import (
     pictures,
     side_by_side,
 )
+from kfh.findings.standings import standings_caveats, standings_summary, standings_tables
 from kfh.findings.summary import comparison_summary, runs_summary
 from kfh.tables import Cell, Table, markdown
 from probing.errors import DataError
@@ -31,9 +32,9 @@ from probing.files.headers import (
     write_json,
 )
 from probing.numbers import NONE, Number, exists, number
-from rl.runs.comparison import COLUMNS, DECODINGS, Difference, read_rows
-from rl.runs.comparison import Row as MethodRow
+from rl.runs.comparison import COLUMNS, DECODINGS, read_rows
 from rl.runs.folders import INITIAL, Run
+from rl.runs.standings import read_contenders, stand
 
 COMPARISON = "comparison.json"
 DIGITS = 6  # significant ones of its figures
@@ -142,6 +143,7 @@ def comparisons(parts: Sequence[Path], folders: Sequence[Path]) -> list[Place]:
 
 def read_comparison(place: Place) -> Section:
     """A comparison: the tables of methods, differences with intervals, accuracy against length."""
+    from rl.runs.course_figures import courses
     from rl.runs.figures import tradeoff
     from rl.runs.folders import read_evaluations
 
@@ -159,26 +161,34 @@ def read_comparison(place: Place) -> Section:
         content = read_object(path)
         section.facts = header_facts(content[HEADER])
     elif readable:
-        content = comparison_json(*read_rows(readable), [])
+        content = comparison_json(readable, [])
     else:
         return section
     section.summary = comparison_summary(content["differences"])
+    if content.get("standings"):
+        section.summary += standings_summary(content["standings"])
     section.facts += [("note", note) for note in content["notes"]]
     section.tables = comparison_tables(content)
     section.caveats = comparison_caveats(content)
     if evaluations:
-        captions = {"tradeoff": "accuracy against tokens; arrows from the policy before training"}
-        section.pictures = pictures(captions, {"tradeoff": tradeoff(evaluations)})
+        captions = {
+            "tradeoff": "accuracy against tokens; arrows from the policy before training",
+            "courses": "accuracy and length at each checkpoint, and the plane of both",
+        }
+        contenders = read_contenders(readable)
+        drawn = {"tradeoff": tradeoff(evaluations), "courses": courses(contenders)}
+        section.pictures = pictures(captions, drawn)
     return section
 
 
-def comparison_json(
-    rows: Sequence[MethodRow], differences: Sequence[Difference], notes: Sequence[str]
-) -> dict[str, Any]:
-    """What comparison.json holds, without its header."""
+def comparison_json(folders: Sequence[Path], notes: Sequence[str]) -> dict[str, Any]:
+    """What comparison.json holds of these folders with a result, without its header."""
+    rows, differences = read_rows(folders)
+    contenders = read_contenders(folders)
     return {
         "rows": [json_value(asdict(row), DIGITS) for row in rows],
         "differences": [json_value(asdict(item), DIGITS) for item in differences],
+        "standings": json_value(asdict(stand(contenders)), DIGITS) if contenders else None,
         "notes": list(notes),
     }
 
@@ -195,6 +205,8 @@ def comparison_tables(content: Row) -> list[Table]:
     tables = [_methods_table(rows, decoding, where) for decoding in DECODINGS]
     if content["differences"]:
         tables.append(_differences_table(content["differences"]))
+    if content.get("standings"):
+        tables = [*standings_tables(content["standings"]), *tables]
     return tables
 
 
@@ -246,7 +258,7 @@ def comparison_caveats(content: Row) -> list[str]:
     Args:
         content: of comparison.json.
     """
-    caveats = []
+    caveats = standings_caveats(content["standings"]) if content.get("standings") else []
     for item in content["differences"]:
         pair = f"{item['method']} against {item['against']} ({item['decoding']})"
         shorter, accuracy = item["redundant"], item["accuracy"]
@@ -280,17 +292,26 @@ def comparison_caveats(content: Row) -> list[str]:
     return caveats
 
 
-def write_comparison(
-    out: Path,
-    rows: Sequence[MethodRow],
-    differences: Sequence[Difference],
-    notes: Sequence[str],
-) -> dict[str, Any]:
-    """Write `comparison.json` and `table.md`, its tables and caveats, into `out`; the content."""
-    content = comparison_json(rows, differences, notes)
+def write_comparison(out: Path, folders: Sequence[Path], notes: Sequence[str]) -> dict[str, Any]:
+    """Write `comparison.json`, `table.md` with its tables and caveats, and the courses as a figure.
+
+    Args:
+        out: the folder to write to.
+        folders: those with a result.
+
+    Returns:
+        The content of comparison.json.
+    """
+    from probing.figures.style import save_figure
+    from rl.runs.course_figures import courses
+
+    content = comparison_json(folders, notes)
     write_json(out / COMPARISON, {HEADER: file_header("comparison"), **content})
-    lines = [*notes, *(f"- {caveat}" for caveat in comparison_caveats(content))]
+    said = standings_summary(content["standings"]) if content["standings"] else []
+    lines = [*said, *notes, *(f"- {caveat}" for caveat in comparison_caveats(content))]
     text = "\n\n".join([*map(markdown, comparison_tables(content)), "\n".join(lines)])
     with whole_file(out / "table.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+    if (figure := courses(read_contenders(folders))) is not None:
+        save_figure(figure, out / "courses.png")
     return content

@@ -49,7 +49,7 @@ class AttentionCapture(InFront):
     Args:
         model: a loaded transformers model. It is put into eval mode while the capture runs.
         heads: `(layer, head)` pairs in the order of the result; None takes every head.
-        chunk_bytes: memory of a chunk of rows; default 8 MiB on CPU, 256 MiB elsewhere.
+        chunk_bytes: memory of a chunk of rows; default 4 MiB on CPU, 256 MiB elsewhere.
         prove: check at once that the capture is real (see `prove`).
         early_exit: stop the forward after the deepest layer needed. Turn it off where modules
             are sharded (FSDP, DeepSpeed ZeRO-3), whose hooks must see the whole forward.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 
+from probing.attention.memory import BatchSize
 from probing.choices import BACKENDS, BATCH_TOKENS, Head
 from probing.errors import ConfigError, DataError, NotFiniteError
 from probing.models.identity import shortest_window
@@ -269,9 +270,10 @@ def score_traces(
     traces: Iterable[EncodedTrace],
     *,
     device: torch.device | str = "cpu",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | BatchSize = BATCH_TOKENS,
     advance: Callable[[int, int], None] = lambda traces, tokens: None,
     lost: Lost | None = None,
+    wanted: Callable[[list[EncodedTrace]], bool] | None = None,
 ) -> Iterator[ScoredTrace]:
     """Score traces one batch after another, longest first within a stretch.
 
@@ -279,20 +281,49 @@ def score_traces(
         capture: a proven capture, not entered; see `prove_longer`.
         traces: encoded traces; consumed lazily.
         device: of the model.
-        batch_tokens: tokens in a batch, padding included.
+        batch_tokens: tokens in a batch, padding included. Where memory is too small for one, and
+            the number may become less, the batch is made in parts.
         advance: called after each batch with its number of traces and of tokens.
         lost: called with a trace whose attention is not finite, which is left out.
+        wanted: says of each batch whether it is scored; default all.
 
     Raises:
         NotFiniteError: there is such a trace, and `lost` is None.
     """
     place = torch.device(device)
     dtype = getattr(capture, "dtype", torch.float32)
+    size = batch_tokens if isinstance(batch_tokens, BatchSize) else BatchSize(batch_tokens)
+
+    def score(batch: list[EncodedTrace]) -> list[ScoredTrace]:
+        prove_longer(capture, batch, place, lost is not None)
+        return score_batch(capture, batch, place, dtype=dtype, lost=lost)
+
     with capture:
-        for batch in batches_by_length(traces, batch_tokens, lengths=capture.lengths):
-            prove_longer(capture, batch, place, lost is not None)
-            yield from score_batch(capture, batch, place, dtype=dtype, lost=lost)
-            advance(len(batch), sum(map(len, batch)))
+        batches = batches_by_length(traces, size.tokens, lengths=capture.lengths)
+        for batch in filter(wanted, batches):
+            for part, scored in _in_parts(batch, size, score):
+                yield from scored
+                advance(len(part), sum(map(len, part)))
+
+
+def _in_parts(
+    batch: list[EncodedTrace],
+    size: BatchSize,
+    score: Callable[[list[EncodedTrace]], list[ScoredTrace]],
+) -> Iterator[tuple[list[EncodedTrace], list[ScoredTrace]]]:
+    """A batch with its scores; or its parts, one after another, as many traces as `size` allows."""
+    while batch:
+        part = next(_sorted_batches(batch, size.tokens, None, Lengths()))
+        try:
+            scored = score(part)
+        except (MemoryError, RuntimeError) as error:
+            if not size.halve(error, len(part) * len(part[0]), len(part)):
+                raise
+        else:
+            yield part, scored
+            batch = batch[len(part) :]
+            continue
+        torch.cuda.empty_cache()  # only now has the error let go of what the pass held
 
 
 def prove_longer(
@@ -348,11 +379,11 @@ def step_scores(
         >>> step_scores(np.array([[0.5, 0.125, 0.25]]), np.array([[0, 1], [1, 3]])).tolist()
         [[0.5, 0.1875]]
     """
-    # Sums run in float64: differences of float32 prefix sums would lose what small scores are.
-    total = np.concatenate(
-        [np.zeros((*mass.shape[:-1], 1)), np.cumsum(mass, axis=-1, dtype=np.float64)], axis=-1
-    )
-    first, last = spans[:, 0], spans[:, 1]
+    # Step by step, in float64: differences of prefix sums take far longer and lose what small
+    # scores are.
+    scores: np.ndarray = np.empty((*mass.shape[:-1], len(spans)))
+    for step, (first, last) in enumerate(spans):
+        mass[..., first:last].sum(axis=-1, dtype=np.float64, out=scores[..., step])
     with np.errstate(invalid="ignore"):
-        scores: np.ndarray = (total[..., last] - total[..., first]) / (last - first)
+        scores /= spans[:, 1] - spans[:, 0]
     return scores

@@ -27,6 +27,7 @@ from probing.files.reading import parse_json, shaped
 from probing.files.tables import READ, WRITTEN, damaged
 from probing.traces.file import Trace
 
+SETTINGS = "scoring.json"
 PART, TABLE = "remove it and run again", "probe again, with --no-resume"
 
 
@@ -50,7 +51,7 @@ class ScoreStore:
         Raises:
             ConfigError: the folder holds scores of other settings.
         """
-        path = self.folder / "scoring.json"
+        path = self.folder / SETTINGS
         if not resume:
             shutil.rmtree(self.parts, ignore_errors=True)
             self.table.unlink(missing_ok=True)
@@ -58,15 +59,9 @@ class ScoreStore:
         for leftover in self.parts.glob(".*"):  # of a process that was killed while it wrote
             leftover.unlink()
         if path.exists():
-            self._same_settings(path)
+            refuse_other_settings(self.folder, "scores", settings_of(self.folder), self.settings)
             return
         write_json(path, {HEADER: file_header("scoring settings"), "settings": self.settings})
-
-    def _same_settings(self, path: Path) -> None:
-        stored = read_object(path).get("settings")
-        if not isinstance(stored, dict):
-            raise DataError(f"{path}: damaged; remove it or use --no-resume")
-        refuse_other_settings(self.folder, "scores", stored, self.settings)
 
     def _part(self, trace_id: str) -> Path:
         name = hashlib.sha256(trace_id.encode()).hexdigest()[:24]
@@ -103,10 +98,18 @@ class ScoreStore:
             known = {name: known[name] for name in ids if name in known}
         return StoredScores(known, table)
 
+    def take(self, other: ScoreStore) -> None:
+        """Move the parts of another store, of the same settings, here: one by one, each whole."""
+        self.parts.mkdir(parents=True, exist_ok=True)
+        for path in other._files():
+            path.replace(self.parts / path.name)
+
     def _parts(self) -> dict[str, Path]:
         """The part of each trace that has one."""
-        paths = sorted(path for path in self.parts.glob("*.safetensors") if path.name[0] != ".")
-        return {_part_id(path): path for path in paths}
+        return {_part_id(path): path for path in self._files()}
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.parts.glob("*.safetensors") if path.name[0] != ".")
 
     @contextmanager
     def table_writer(
@@ -144,6 +147,18 @@ class ScoreStore:
     def _table_sizes(self) -> dict[str, tuple[int, int]]:
         """Sizes of the answer and of the whole, by the ids in the table."""
         return _sizes(_metadata(self.table), self.table) if self.table.exists() else {}
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """All that decided the scores of a store that is gone on with.
+
+    Raises:
+        DataError: its `scoring.json` is damaged, or not there.
+    """
+    stored = read_object(folder / SETTINGS).get("settings")
+    if not isinstance(stored, dict):
+        raise DataError(f"{folder / SETTINGS}: damaged; remove it or use --no-resume")
+    return stored
 
 
 class StoredScores(Mapping[str, ScoredTrace]):

@@ -165,35 +165,38 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def refuse_other_settings(
-    path: Path, what: str, held: Mapping[str, Any], wanted: Mapping[str, Any]
+    path: Path,
+    what: str,
+    held: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    by: str = "now asked for",
+    advice: str = "Choose another --out, or begin anew with --no-resume.",
 ) -> None:
     """Refuse to go on with a file whose content was made with other settings.
 
     The `id` that older files have of their model is not looked at: its folder may have moved, and
-    the fingerprints decide.
+    the fingerprints decide. Nor are `batch_tokens`: what fits a machine decides nothing.
 
     Args:
         path: of the file or folder, for the message.
         what: it holds: scores, labels, responses, …
         held, wanted: its settings and the present ones.
+        by, advice: whose the wanted ones are, and what to do, in the message.
 
     Raises:
         ConfigError: they differ; the message names each setting that does, with both values.
     """
     wanted = json.loads(json.dumps(wanted))  # as they come back from a file
-    held, wanted = _without_id(held), _without_id(wanted)
+    held, wanted = _deciding(held), _deciding(wanted)
     differing = sorted(k for k in {*held, *wanted} if held.get(k, ...) != wanted.get(k, ...))
     if differing:
         was = ", ".join(f"{key} {held.get(key)!r:.100}" for key in differing)
         now = ", ".join(f"{key} {wanted.get(key)!r:.100}" for key in differing)
-        raise ConfigError(
-            f"{path} holds {what} made with {was}; now asked for {now}. "
-            "Choose another --out, or begin anew with --no-resume."
-        )
+        raise ConfigError(f"{path} holds {what} made with {was}; {by} {now}. {advice}")
 
 
-def _without_id(settings: Mapping[str, Any]) -> dict[str, Any]:
-    model = settings.get("model")
-    if isinstance(model, dict):
-        return {**settings, "model": {key: v for key, v in model.items() if key != "id"}}
-    return dict(settings)
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    deciding = {key: v for key, v in settings.items() if key != "batch_tokens"}
+    if isinstance(model := settings.get("model"), dict):
+        deciding["model"] = {key: v for key, v in model.items() if key != "id"}
+    return deciding

@@ -112,7 +112,7 @@ def silence_heads(setup: Setup) -> Iterator[list[Outcome]]:
         answers.check(heads)
         work = HeadWork(setup, answers, sources=True)
         arms = head_arms(setup, answers, heads)
-        for traces in batches(setup.traces, setup.config.batch_tokens, answers.lengths):
+        for traces in batches(setup.traces, setup.batch_tokens, answers.lengths):
             batch = work.prepare(traces)
             outcomes: list[list[Outcome]] = [[] for _ in traces]
             before = None
@@ -146,7 +146,7 @@ def head_arms(setup: Setup, answers: EditedAnswers, heads: tuple[Head, ...]) -> 
         kind, _, where = mode.partition("/")
         if kind == "mean" and where not in by_place:
             by_place[where] = head_means(
-                answers, setup.reference, every, where, batch_tokens=config.batch_tokens
+                answers, setup.reference, every, where, batch_tokens=setup.batch_tokens
             )
         means, dose = by_place.get(where), float(len(heads))
         arms.append(Arm(CHOSEN, mode, 0, HeadEdit.of_mode(mode, heads, means), dose))

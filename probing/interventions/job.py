@@ -178,7 +178,7 @@ def prepare_answers(
         capture,
         encoded,
         device=device,
-        batch_tokens=config.batch_tokens,
+        batch_tokens=setup.batch_tokens,
         advance=advance,
         lost=lost if chosen.skip_bad else None,
     ):
@@ -266,6 +266,7 @@ def summary(store: OutcomeStore, setup: Setup, chosen: ChosenTraces) -> Interven
             raise DataError(f"{chosen.name}: no trace has more than {least} steps to remove")
     faults = dict(getattr(setup.verdict, "faults", {}))
     counts = {**chosen.to_json(), "verifier_faults": faults, "parts": parts}
+    counts["batch_tokens"] = setup.batch_tokens
     head_set = {"heads": store.settings["heads"], "model": asdict(setup.heads.model)}
     return InterventionResult.of(outcomes, store.settings, head_set, counts)
 

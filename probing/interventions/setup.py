@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from probing.answers.context import PreparedTrace
-from probing.choices import BATCH_TOKENS, MIN_CHARS, Answer, Mode
+from probing.choices import BATCH_TOKENS, MIN_CHARS, Answer, BatchTokens, Mode
 from probing.errors import ConfigError, DataError
 from probing.headset import HeadSet
 from probing.interventions.outcomes import Outcome
@@ -77,7 +77,12 @@ class InterventionConfig:
     max_answer_tokens: int = choice(
         64, "Longest greedy answer; 0: log-probabilities alone.", least=0, panel=ANSWERS
     )
-    batch_tokens: int = choice(BATCH_TOKENS, "Tokens in a forward pass.", least=1, panel="Model")
+    batch_tokens: BatchTokens = choice(
+        BATCH_TOKENS,
+        "Tokens in a forward pass; auto: as many as memory holds.",
+        least=1,
+        panel="Model",
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -237,7 +242,7 @@ def generator(trace: str, *before: int, after: Sequence[int] = ()) -> np.random.
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What a part is given.
+    """What a part is given; `auto` of the settings' `batch_tokens` becomes a number.
 
     Args:
         model: in eval mode, on its device.
@@ -260,6 +265,20 @@ class Setup:
     verdict: Verdict
     ends: frozenset[int] = frozenset()
     advance: Callable[[int], None] = field(default=lambda tokens: None)
+
+    def __post_init__(self) -> None:
+        """Find the number of tokens."""
+        if self.config.batch_tokens == "auto":
+            from probing.attention.memory import BatchSize
+
+            tokens = BatchSize.auto_of(self.model).tokens
+            object.__setattr__(self, "config", replace(self.config, batch_tokens=tokens))
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a forward pass."""
+        assert self.config.batch_tokens != "auto"
+        return self.config.batch_tokens
 
 
 Part = Callable[[Setup], Iterator[list[Outcome]]]  # one list a trace, in the order of the traces

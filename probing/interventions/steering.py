@@ -58,7 +58,7 @@ def steer(setup: Setup) -> Iterator[list[Outcome]]:
         answers.check(heads)
         work = HeadWork(setup, answers, sources=False)
         arms = steering_arms(setup, heads, answers.layers)
-        for traces in batches(setup.traces, setup.config.batch_tokens, answers.lengths):
+        for traces in batches(setup.traces, setup.batch_tokens, answers.lengths):
             pairs = [(trace, work.alterer(trace)) for trace in traces]
             outcomes: dict[str, list[Outcome]] = {trace.id: [] for trace in traces}
             if any(altered for _, altered in pairs):

@@ -35,7 +35,7 @@ def remove_steps(setup: Setup) -> Iterator[list[Outcome]]:
         setup.model,
         setup.ends,
         max_tokens=config.max_answer_tokens,
-        batch_tokens=config.batch_tokens,
+        batch_tokens=setup.batch_tokens,
         advance=setup.advance,
     )
     for trace in setup.traces:

@@ -71,15 +71,10 @@ class Adapter:
         """
         from probing.models.checkpoint import FAULTS, listed, told
 
+        peft = self._peft()
         try:
-            from peft import PeftConfig, PeftModelForCausalLM, load_peft_weights
-        except ImportError as error:
-            raise ModelError(
-                f"{self.name} is an adapter of {self.base}; to load it: pip install 'kfh[peft]'"
-            ) from error
-        try:
-            digest = self._hash(load_peft_weights(self.name, device="cpu"))
-            wrapped = PeftModelForCausalLM(model, PeftConfig.from_pretrained(self.name))
+            self.mark(model.config)
+            wrapped = peft.PeftModelForCausalLM(model, peft.PeftConfig.from_pretrained(self.name))
             found = wrapped.load_adapter(self.name, "default", torch_device="cpu")
             extra, missing = sorted(found.unexpected_keys), sorted(found.missing_keys)
             merged: PreTrainedModel = wrapped.merge_and_unload()
@@ -93,16 +88,29 @@ class Adapter:
                 f"weights are not in the file, {len(extra)} have no place; first "
                 f"{listed(missing + extra)}"
             )
-        merged.config.adapter_hash = digest
         merged.requires_grad_(True)  # peft froze what it did not train
         return merged
 
-    def _hash(self, weights: dict[str, Any]) -> str:
-        """SHA-256 over the adapter's weights and what of its settings decides the computation."""
+    def mark(self, config: Any) -> None:
+        """Let the base's config bear the adapter's hash: SHA-256 of its weights and settings.
+
+        Raises:
+            ModelError: peft is not installed.
+        """
         import torch
 
+        weights = self._peft().load_peft_weights(self.name, device="cpu")
         deciding = {k: v for k, v in self.settings.items() if k not in _VOLATILE}
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode())
         for key, value in sorted(weights.items()):
             digest.update(key.encode() + value.to(torch.float32).numpy().tobytes())
-        return f"sha256:{digest.hexdigest()}"
+        config.adapter_hash = f"sha256:{digest.hexdigest()}"
+
+    def _peft(self) -> Any:
+        try:
+            import peft
+        except ImportError as error:
+            raise ModelError(
+                f"{self.name} is an adapter of {self.base}; to load it: pip install 'kfh[peft]'"
+            ) from error
+        return peft

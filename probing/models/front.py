@@ -213,7 +213,7 @@ def of_queries(options: dict[str, Any], rows: slice | Int[Tensor, "row"]) -> dic
 
 
 # Bytes of one chunk of rows: on CPU it should stay within the last-level cache.
-CPU_CHUNK = 8 << 20
+CPU_CHUNK = 4 << 20  # of the rows and their product, within a share of the cache
 GPU_CHUNK = 256 << 20
 
 

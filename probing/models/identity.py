@@ -74,13 +74,18 @@ def model_settings(model: PreTrainedModel) -> dict[str, Any]:
 
     Its id is left out: a folder may be moved, the fingerprints decide.
     """
-    card = asdict(ModelCard.of("", model.config))
-    del card["id"]
     return {
-        "model": card,
+        "model": shape_settings(model.config),
         "weights": weights_fingerprint(model),
         "dtype": str(next(model.parameters()).dtype),
     }
+
+
+def shape_settings(config: Any) -> dict[str, Any]:
+    """What of a model's config decides a result: its card without the id."""
+    card = asdict(ModelCard.of("", config))
+    del card["id"]
+    return card
 
 
 def head_count(config: Any, name: str) -> int:

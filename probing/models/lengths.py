@@ -94,6 +94,18 @@ def fresh_rope(model: torch.nn.Module) -> None:
 
 
 @contextmanager
+def in_eval(model: torch.nn.Module) -> Iterator[None]:
+    """The model in eval mode, its RoPE as new; its mode is given back."""
+    training = model.training
+    model.eval()
+    fresh_rope(model)
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
 def held_at(model: torch.nn.Module, tokens: int) -> Iterator[None]:
     """Passes in this block rotate as one pass over so many tokens does, whatever their length (3).
 

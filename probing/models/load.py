@@ -151,6 +151,45 @@ def load_model(
     return loaded
 
 
+def load_config(model_id: str, *, trust_remote_code: bool = False) -> Any:
+    """The config of the model that `load_model` gives; of its weights an adapter's alone are read.
+
+    Args:
+        model_id, trust_remote_code: as for `load_model`.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no attention heads.
+    """
+    from probing.models.adapter import Adapter
+    from probing.models.checkpoint import FAULTS, told
+
+    name, options = _source(model_id)
+    adapter: Adapter | None = None if options else Adapter.at(name)
+    if adapter:
+        name, options = _source(adapter.base)
+    try:
+        config = _config(name, options, model_id, trust_remote_code)
+        if adapter:
+            adapter.mark(config)
+    except FAULTS as error:
+        raise ModelError(f"the config of {model_id} cannot be loaded: {told(error)}") from error
+    return config
+
+
+def _config(name: str, options: dict[str, Any], said: str, trust_remote_code: bool) -> Any:
+    """The config of a name that `from_pretrained` takes, of a model with attention heads."""
+    from transformers import AutoConfig
+
+    from probing.models.identity import head_count
+
+    folder = Path(name)
+    if folder.is_dir() and not options and not (folder / "config.json").is_file():
+        raise ModelError(f"{said}: no model in this folder: {name} has no config.json")
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    head_count(config, said)
+    return config
+
+
 def _whole(
     name: str,
     options: dict[str, Any],
@@ -165,18 +204,13 @@ def _whole(
     Args:
         said: what messages call it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from probing.models.checkpoint import FAULTS, check_gguf, check_weights, quiet, told, unpacked
-    from probing.models.identity import head_count
 
-    folder = Path(name)
-    if folder.is_dir() and not options and not (folder / "config.json").is_file():
-        raise ModelError(f"{said}: no model in this folder: {name} has no config.json")
     config = None
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
-        head_count(config, said)
+        config = _config(name, options, said, trust_remote_code)
         if attention != "auto":
             # As an argument it would yield to what some configs ask for.
             config._attn_implementation = attention
@@ -202,7 +236,7 @@ def _whole(
     model: PreTrainedModel = loaded[0]
     check_weights(said, model, loaded[1])
     if options:
-        check_gguf(folder / options["gguf_file"], model)
+        check_gguf(Path(name) / options["gguf_file"], model)
     return model
 
 

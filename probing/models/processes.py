@@ -1,13 +1,51 @@
-"""As many processes as were started: checks, and who does what."""
+"""As many processes, and shards, as were started: checks, and who does what."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from probing.errors import ConfigError
 from probing.models.load import choose_device
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` commands that share out a work and know nothing of each other; from 1."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """The shard that `i/n` names.
+
+        Raises:
+            ConfigError: it names none.
+
+        Example:
+            >>> Shard.parse("2/4"), Shard.parse("2/4").folder
+            (Shard(number=2, count=4), '2-of-4')
+        """
+        found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+        number, count = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= number <= count:
+            raise ConfigError(
+                f"--shards {text}: write i/n, the i-th of n shards, from 1/n to n/n, such as 2/4"
+            )
+        return cls(number, count)
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return f"{self.number}-of-{self.count}"
+
+    def __str__(self) -> str:
+        """As the command line has it."""
+        return f"{self.number}/{self.count}"
 
 
 class Processes:

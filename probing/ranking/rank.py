@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import pandas as pd
 from probing.choices import METRICS, Head
 from probing.config import ProbeConfig
 from probing.errors import DataError
-from probing.files.headers import json_number, part_json
+from probing.files.headers import file_hash, file_header, json_number, part_json
+from probing.headset import HeadFigures, HeadSet
 from probing.intervals import bootstrap_interval, mean_over_traces, next_below
+from probing.models.identity import ModelCard
 from probing.ranking.metrics import (
     BUILT_IN,
     CONTROLS,
@@ -325,3 +328,73 @@ def _curve(
         }
         for size, head in enumerate(added)
     ]
+
+
+def head_set_of(ranking: Ranking, card: ModelCard, marks: Mapping[str, set[str]]) -> HeadSet:
+    """The chosen heads with everything needed to score steps with them in the same way.
+
+    `marks` is what the problem of each trace is known by, by id: what other traces are held out by.
+    """
+    config, counts = ranking.config, ranking.counts
+    rows = ranking.table.set_index(["layer", "head"], drop=False)
+    figures = {k: v for k, v in ranking.set_point.items() if k not in ("heads", "added")}
+    return HeadSet(
+        heads=tuple(_head_figures(config, rows.loc[pair]) for pair in ranking.chosen),
+        model=card,
+        segmenter=config.source.segmenter_json(),
+        rule=config.source.rule,
+        think_end=config.source.mark.text,
+        think_end_at=config.source.mark.at,
+        answer=config.answer,
+        traces={
+            "file": str(config.traces),
+            "hash": file_hash(Path(config.traces)),
+            "keep": config.keep,
+            "ranked": counts["ranked"],
+            "pairs": counts["pairs"],
+        },
+        labels=config.source.label_json(),
+        selection={
+            "by": config.by,
+            "how": config.select,
+            "split": "halves by SHA-256 of the trace id, traces of one problem together",
+            "unit": "problem",
+            "select_traces": len(counts["select_traces"]),
+            "held_out_traces": len(counts["held_out_traces"]),
+            "problems_chosen_on": _marks_of(counts["select_traces"], marks),
+            "problems_held_out": _marks_of(counts["held_out_traces"], marks),
+            "ensemble_held_out": figures,
+            "controls": {
+                row["control"]: {metric: json_number(row[metric]) for metric in METRICS}
+                for _, row in ranking.controls.iterrows()
+            },
+        },
+        caveats=tuple(ranking.set_caveats),
+        header=file_header("head set"),
+    )
+
+
+def _marks_of(ids: Iterable[str], marks: Mapping[str, set[str]]) -> list[str]:
+    """The marks of these traces, each once, sorted."""
+    return sorted(set().union(*(marks[name] for name in ids)))
+
+
+def _head_figures(config: ProbeConfig, row: pd.Series) -> HeadFigures:
+    held_out = {metric: json_number(row[f"{metric}_held_out"]) for metric in METRICS}
+    return HeadFigures(
+        int(row["layer"]),
+        int(row["head"]),
+        sra=float(row["sra"]),
+        sra_interval=_interval(row, "sra"),
+        balanced=json_number(row["balanced"]),
+        balanced_interval=_interval(row, "balanced"),
+        gating=float(row["gating"]),
+        p=json_number(row.get(f"{config.by}_p")),
+        held_out={metric: v for metric, v in held_out.items() if v is not None},
+    )
+
+
+def _interval(row: pd.Series, metric: str) -> tuple[float, float] | None:
+    """The interval of a metric; None where there is none, as of a single problem."""
+    low, high = (json_number(row[f"{metric}_{end}"]) for end in ("low", "high"))
+    return None if low is None or high is None else (low, high)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
+from probing.attention.memory import BatchSize
 from probing.attention.scores import batch_masses, batches_by_length, step_scores
 from probing.choices import Head
 from probing.errors import ModelError
@@ -100,7 +101,10 @@ def token_masses(
 
     capture = AttentionCapture(model, list(heads))
     rows = probe.places(heads)
-    batches = batches_by_length(encoded(), config.batch_tokens, lengths=capture.lengths)
+    tokens = config.batch_tokens
+    if tokens == "auto":
+        tokens = BatchSize.auto_of(model, capture).tokens
+    batches = batches_by_length(encoded(), tokens, lengths=capture.lengths)
     with progress("reading attention", len(traces)) as advance, capture:
         for batch in batches:
             for own, mass in zip(batch, batch_masses(capture, batch, place), strict=True):

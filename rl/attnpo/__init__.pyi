@@ -1,4 +1,9 @@
+from .completions import Batch as Batch
+from .completions import Cutter as Cutter
+from .completions import Outcomes as Outcomes
 from .config import AttnPOConfig as AttnPOConfig
+from .credit import Credited as Credited
+from .credit import credit_tokens as credit_tokens
 from .methods import METHODS as METHODS
 from .methods import Method as Method
 from .rescale import Rescaling as Rescaling
@@ -6,6 +11,8 @@ from .rescale import positive_scale as positive_scale
 from .rescale import step_scales as step_scales
 from .rescale import token_scales as token_scales
 from .rewards import dler as dler
+from .rewards import group_advantages as group_advantages
 from .rewards import laser as laser
 from .rewards import tlmre as tlmre
+from .signals import StepScorer as StepScorer
 from .trainer import AttnPOTrainer as AttnPOTrainer

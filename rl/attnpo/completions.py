@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from probing.traces.file import Step
 from probing.traces.marks import EndMark
 from probing.traces.segmenters import Segmenter
 from probing.traces.text import FIND_END
-from probing.traces.tokens import answer_tokens, decode_with_offsets, token_spans
-from rl.attnpo.rescale import Rescaling, needs_scores
+from probing.traces.tokens import EncodedTrace, answer_tokens, decode_with_offsets, token_spans
+from rl.attnpo.rescale import Rescaling, group_rows, needs_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -173,32 +173,61 @@ class Outcomes:
     p: Float[Tensor, "response"]  # share of correct responses of the group
 
     @classmethod
-    def gathered(
-        cls, responses: Sequence[Completion], verdicts: Float[Tensor, "response"], group: int
+    def of(
+        cls,
+        verdicts: Float[Tensor, "response"],
+        complete: Bool[Tensor, "response"],
+        lengths: Int[Tensor, "response"],
+        groups: Int[Tensor, "response"],
     ) -> Outcomes:
-        """Gathers lengths and completeness of all processes.
+        """A response is correct where the verifier says so and the response is complete: one that
+        never stops reasoning, or never ends, answers nothing.
 
         Args:
-            responses: of this process.
-            verdicts: the verifier's, of all processes.
-            group: number of responses to one prompt.
+            verdicts: the verifier's.
+            complete: see `Completion.complete`.
+            lengths: tokens, the end token among them.
+            groups: a number for each prompt.
 
         Raises:
             DataError: the verifier gave something other than 0 or 1.
         """
-        odd = ~((verdicts == 0) | (verdicts == 1))
-        if odd.any():
-            raise DataError(
-                f"the verifier (first reward function) gave {float(verdicts[odd][0])}; it must "
-                "give 1 for a correct response and 0 for a wrong one. Put graded rewards after it."
-            )
+        check_verdicts(verdicts)
+        correct = (verdicts == 1) & complete
+        p = torch.empty(len(verdicts), device=verdicts.device)
+        for rows in group_rows(groups):
+            p[rows] = correct[rows].float().mean()
+        return cls(correct, lengths, p)
+
+    @classmethod
+    def gathered(
+        cls, responses: Sequence[Completion], verdicts: Float[Tensor, "response"], group: int
+    ) -> Outcomes:
+        """Gathers lengths and completeness of all processes; see `of`.
+
+        Args:
+            responses: of this process.
+            verdicts: the verifier's, of all processes.
+            group: number of responses to one prompt, which stand together.
+
+        Raises:
+            DataError: the verifier gave something other than 0 or 1.
+        """
         device = verdicts.device
         lengths = gather(torch.tensor([r.length for r in responses], device=device))
-        # A response that never stops reasoning, or never ends, answers nothing.
         complete = gather(torch.tensor([r.complete for r in responses], device=device))
-        correct = (verdicts == 1) & complete
-        p = correct.float().view(-1, group).mean(dim=1).repeat_interleave(group)
-        return cls(correct, lengths, p)
+        groups = torch.arange(len(verdicts), device=device) // group
+        return cls.of(verdicts, complete, lengths, groups)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Means over responses; `tokens_correct` over correct ones, NaN where there is none."""
+        correct, lengths = self.correct, self.lengths.float()
+        return {
+            "accuracy": float(correct.float().mean()),
+            "tokens": float(lengths.mean()),
+            "tokens_correct": float(lengths[correct].mean()),
+        }
 
     def part(self, process: int, count: int) -> Outcomes:
         """Those of one process, which has `count` responses as all others do."""
@@ -236,21 +265,51 @@ class Batch:
             responses: these, cut.
             outcomes: of the same responses.
             labels: of their steps.
-            rescaling, step: decide which responses need scores (`rl.attnpo.rescale.needs_scores`).
+            rescaling, step: see `made`.
+
+        Raises:
+            DataError: tokens of an environment stand among those that were sampled.
         """
-        prompts = zip(output["prompt_ids"], output["prompt_mask"].bool(), strict=True)
-        advantage, correct, p = output["advantages"], outcomes.correct, outcomes.p
-        steps = torch.tensor([len(each.spans) for each in responses], device=advantage.device)
-        return cls(
-            prompts=[ids[mask].tolist() for ids, mask in prompts],
-            responses=responses,
-            mask=output["completion_mask"].bool(),
-            advantage=advantage,
-            correct=correct,
-            p=p,
-            needs_scores=needs_scores(advantage, correct, p, steps, step, rescaling),
-            labels=labels,
+        if "tool_mask" in output:
+            raise DataError(
+                "rollout_func gave env_mask: a response would be cut, and its length taken, at "
+                "the end of its first turn"
+            )
+        pairs = zip(output["prompt_ids"], output["prompt_mask"].bool(), strict=True)
+        prompts = [ids[mask].tolist() for ids, mask in pairs]
+        mask, advantage = output["completion_mask"].bool(), output["advantages"]
+        return cls.made(
+            prompts, responses, mask, advantage, outcomes, rescaling, step, labels=labels
         )
+
+    @classmethod
+    def made(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Completion],
+        mask: Bool[Tensor, "response token"],
+        advantage: Float[Tensor, "response"],
+        outcomes: Outcomes,
+        rescaling: Rescaling,
+        step: int,
+        *,
+        labels: Sequence[Sequence[Step]] | None = None,
+    ) -> Batch:
+        """From what any loop has.
+
+        Args:
+            prompts: token ids.
+            responses: the sampled ids, cut by a `Cutter`.
+            mask: sampled tokens, the end token among them; its width is the advantages'.
+            advantage: A.
+            outcomes: of the same responses.
+            rescaling, step: decide which responses need scores (`rl.attnpo.rescale.needs_scores`).
+            labels: true ones of the steps, where known.
+        """
+        steps = torch.tensor([len(each.spans) for each in responses], device=advantage.device)
+        correct, p = outcomes.correct, outcomes.p
+        needed = needs_scores(advantage, correct, p, steps, step, rescaling)
+        return cls(prompts, responses, mask, advantage, correct, p, needed, labels)
 
     @property
     def answer_tokens(self) -> list[int]:
@@ -262,6 +321,50 @@ class Batch:
         """|q ⊕ o| of each response, without its end token."""
         pairs = zip(self.prompts, self.responses, strict=True)
         return [len(prompt) + len(response.ids) for prompt, response in pairs]
+
+
+def encoded(row: int, prompt: Sequence[int], response: Completion) -> EncodedTrace:
+    """A sampled response on its prompt as the batcher of traces takes it; its id is its row."""
+    before = len(prompt)
+    answer = np.concatenate([np.zeros(before, dtype=bool), response.answer])
+    ids = np.concatenate([np.asarray(prompt, dtype=np.int64), response.ids])
+    return EncodedTrace(str(row), ids, before, response.spans + before, answer, sampled=True)
+
+
+def check_verdicts(verdicts: Float[Tensor, "response"]) -> None:
+    """Refuse what no verifier gives.
+
+    Raises:
+        DataError: something other than 0 or 1.
+    """
+    odd = ~((verdicts == 0) | (verdicts == 1))
+    if odd.any():
+        raise DataError(
+            f"the verifier (first reward function) gave {float(verdicts[odd][0])}; it must "
+            "give 1 for a correct response and 0 for a wrong one. Put graded rewards after it."
+        )
+
+
+def whole_texts(
+    completions: list[Any], responses: Sequence[Completion], tokenizer: Any
+) -> list[Any]:
+    """What reward functions are given: TRL's completions, with the text as it was sampled.
+
+    TRL leaves special tokens out of it, which in some tokenizers are `</think>`. A message that
+    the tokenizer parsed stays as it is: its reasoning stands beside its content.
+
+    Args:
+        completions: texts, or lists of messages, the last of them the response.
+        responses: the same, cut.
+        tokenizer: of the policy.
+    """
+    texts = [response.text for response in responses]
+    if isinstance(completions[0], str):
+        return texts
+    if any(getattr(tokenizer, f"response_{part}", None) for part in ("template", "schema")):
+        return completions
+    pairs = zip(completions, texts, strict=True)
+    return [[*before, {**message, "content": text}] for (*before, message), text in pairs]
 
 
 def check_reasoning(

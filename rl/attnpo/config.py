@@ -14,27 +14,30 @@ from probing.files.headers import load_part, part_json
 from probing.models.processes import check_processes
 from probing.settings import choice, unknown
 from rl.attnpo.methods import ADVANTAGES, method_of
+from rl.attnpo.passes import compact_reason, sharding_reasons
 from rl.attnpo.rescale import Rescaling
 from rl.attnpo.rewards import PENALTIES, check_penalty
-from rl.attnpo.sharding import compact_reason, sharding_reasons
-from rl.attnpo.signals import SIGNALS, signal_names
+from rl.attnpo.signals import BY_ATTENTION, SIGNALS, signal_names
 
 ROLLOUTS = ("trl", "compact")
-# Settings of TRL with the one value that is proven, and why no other is.
-_PROVEN: dict[str, tuple[Any, str]] = {
-    "num_iterations": (
-        1,
-        "the scores would be of a policy that is no longer the current one, and a run could not be "
-        "resumed bit for bit",
+# Settings of TRL with the one value that goes with step scores, and why no other does: always, or
+# where the model's attention is read. (A loss whose tokens grow with their advantage gives each
+# γ times its gradient; all of TRL's do.)
+_WITH_SCORES: dict[str, tuple[Any, str]] = {
+    "importance_sampling_level": (
+        "token",
+        "one ratio a response gives all of its tokens the same gradient, whatever their scales",
     ),
-    "importance_sampling_level": ("token", "a sequence-level ratio cannot weigh tokens"),
-    "multi_objective_aggregation": ("sum_then_normalize", "rewards are shaped before advantages"),
-    "loss_type": ("dapo", "it is no mean over tokens"),
-    "use_liger_kernel": (False, "the Liger kernels' loss takes one advantage a response"),
-    "off_policy_mask_threshold": (None, "it reads the advantage's sign, and γ = 0 has none"),
-    "top_entropy_quantile": (1.0, "not proven with scales"),
-    "mask_truncated_completions": (False, "it sets lengths to 0, which the length penalty reads"),
-    "use_transformers_continuous_batching": (False, "it changes how attention is called"),
+}
+_WITH_ATTENTION: dict[str, tuple[Any, str]] = {
+    "use_liger_kernel": (
+        False,
+        "Liger's layers take the place of the model's, with which reading attention is not proven",
+    ),
+    "use_transformers_continuous_batching": (
+        False,
+        "it changes the model's attention to sample, with which reading it is not proven",
+    ),
 }
 _SCALING = {"rloo": "none", "grpo": "group", "batch": "batch"}
 
@@ -44,7 +47,8 @@ class AttnPOConfig(GRPOConfig):
     """TRL's settings with the defaults that AttnPO needs, and AttnPO's own.
 
     A setting that is None here is the method's (`rl.attnpo.methods`). Everything is checked on
-    creation; what has not been proven together with advantages by token is refused with the reason.
+    creation; what does not go with advantages by token is refused with the reason where a method
+    scores steps (docs/trl.md).
 
     Each field's help says what it is.
 
@@ -61,8 +65,8 @@ class AttnPOConfig(GRPOConfig):
     advantage: str | None = choice(None, "rloo, grpo or batch.")
     signal: str | None = choice(
         None,
-        "none, heads, random-heads, all-heads, recency, labels, one of rl.attnpo.signals.SIGNALS, "
-        "or module:name.",
+        "none, heads, random-heads, all-heads, recency, labels, one of rl.signals.ratios.RATIOS or "
+        "rl.attnpo.signals.SIGNALS, or module:name.",
     )
     positive_attenuation: bool | None = choice(None, "PA.")
     negative_attenuation: bool | None = choice(None, "NA.")
@@ -73,7 +77,7 @@ class AttnPOConfig(GRPOConfig):
     )
     scale_floor: float = choice(0.0, "δ.")
     schedule_steps: float | None = choice(None, "T_0.")
-    scale_form: str = choice("release", "release or printed.")
+    scale_form: str | None = choice(None, "release, printed or hard.")
     answer: str | None = choice(None, "Answer tokens that are F; default: the head set's.")
     segmenter: str | None = choice(None, "How responses are cut; default: as the set's traces.")
     min_chars: int | None = choice(None, "The segmenter's least length of a step.")
@@ -87,7 +91,8 @@ class AttnPOConfig(GRPOConfig):
     rows_per_forward: int | None = choice(
         None,
         "Rows of a forward pass of the update, sorted by length and trimmed, so that little "
-        "padding is computed; 0: as TRL does it; default: 16 on CPU, else 0.",
+        "padding is computed; 0: as TRL does it; default: 16 on CPU, else "
+        "per_device_train_batch_size, so that each part of the batch is as wide as it must be.",
     )
     score_rows: int | None = choice(
         None, "Rows of a pass that only scores, where one is made; default: rows_per_forward, or 8."
@@ -102,11 +107,8 @@ class AttnPOConfig(GRPOConfig):
     )
 
     # TRL's settings, where AttnPO needs another default.
-    scale_rewards: str = choice("none", "Set by `advantage`.")
-    loss_type: str = choice("dapo", "The token mean of the release.")
-    remove_unused_columns: bool | None = choice(False)
-    logging_steps: float = choice(1)
-    report_to: Any = choice("none")
+    scale_rewards: Any = choice(None, "As `advantage` says; another is refused.")
+    logging_steps: float = choice(1, "A line of metrics.jsonl for each step.")
 
     def __post_init__(self) -> None:
         """Fill in the method, check, and refuse what is not proven."""
@@ -128,13 +130,14 @@ class AttnPOConfig(GRPOConfig):
         for name in ("rows_per_forward", "score_rows"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, is {getattr(self, name)}")
-        self.scale_rewards = _SCALING[str(self.advantage)]
+        self._scale()
         _ = self.rescaling  # checks the constants
         super().__post_init__()
         self._refuse()
         self._warn()
         if self.rows_per_forward is None:
-            self.rows_per_forward = 16 if self.device.type == "cpu" else 0
+            cpu = self.device.type == "cpu"
+            self.rows_per_forward = 16 if cpu else self.per_device_train_batch_size
         reason = compact_reason(self)
         if self.rollouts == "compact" and reason:
             raise ConfigError(f"compact rollouts cannot be used: {reason}")
@@ -152,7 +155,7 @@ class AttnPOConfig(GRPOConfig):
             beta=float(self.difficulty_beta or 0),
             floor=self.scale_floor,
             delay=float(self.schedule_steps or 0),
-            form=self.scale_form,
+            form=str(self.scale_form),
             positive=bool(self.positive_attenuation),
             negative=bool(self.negative_attenuation),
         )
@@ -185,6 +188,7 @@ class AttnPOConfig(GRPOConfig):
             "signal": method.signal,
             "positive_attenuation": method.positive,
             "negative_attenuation": method.negative,
+            "scale_form": method.form,
             "difficulty_alpha": 2.0,
             "difficulty_beta": 2.0,
             "schedule_steps": 1000.0,
@@ -200,17 +204,32 @@ class AttnPOConfig(GRPOConfig):
         if not method.schedule:
             self.schedule_steps = 0.0
 
+    def _scale(self) -> None:
+        """How TRL scales rewards is what the advantage is, and no setting of its own."""
+        scaled = _SCALING[str(self.advantage)]
+        given: Any = self.scale_rewards
+        given = {True: "group", False: "none"}.get(given, given)  # as TRL reads it
+        if given not in (None, scaled):
+            meant = {scaling: name for name, scaling in _SCALING.items()}.get(given, "another")
+            raise ConfigError(
+                f"scale_rewards = {self.scale_rewards!r} contradicts advantage = {self.advantage} "
+                f"(scale_rewards {scaled!r}): leave it out, or set advantage to {meant}"
+            )
+        self.scale_rewards = scaled
+
     def _refuse(self) -> None:
-        """Settings of TRL that are not proven to be right with advantages of shape (B, T)."""
+        """Settings of TRL that do not go with the method."""
+        read = self.rescales and self.signal in BY_ATTENTION
+        fixed = {**(_WITH_SCORES if self.rescales else {}), **(_WITH_ATTENTION if read else {})}
         reasons = [
             f"{name} = {getattr(self, name)!r}: {why}"
-            for name, (proven, why) in _PROVEN.items()
-            if getattr(self, name) != proven
+            for name, (fitting, why) in fixed.items()
+            if getattr(self, name) != fitting
         ]
-        if self.steps_per_generation != self.gradient_accumulation_steps:
+        if self.multi_objective_aggregation != "sum_then_normalize" and self.advantage != "grpo":
             reasons.append(
-                "steps_per_generation other than gradient_accumulation_steps: part of the update "
-                "would be on responses of an older policy, and a run could not be resumed"
+                f"multi_objective_aggregation = {self.multi_objective_aggregation!r}: it divides "
+                f"by deviations, whatever advantage = {self.advantage!r} says (set it to grpo)"
             )
         reasons += sharding_reasons(self)
         if reasons:
@@ -221,5 +240,14 @@ class AttnPOConfig(GRPOConfig):
         if self.rescales and (self.beta or self.entropy_coef):
             warnings.warn(
                 "beta (KL) and entropy_coef put a gradient on tokens whose scale is 0",
+                stacklevel=4,
+            )
+        window = (self.steps_per_generation or 1) * self.num_iterations
+        between = self.save_steps * self.gradient_accumulation_steps
+        if self.save_strategy == "steps" and between % window:
+            warnings.warn(
+                "checkpoints fall between two updates on the same responses: a run that goes on "
+                "from one samples anew, and is not the uninterrupted one. Let save_steps × "
+                f"gradient_accumulation_steps be a multiple of {window}",
                 stacklevel=4,
             )

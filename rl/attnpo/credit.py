@@ -1,4 +1,8 @@
-"""From step scores to advantages by token (AttnPO section 4), and the figures of a step."""
+"""From step scores to advantages by token (AttnPO section 4), and the figures of a step.
+
+`credit_tokens` is the credit of every engine: the trainer's, in a pass of its own (`credit`) and in
+the loss (`Terms`, `InLoss`), that of `rl.engines`, and of any other loop.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +21,40 @@ from probing.attention.scores import pad_batch
 from probing.errors import DataError
 from probing.traces.phrases import phrase_counts
 from rl.attnpo.completions import Batch, Completion, Outcomes
-from rl.attnpo.rescale import Rescaling, step_scales, token_scales
+from rl.attnpo.rescale import REASONS, Rescaling, kept_reasons, step_scales, token_scales
 from rl.attnpo.signals import AttentionSignal, Scores
 
 
 @dataclass(frozen=True, eq=False)
 class Credited:
-    """What each token and each step of a batch is given; outside the steps γ is 1."""
+    """What each token and each step of a batch is given, and why; outside the steps γ is 1."""
 
     advantages: Float[Tensor, "response token"]  # γ_k · A
     gamma: Float[Tensor, "response token"]
     step_gamma: Float[Tensor, "response step"]
+    advantage: Float[Tensor, "response"]  # A
+    p: Float[Tensor, "response"]  # share of correct responses of the group, which gates
+    reason: Int[Tensor, "response"]  # place in `REASONS`; 0: by step
+
+    @property
+    def attenuated(self) -> Bool[Tensor, "response step"]:
+        """Steps below the baseline in responses with A > 0, which get less (PA)."""
+        return (self.step_gamma < 1) & (self.advantage > 0)[:, None]
+
+    @property
+    def spared(self) -> Bool[Tensor, "response step"]:
+        """Steps above the baseline in responses with A < 0, which are not blamed (NA)."""
+        return (self.step_gamma < 1) & (self.advantage < 0)[:, None]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the advantage of each response is by step, or is not."""
+        return [REASONS[place] for place in self.reason.tolist()]
+
+    def counts(self) -> dict[str, int]:
+        """Steps attenuated and spared, and responses by reason."""
+        steps = {"attenuated": int(self.attenuated.sum()), "spared": int(self.spared.sum())}
+        return {**steps, **Counter(self.reasons)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +103,10 @@ class Terms:
     def credited(
         self, scores: Float[Tensor, "response step"], rescaling: Rescaling, step: int
     ) -> Credited:
-        """γ_k · A for each token; see `credit`."""
-        step_gamma = step_scales(
+        """γ_k · A for each token; see `credit_tokens`."""
+        return credit_tokens(
             scores,
+            self.spans,
             self.answer.sum(dim=1),
             self.total_tokens,
             self.advantage,
@@ -86,9 +114,8 @@ class Terms:
             self.p,
             step,
             rescaling,
+            self.answer.shape[1],
         )
-        gamma = token_scales(step_gamma, self.spans, self.answer.shape[1])
-        return Credited(self.advantage[:, None] * gamma, gamma, step_gamma)
 
 
 @dataclass
@@ -188,6 +215,67 @@ class Passage:
         return {**step_figures(sums, self.outcomes), **seconds}
 
 
+def credit_tokens(
+    scores: Float[Tensor, "response step"],
+    spans: Int[Tensor, "response _ 2"],
+    answer_tokens: Int[Tensor, "response"],
+    total_tokens: Int[Tensor, "response"],
+    advantage: Float[Tensor, "response"],
+    correct: Bool[Tensor, "response"],
+    p: Float[Tensor, "response"],
+    step: int,
+    constants: Rescaling,
+    tokens: int,
+) -> Credited:
+    """Advantages by token from step scores (AttnPO section 4, eq. 14), and what was done.
+
+        A_t = γ_k · A for t in step k; A outside the steps
+
+    All that credits steps ends here, whatever trains.
+
+    Args:
+        scores: S_k, attention per token of the step, mean over the head set; NaN where a response
+            has no such step, and for steps that are to keep γ = 1.
+        spans: token spans of the steps in the response, half open, ascending and disjoint; empty
+            behind the last step.
+        answer_tokens: |F|.
+        total_tokens: |q ⊕ o|, without the end token.
+        advantage: A, for example by `rl.attnpo.rewards.group_advantages`.
+        correct: whether the response is correct and complete.
+        p: share of correct responses in the response's group.
+        step: t, the training step, the first one being 1.
+        constants: α, β, δ, T_0 and what is switched on.
+        tokens: width of the result.
+
+    Raises:
+        DataError: scores and spans are not of the same steps, or a step ends behind `tokens`.
+
+    Example:
+        >>> scores, spans = torch.tensor([[0.3, 0.05]]), torch.tensor([[[0, 2], [2, 4]]])
+        >>> one = torch.ones(1)
+        >>> credited = credit_tokens(scores, spans, 2 * one.int(), 20 * one.int(), one,
+        ...                          one.bool(), one, 1, Rescaling(), tokens=5)
+        >>> credited.advantages.tolist() == [[1.0, 1.0, 0.5, 0.5, 1.0]]
+        True
+        >>> credited.counts() == {"attenuated": 1, "spared": 0, "by step": 1}
+        True
+    """
+    if scores.shape != spans.shape[:2]:
+        given, wanted = tuple(scores.shape), tuple(spans.shape)
+        raise DataError(f"scores {given} (response, step) for spans {wanted}: one a step is needed")
+    if spans.numel() and int(spans.max()) > tokens:
+        raise DataError(f"a step ends at token {int(spans.max())} of responses {tokens} wide")
+    step_gamma = step_scales(
+        scores, answer_tokens, total_tokens, advantage, correct, p, step, constants
+    )
+    gamma = token_scales(step_gamma, spans, tokens)
+    steps = (spans[..., 1] > spans[..., 0]).sum(dim=1)
+    reason = kept_reasons(advantage, correct, p, steps, step, constants)
+    unscored = (reason == 0) & ((~scores.isnan()).sum(dim=1) < 2)
+    reason = reason.masked_fill(unscored, len(REASONS) - 1)
+    return Credited(advantage[:, None] * gamma, gamma, step_gamma, advantage, p, reason)
+
+
 def credit(
     batch: Batch,
     scores: Sequence[Real[np.ndarray, "_"]],
@@ -247,10 +335,29 @@ def scale_sums(credited: Credited, mask: Bool[Tensor, "response token"]) -> dict
     """The part of `step_sums` that scales make; `mask`: sampled tokens."""
     inside = credited.gamma[mask]
     return {
+        "scaled_tokens": float(len(inside)),
         "gamma": float(inside.sum()),
         "attenuated_tokens": float((inside < 1).sum()),
         "attenuated": float((credited.step_gamma < 1).sum()),
     }
+
+
+def ratio_sums(batch: Mapping[str, Tensor], args: Any) -> dict[str, float]:
+    """Sampled tokens whose ratio of TRL's correction for vLLM is out of bounds: masked, or cut.
+
+    Args:
+        batch: TRL's, with `importance_sampling_ratio` (response, token) or (response, 1) where it
+            corrects.
+        args: the settings.
+    """
+    ratio, mask = batch.get("importance_sampling_ratio"), batch["completion_mask"].bool()
+    if ratio is None:
+        return {}
+    out = ratio == 0
+    if args.vllm_importance_sampling_mode.endswith("truncate"):
+        low, high = args.vllm_importance_sampling_clip_min, args.vllm_importance_sampling_clip_max
+        out = (ratio <= (low or 0)) | (ratio >= (high or torch.inf))
+    return {"ratio_cut": float((out & mask).sum())}
 
 
 def step_figures(sums: Mapping[str, float], outcomes: Outcomes) -> dict[str, float]:
@@ -261,24 +368,24 @@ def step_figures(sums: Mapping[str, float], outcomes: Outcomes) -> dict[str, flo
         outcomes: of all processes.
 
     Returns:
-        Means over responses, but for `gamma` and `attenuated_tokens` (over tokens), `attenuated`
-        (over steps), `tokens_correct` (over correct responses; NaN where there is none) and
-        `phrases/…` (per 1000 tokens).
+        Means over responses, but for `gamma` and `attenuated_tokens` (over tokens in the loss),
+        `ratio_cut` (over tokens), `attenuated` (over steps), `tokens_correct` (over correct
+        responses; NaN where there is none) and `phrases/…` (per 1000 tokens).
     """
-    correct, lengths = outcomes.correct, outcomes.lengths.float()
     responses, tokens = sums["responses"], sums["tokens"]
     figures = {
-        "accuracy": float(correct.float().mean()),
-        "tokens": float(lengths.mean()),
-        "tokens_correct": float(lengths[correct].mean()),
+        **outcomes.figures,
         "unfinished": sums["unfinished"] / responses,
         "steps": sums["steps"] / responses,
         "advantage_abs": sums["advantage"] / responses,
     }
     if "gamma" in sums:
-        figures["gamma"] = sums["gamma"] / tokens
+        scaled = max(sums["scaled_tokens"], 1)
+        figures["gamma"] = sums["gamma"] / scaled
         figures["attenuated"] = sums["attenuated"] / max(sums["steps"], 1)
-        figures["attenuated_tokens"] = sums["attenuated_tokens"] / tokens
+        figures["attenuated_tokens"] = sums["attenuated_tokens"] / scaled
+    if "ratio_cut" in sums:
+        figures["ratio_cut"] = sums["ratio_cut"] / tokens
     if "redundant" in sums:
         figures["redundant_steps"] = sums["redundant"] / responses
     phrases = {k: 1000 * n / tokens for k, n in sums.items() if k.startswith("phrases/")}

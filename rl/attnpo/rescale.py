@@ -7,12 +7,13 @@ the outcome-level advantage of the response and γ_k the scale of the step that 
 3. A > 0 and S_k < S_base: attenuate (`positive_scale`), once t > T_0 · (1 − p) (`schedule_open`).
 4. A < 0 and S_k > S_base: γ_k = 0.
 5. Everything else keeps γ = 1: wrong responses, responses of one step, tokens outside steps
-   (`needs_scores`).
+   (`kept_reasons`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,7 +23,18 @@ from probing.attention.scores import step_baseline
 from probing.errors import ConfigError
 from probing.settings import unknown
 
-FORMS = ("release", "printed")
+FORMS = ("release", "printed", "hard")
+LARGEST_GROUP = 1024  # responses; a float32 is near one share of so few only
+# Why a response's advantage is the same for all its tokens; the first: it is not, steps decide.
+REASONS = (
+    "by step",
+    "wrong or unfinished",
+    "advantage of 0",
+    "fewer than two steps",
+    "before the schedule opens",
+    "attenuation of this sign is off",
+    "fewer than two scores",
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,7 @@ class Rescaling:
         beta: β, how much of the attenuation acts on hard problems.
         floor: δ, the least scale.
         delay: T_0 in training steps; a problem with share p starts after T_0 · (1 − p) steps.
-        form: `release` or `printed`, see `positive_scale`.
+        form: `release`, `printed` or `hard`, see `positive_scale`.
         positive: attenuate redundant steps of responses with A > 0 (PA).
         negative: protect essential steps of responses with A < 0 (NA).
 
@@ -83,21 +95,79 @@ def rloo_advantage(rewards: Float[Tensor, "prompt group"]) -> Float[Tensor, "pro
     return (rewards - rewards.mean(dim=1, keepdim=True)) * (size / (size - 1))
 
 
+def group_rows(groups: Int[Tensor, "response"]) -> list[Int[Tensor, "_"]]:
+    """The rows of each group, in the order of the groups' numbers.
+
+    Example:
+        >>> tuple(rows.tolist() for rows in group_rows(torch.tensor([7, 3, 7])))
+        ([1], [0, 2])
+    """
+    return [(groups == number).nonzero()[:, 0] for number in groups.unique()]
+
+
 def schedule_open(
     p: Float[Tensor, "response"], step: int, delay: float
 ) -> Bool[Tensor, "response"]:
     """Whether attenuation has begun: t > T_0 · (1 − p) (section 4); hard problems start later.
 
+    In whole numbers, with w wrong ones of G responses: t · G > T_0 · w. As floats 1000 · (1 − 0.8)
+    is less than 200.
+
     Args:
-        p: share of correct responses of each response's group.
+        p: share of correct responses of each response's group, of at most `LARGEST_GROUP`.
         step: t, the training step, the first one being 1.
         delay: T_0.
 
     Example:
-        >>> schedule_open(torch.tensor([1.0, 0.5]), step=1, delay=10).tolist()
-        [True, False]
+        >>> p = torch.tensor([0.8])
+        >>> schedule_open(p, 200, 1000).item(), schedule_open(p, 201, 1000).item()
+        (False, True)
     """
-    return step > delay * (1 - p)
+    shares, place = p.double().unique(return_inverse=True)
+    wrong = (1 - Fraction(share).limit_denominator(LARGEST_GROUP) for share in shares.tolist())
+    opened = [step * each.denominator > delay * each.numerator for each in wrong]
+    return torch.tensor(opened, dtype=torch.bool, device=p.device)[place]
+
+
+def kept_reasons(
+    advantage: Float[Tensor, "response"],
+    correct: Bool[Tensor, "response"],
+    p: Float[Tensor, "response"],
+    steps: Int[Tensor, "response"],
+    step: int,
+    constants: Rescaling,
+) -> Int[Tensor, "response"]:
+    """Why no score can give a step of the response another scale than 1, as places in `REASONS`.
+
+    0 where one can; the first reason, where there are several.
+
+    Args:
+        advantage: A.
+        correct: whether the response is correct.
+        p: share of correct responses of each response's group.
+        steps: number of steps.
+        step: t, the training step, the first one being 1.
+        constants: T_0 and what is switched on.
+
+    Example:
+        >>> one, steps = torch.ones(3), torch.tensor([4, 1, 4])
+        >>> advantage, p = torch.tensor([1.0, 1.0, 0.5]), torch.tensor([1.0, 1.0, 0.5])
+        >>> reasons = kept_reasons(advantage, one.bool(), p, steps, 1, Rescaling(delay=10))
+        >>> tuple(REASONS[place] for place in reasons)
+        ('by step', 'fewer than two steps', 'before the schedule opens')
+    """
+    up, down = advantage > 0, advantage < 0
+    applies = (  # in the order of REASONS
+        ~correct,
+        ~(up | down),
+        steps < 2,
+        up & ~schedule_open(p, step, constants.delay),
+        (up & (not constants.positive)) | (down & (not constants.negative)),
+    )
+    reasons = torch.zeros_like(steps)
+    for place in range(len(applies), 0, -1):
+        reasons = reasons.masked_fill(applies[place - 1], place)
+    return reasons
 
 
 def needs_scores(
@@ -110,13 +180,7 @@ def needs_scores(
 ) -> Bool[Tensor, "response"]:
     """Whether some score could give a step of the response another scale than 1 (section 4).
 
-    Args:
-        advantage: A.
-        correct: whether the response is correct.
-        p: share of correct responses of each response's group.
-        steps: number of steps.
-        step: t, the training step, the first one being 1.
-        constants: T_0 and what is switched on.
+    Arguments are those of `kept_reasons`.
 
     Example:
         >>> one = torch.ones(3)
@@ -124,10 +188,7 @@ def needs_scores(
         >>> needs_scores(advantage, one.bool(), one, steps, 1, Rescaling()).tolist()
         [True, False, False]
     """
-    acts = (advantage < 0) & constants.negative
-    if constants.positive:
-        acts = acts | ((advantage > 0) & schedule_open(p, step, constants.delay))
-    return acts & correct & (steps >= 2)
+    return kept_reasons(advantage, correct, p, steps, step, constants) == 0
 
 
 def positive_scale(
@@ -141,16 +202,17 @@ def positive_scale(
 
     release: γ = (1 − δ) · (p^β · S_k/S_base + 1 − p^β) + δ
     printed: γ = (1 − δ) · p^λ · S_k/S_base + δ, with λ = β
+    hard:    γ = (1 − δ) · (1 − p^β) + δ, whatever S_k is: not the paper's; true labels act like it
 
-    They agree at p = 1. For p → 0 the release's form leaves γ = 1; the printed form, which
-    summaries of the paper show, goes to δ.
+    The first two agree at p = 1, where the third is δ. For p → 0 the release's form and the hard
+    one leave γ = 1; the printed form, which summaries of the paper show, goes to δ.
 
     Args:
         ratio: S_k / S_base, in [0, 1).
         p: share of correct responses, of a shape that broadcasts with `ratio`.
         beta: β (λ).
         floor: δ.
-        form: `release` or `printed`.
+        form: one of `FORMS`.
 
     Example:
         >>> ratio, p = torch.tensor([0.5]), torch.tensor([0.5])
@@ -158,9 +220,15 @@ def positive_scale(
         0.875
         >>> positive_scale(ratio, p, beta=2, floor=0, form="printed").item()
         0.125
+        >>> positive_scale(ratio, p, beta=2, floor=0, form="hard").item()
+        0.75
     """
     weight = p**beta
-    inner = weight * ratio + 1 - weight if form == "release" else weight * ratio
+    inner = {
+        "release": weight * ratio + 1 - weight,
+        "printed": weight * ratio,
+        "hard": (1 - weight).expand_as(ratio),
+    }[form]
     return (1 - floor) * inner + floor
 
 

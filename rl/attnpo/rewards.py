@@ -20,6 +20,8 @@ from torch import Tensor
 
 from probing.errors import ConfigError, DataError, KfhError
 from probing.settings import unknown
+from rl.attnpo.methods import NEED_TARGET
+from rl.attnpo.rescale import group_rows, rloo_advantage
 
 EPSILON = 1e-6
 
@@ -109,7 +111,6 @@ PENALTIES: dict[str, Penalty] = {
     "laser": lambda correct, lengths, coef, target: laser(correct, lengths, target, coef),
     "dler": lambda correct, lengths, coef, target: dler(correct, lengths, target),
 }
-NEED_TARGET = ("laser", "dler")
 
 
 def check_penalty(name: str, target: int | None) -> None:
@@ -145,6 +146,43 @@ def shaped_reward(
             f"verdicts of shape {tuple(correct.shape)} (prompt, group)"
         )
     return rewards
+
+
+def group_advantages(
+    correct: Bool[Tensor, "response"],
+    lengths: Int[Tensor, "response"],
+    groups: Int[Tensor, "response"],
+    penalty: str = "tlmre",
+    coef: float = 0.2,
+    target: int | None = None,
+) -> Float[Tensor, "response"]:
+    """A of each response: its length-aware reward less the mean of the others of its group.
+
+        A_i = r_i − 1/(G − 1) · Σ_{j≠i} r_j,  r = TLMRE or another penalty (AttnPO section 3)
+
+    Args:
+        correct: whether each response is correct.
+        lengths: tokens of each response, with its end token.
+        groups: a number for each prompt; groups may be of different sizes, in any order. A
+            response alone in its group has nothing to be compared with: A = 0.
+        penalty, coef, target: see `shaped_reward`.
+
+    Raises:
+        ConfigError: see `check_penalty`.
+        DataError: see `shaped_reward`.
+
+    Example:
+        >>> right, lengths = torch.tensor([True, True, False]), torch.tensor([100, 300, 50])
+        >>> advantage = group_advantages(right, lengths, torch.zeros(3, dtype=torch.long))
+        >>> [round(value, 4) for value in advantage.tolist()] == [0.5193, 0.3807, -0.9]
+        True
+    """
+    advantage = torch.zeros(len(correct), device=correct.device)
+    for rows in group_rows(groups):
+        rewards = shaped_reward(correct[rows][None], lengths[rows][None], penalty, coef, target)
+        if len(rows) > 1:
+            advantage[rows] = rloo_advantage(rewards)[0]
+    return advantage
 
 
 @contextmanager

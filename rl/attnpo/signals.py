@@ -7,18 +7,17 @@ effect. An own one is entered by its name; `signal: mine` then chooses it:
 
     SIGNALS["mine"] = lambda batch: [my_scores(response.text) for response in batch.responses]
 
-The signals by attention need the policy, and are made when the trainer is (`AttentionSignal.of`).
-They score in a pass of their own, or in passing, in one that TRL makes anyway (`in_passing`): the
-one for old log-probabilities, or the loss's, where nothing speaks against it (`own_pass_reasons`).
+The signals by attention need the policy (`StepScorer`, usable alone), and are made when the trainer
+is (`AttentionSignal.of`). They score in a pass of their own, or in passing, in one that TRL makes
+anyway (`in_passing`): the one for old log-probabilities, or the loss's, where nothing speaks
+against it (`own_pass_reasons`).
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,15 +36,17 @@ from probing.attention.scores import (
     step_scores,
 )
 from probing.choices import Head
-from probing.errors import ConfigError, ModelError
+from probing.errors import ConfigError
 from probing.headset import HeadSet
 from probing.models.front import AttentionCall, InFront, Workspace, eager_of
-from probing.models.lengths import fresh_rope
+from probing.models.lengths import in_eval
 from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
 from probing.traces.segmenters import carry_labels
 from probing.traces.tokens import EncodedTrace
-from rl.attnpo.completions import Batch, Completion
-from rl.attnpo.sharding import Passes, whole_parameters, zero3
+from rl.attnpo.completions import Batch, Completion, encoded
+from rl.attnpo.passes import Passes, whole_parameters, zero3
+from rl.signals.evidence import Witness
+from rl.signals.ratios import RATIOS
 
 Scores = Float[np.ndarray, "step"]
 Signal = Callable[[Batch], list[Scores]]
@@ -85,7 +86,7 @@ SIGNALS: dict[str, Signal] = {"recency": recency_scores, "labels": label_scores}
 
 def signal_names() -> list[str]:
     """What the setting `signal` may be; `none`: steps are not scored."""
-    return ["none", *BY_ATTENTION, *SIGNALS]
+    return ["none", *BY_ATTENTION, *RATIOS, *SIGNALS]
 
 
 class Passing(InFront):
@@ -152,26 +153,142 @@ class Passing(InFront):
         return output
 
 
-@dataclass
-class AttentionSignal:
-    """S_k of the policy: the mean over a head set of eq. 1.
+class StepScorer:
+    """Scores of steps by the attention of a model: the mean over heads of eq. 1, for any loop.
+
+        S_k = mean over heads of (1/|s_k|) Σ_{m ∈ F} Σ_{n ∈ s_k} a_{m→n}
 
     Args:
-        capture: of the policy and the heads; entered only while it scores.
-        rows: rows of a forward pass.
-        passes: how a forward pass is made where parameters are sharded.
-        padding_moves: whether prompts padded on the left, as they are in TRL's passes, change what
-            is scored (positions that are counted from the left).
+        model: the policy, a loaded transformers model; on it the capture proves itself.
+        heads: `(layer, head)` pairs, for example `HeadSet.load("heads.json").pairs`; None: all.
+        rows: responses of a forward pass.
+
+    Raises:
+        ModelError: the model's attention cannot be captured, or it has no such head.
+
+    Example:
+        >>> scorer = StepScorer(model, head_set.pairs)  # doctest: +SKIP
+        >>> scores = scorer.scores(prompts, responses)  # doctest: +SKIP
     """
 
-    capture: AttentionCapture
-    rows: int = 8
-    passes: Passes | None = None
-    padding_moves: bool = False
+    def __init__(self, model: torch.nn.Module, heads: Sequence[Head] | None, rows: int = 8) -> None:
+        self.capture = AttentionCapture(model, heads)
+        self.rows = rows
+        self.passes: Passes | None = None  # how one is made where parameters are sharded
 
-    def __post_init__(self) -> None:
-        """The same heads, for passes that others make."""
-        self.passing = Passing(self.capture.model, self.capture.heads)
+    @property
+    def heads(self) -> list[Head]:
+        """The heads that score."""
+        return self.capture.heads
+
+    def __call__(self, batch: Batch) -> list[Scores]:
+        """Scores of the responses of a batch that need them, of the others NaN; see `scores`."""
+        return self.scores(batch.prompts, batch.responses, batch.needs_scores.tolist())
+
+    def scores(
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Completion],
+        wanted: Sequence[bool] | None = None,
+    ) -> list[Scores]:
+        """Scores of the steps of each response, in forward passes without gradient.
+
+        Rows of a pass are of one kind where the model's RoPE changes with the length. Sorted by
+        length, so that little is padded. Where parameters are sharded, every process makes as many
+        passes as the one that needs most.
+
+        Args:
+            prompts: token ids.
+            responses: the sampled ids, cut by a `rl.attnpo.completions.Cutter`.
+            wanted: the others get NaN; None: all are.
+
+        Returns:
+            An array (step,) a response: attention per token of the step, no unit.
+
+        Raises:
+            NotFiniteError: attention that is not finite; with its response, layer and head.
+        """
+        scores: list[Scores] = [np.full(len(each.spans), np.nan) for each in responses]
+        rows = [row for row in range(len(responses)) if wanted is None or wanted[row]]
+        traces = [encoded(row, prompts[row], responses[row]) for row in rows]
+        batches = list(batches_by_length(traces, NO_LIMIT, self.rows, self.capture.lengths))
+        forward, passes = None, len(batches)
+        if self.passes is not None:
+            forward, passes = self.passes.forward, self.passes.most(passes)
+        batches += [[]] * (passes - len(batches))
+        self.capture.early_exit = self.passes is None
+        device = next(self.capture.trunk.parameters()).device
+        with self.capture:
+            for together in batches:
+                self._prove(together, device)
+                found = self._scored(together, device, forward)
+                for trace, own in zip(together, found, strict=True):
+                    scores[int(trace.id)] = own
+        return scores
+
+    def _scored(
+        self, together: Sequence[EncodedTrace], device: torch.device, forward: Any
+    ) -> list[Scores]:
+        masses = batch_masses(self.capture, together, device, forward=forward)
+        for trace, mass in zip(together, masses, strict=True):
+            self._check(int(trace.id), mass)
+        pairs = zip(together, masses, strict=True)
+        return [step_scores(mass, trace.spans).mean(axis=0) for trace, mass in pairs]
+
+    def _check(self, row: int, mass: Float[np.ndarray, "head token"]) -> None:
+        check_finite(f"response {row} of the batch", mass, self.capture.heads, self.capture.dtype)
+
+    def _prove(self, together: Sequence[EncodedTrace], device: torch.device) -> None:
+        if self.passes is None:  # sharded processes must all make the same passes
+            prove_longer(self.capture, together, device)
+
+
+class EvidenceSignal(StepScorer):
+    """Scores by a formula on who looks at whom and where the policy doubts (`rl.signals`).
+
+        S_k = ratio_k · |F| / |q ⊕ o|
+
+    In passes of its own, which reach the logits.
+
+    Arguments are those of `StepScorer`, and one of `rl.signals.ratios.RATIOS` by name.
+
+    Raises:
+        ConfigError: there is no head set.
+        ModelError: see `StepScorer` and `rl.signals.evidence.Witness`.
+    """
+
+    def __init__(self, model: Any, heads: HeadSet | None, rows: int, ratio: str) -> None:
+        if heads is None:
+            raise ConfigError(f"the signal {ratio} needs a head set: give heads=")
+        super().__init__(model, heads.pairs, rows)
+        self.witness, self.ratio = Witness(model, heads.pairs), RATIOS[ratio]
+
+    def _scored(
+        self, together: Sequence[EncodedTrace], device: torch.device, forward: Any
+    ) -> list[Scores]:
+        if self.passes is not None:
+            raise ConfigError(
+                "this signal is not proven where parameters are sharded: take the signal heads, "
+                "or train without FSDP and ZeRO-3"
+            )
+        found = self.witness.evidence(together)
+        for trace, seen in zip(together, found, strict=True):
+            self._check(int(trace.id), np.vstack([seen.looks.sum(axis=0), seen.entropy]))
+        return [self.ratio(seen) * seen.base for seen in found]
+
+
+class AttentionSignal(StepScorer):
+    """The policy's scores as the signal of the trainer: in passes of its own, or in passing.
+
+    Arguments are those of `StepScorer`.
+    """
+
+    def __init__(self, model: torch.nn.Module, heads: Sequence[Head] | None, rows: int = 8) -> None:
+        super().__init__(model, heads, rows)
+        self.passing = Passing(model, self.heads)  # the same heads, for passes that others make
+        # Whether prompts padded on the left, as they are in TRL's passes, change what is scored
+        # (positions that are counted from the left).
+        self.padding_moves = self.passing.moved_by_padding(self.capture)
 
     @classmethod
     def of(
@@ -188,53 +305,9 @@ class AttentionSignal:
         elif head_set is None:
             raise ConfigError(f"the signal {signal} needs a head set: give heads=")
         else:
-            heads = head_set.pairs
-            heads = heads if signal == "heads" else other_heads(heads, model, seed)
+            heads = head_set.pairs if signal == "heads" else head_set.others(seed)
         with whole_parameters(model):
-            made = cls(AttentionCapture(model, heads), rows)
-            made.padding_moves = made.passing.moved_by_padding(made.capture)
-        return made
-
-    @property
-    def heads(self) -> list[Head]:
-        """The heads that score."""
-        return self.capture.heads
-
-    def __call__(self, batch: Batch) -> list[Scores]:
-        """Scores of the responses that need them, of the others NaN; a pass has `rows` of them.
-
-        Rows of a pass are of one kind where the model's RoPE changes with the length. Sorted by
-        length, so that little is padded. Where parameters are sharded, every process makes as many
-        passes as the one that needs most.
-
-        Raises:
-            NotFiniteError: attention that is not finite; with its response, layer and head.
-        """
-        scores: list[Scores] = [np.full(len(each.spans), np.nan) for each in batch.responses]
-        wanted = batch.needs_scores.nonzero()[:, 0].tolist()
-        traces = [encoded(row, batch.prompts[row], batch.responses[row]) for row in wanted]
-        batches = list(batches_by_length(traces, NO_LIMIT, self.rows, self.capture.lengths))
-        forward, passes = None, len(batches)
-        if self.passes is not None:
-            forward, passes = self.passes.forward, self.passes.most(passes)
-        batches += [[]] * (passes - len(batches))
-        self.capture.early_exit = self.passes is None
-        device = next(self.capture.trunk.parameters()).device
-        with self.capture:
-            for together in batches:
-                self._prove(together, device)
-                masses = batch_masses(self.capture, together, device, forward=forward)
-                for trace, mass in zip(together, masses, strict=True):
-                    self._check(int(trace.id), mass)
-                    scores[int(trace.id)] = step_scores(mass, trace.spans).mean(axis=0)
-        return scores
-
-    def _check(self, row: int, mass: Float[np.ndarray, "head token"]) -> None:
-        check_finite(f"response {row} of the batch", mass, self.capture.heads, self.capture.dtype)
-
-    def _prove(self, together: Sequence[EncodedTrace], device: torch.device) -> None:
-        if self.passes is None:  # sharded processes must all make the same passes
-            prove_longer(self.capture, together, device)
+            return cls(model, heads, rows)
 
     def prove_on(self, batch: Batch) -> None:
         """What a pass of its own would prove on the longest response, where another's scores."""
@@ -276,18 +349,6 @@ class AttentionSignal:
         scores = [step_scores(row, steps + prompt).mean(axis=0) for steps, row in pairs]
         self.passing.seconds += time.perf_counter() - began
         return result, scores
-
-
-@contextmanager
-def in_eval(policy: torch.nn.Module) -> Iterator[None]:
-    """The policy in eval mode, its RoPE as new; its mode is given back."""
-    training = policy.training
-    policy.eval()
-    fresh_rope(policy)
-    try:
-        yield
-    finally:
-        policy.train(training)
 
 
 def own_pass_reasons(signal: AttentionSignal, trainer: Any) -> list[str]:
@@ -337,27 +398,3 @@ def draws_at_random(model: torch.nn.Module) -> bool:
         if isinstance(module, torch.nn.modules.dropout._DropoutNd)
     )
     return any(value > 0 for value in (*chances, *dropouts))
-
-
-def encoded(row: int, prompt: Sequence[int], response: Completion) -> EncodedTrace:
-    """A sampled response on its prompt as the batcher of traces takes it; its id is its row."""
-    before = len(prompt)
-    answer = np.concatenate([np.zeros(before, dtype=bool), response.answer])
-    ids = np.concatenate([np.asarray(prompt, dtype=np.int64), response.ids])
-    return EncodedTrace(str(row), ids, before, response.spans + before, answer, sampled=True)
-
-
-def other_heads(pairs: Sequence[Head], model: Any, seed: int) -> list[Head]:
-    """As many heads as `pairs`, drawn from the model's others.
-
-    Raises:
-        ModelError: it has too few.
-    """
-    config = model.config.get_text_config()
-    every = [
-        (i, k) for i in range(config.num_hidden_layers) for k in range(config.num_attention_heads)
-    ]
-    others = [pair for pair in every if pair not in pairs]
-    if len(others) < len(pairs):
-        raise ModelError(f"the model has {len(others)} heads beside the set: too few to draw from")
-    return random.Random(seed).sample(others, len(pairs))

@@ -10,14 +10,13 @@ The seam, with the numbers used below. TRL samples, rewards, and computes the lo
 4. compute log-probabilities on rows sorted by length and trimmed, where padding would eat the
    step (`_get_per_token_logps_and_entropies`; the result is the same);
 5. shuffle prompts by epoch and write checkpoints whole, so that a run can be resumed bit for bit
-   (`ResumableTrainer`).
+   (`rl.attnpo.checkpoints`).
 """
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,85 +24,43 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
-from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.data_utils import is_conversational
 
 from probing.choices import Head
-from probing.errors import ConfigError, DataError
+from probing.errors import ConfigError, DataError, ModelError
 from probing.headset import HeadSet
 from probing.models.lengths import Lengths
 from probing.traces.file import Step
-from rl.attnpo.compact import Logps, compact_rollouts, in_trimmed_rows, refuse_longer
-from rl.attnpo.completions import Batch, Completion, Cutter, Outcomes, check_reasoning
+from rl.attnpo.checkpoints import ResumableTrainer
+from rl.attnpo.completions import (
+    Batch,
+    Completion,
+    Cutter,
+    Outcomes,
+    check_reasoning,
+    check_verdicts,
+    whole_texts,
+)
 from rl.attnpo.config import AttnPOConfig
-from rl.attnpo.credit import InLoss, Passage, Scored, Terms, credit, step_sums
+from rl.attnpo.credit import InLoss, Passage, Scored, Terms, credit, ratio_sums, step_sums
+from rl.attnpo.methods import card
+from rl.attnpo.passes import Logps, Passes, in_trimmed_rows, refuse_longer
 from rl.attnpo.rewards import faults_told, shaped_reward
-from rl.attnpo.sharding import Passes
 from rl.attnpo.signals import (
     BY_ATTENTION,
     SIGNALS,
     AttentionSignal,
+    EvidenceSignal,
     Signal,
+    StepScorer,
     makes_old_logps,
     own_pass_reasons,
 )
+from rl.sampling.rollouts import compact_rollouts
+from rl.signals.ratios import RATIOS
 from rl.tasks.base import LabelFunc
 
-
-class EpochSampler(RepeatSampler):
-    """TRL's sampler, shuffled by seed and epoch, so that a resumed run sees the same order."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the training loop at the start of each epoch."""
-        if self.shuffle:
-            self.generator.manual_seed((self.seed or 0) * 1_000_003 + epoch)
-
-
-class ResumableTrainer(GRPOTrainer):
-    """Shuffles prompts by epoch; writes each checkpoint beside its place and moves it there when it
-    is whole (5)."""
-
-    _staging: Path | None = None  # where a checkpoint goes while it is being written
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        stock: Any = super()._get_train_sampler(dataset)
-        return EpochSampler(
-            data_source=stock.data_source,
-            mini_repeat_count=stock.mini_repeat_count,
-            batch_size=stock.batch_size,
-            repeat_count=stock.repeat_count,
-            shuffle=stock.shuffle,
-            seed=stock.seed,
-        )
-
-    def _get_output_dir(self, trial: Any = None) -> str:
-        return str(self._staging or super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(super()._get_output_dir(trial))
-        staging = folder / ".saving"
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._staging = staging
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = None
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            for checkpoint in staging.glob("checkpoint-*"):
-                shutil.rmtree(folder / checkpoint.name, ignore_errors=True)
-                checkpoint.rename(folder / checkpoint.name)
-            shutil.rmtree(staging, ignore_errors=True)
-            rotate_checkpoints(
-                output_dir=str(folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-        self.accelerator.wait_for_everyone()
+NO_IMAGES = "images are not supported: they would not follow rows that are sorted by length"
 
 
 class OnTrainBegin(TrainerCallback):
@@ -125,7 +82,8 @@ class AttnPOTrainer(ResumableTrainer):
         heads: a head set, its file, or the name of a shipped one; needed by the methods whose
             signal is attention.
         reward_funcs: the first one verifies: 1 for a correct response, 0 for a wrong one. The
-            reward of its length is made from that. Others are added as they are.
+            reward of its length is made from that, but for evaluations. Others are added as they
+            are. Each is called once more when the trainer is made, on a made-up response.
         args: an `AttnPOConfig`.
         train_dataset: with a column `prompt`, and what the reward functions need.
         label_func: labels the steps of a response, where the truth is known. The method `oracle`
@@ -167,10 +125,15 @@ class AttnPOTrainer(ResumableTrainer):
             raise ConfigError("args must be an AttnPOConfig: GRPOConfig knows no method")
         for name in ("tools", "environment_factory"):
             if options.get(name):
-                raise ConfigError(f"{name} is not supported: steps are cut from sampled ids alone")
+                raise ConfigError(
+                    f"{name} is not supported: a response would be cut, and its length taken, at "
+                    "the end of its first turn"
+                )
         if args.rollouts == "compact":
             options.setdefault("rollout_func", compact_rollouts)
+        self._name, self._tag_names, self._paper = card(args.method, args.rescales, self._paper)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **options)
+        self._check_work()
         self.lengths = Lengths.of(self.accelerator.unwrap_model(self.model))
         refuse_longer(self.lengths, (args.max_completion_length or 0) + 1)
         self.label_func = label_func
@@ -182,6 +145,22 @@ class AttnPOTrainer(ResumableTrainer):
         self._try_rewards()
 
     # Set-up
+
+    def _check_work(self) -> None:
+        """Refuse a run that would train nothing."""
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ModelError(
+                "no parameter of the model requires a gradient, so nothing would be trained: load "
+                "its adapter with is_trainable=True, or unfreeze what is to be trained"
+            )
+        responses, data = self.args.generation_batch_size, self.train_dataset
+        prompts = responses // self.num_generations
+        if isinstance(data, Sized) and len(data) < prompts:
+            raise DataError(
+                f"the training set has {len(data)} prompts, a step takes {prompts} ({responses} "
+                f"responses, {self.num_generations} to a prompt): give more prompts, or lower "
+                "per_device_train_batch_size or gradient_accumulation_steps"
+            )
 
     def _cutter(self) -> Cutter:
         """How responses are cut: as the settings say, else as the head set was made."""
@@ -212,19 +191,22 @@ class AttnPOTrainer(ResumableTrainer):
             return AttentionSignal.of(
                 policy, args.signal, self.head_set, args.score_rows, args.seed
             )
+        if args.signal in RATIOS:
+            policy = self.accelerator.unwrap_model(self.model)
+            return EvidenceSignal(policy, self.head_set, args.score_rows, args.signal)
         if args.signal == "labels" and self.label_func is None:
             raise ConfigError(f"the method {args.method} needs true labels: give label_func=")
         return SIGNALS[args.signal]
 
     def settle(self) -> None:
         """See how parameters are spread over processes, now that the model is wrapped."""
-        if isinstance(self.signal, AttentionSignal):
+        if isinstance(self.signal, StepScorer):
             self.signal.passes = Passes.of(self.model_wrapped, self.accelerator.device)
 
     @property
     def heads(self) -> list[Head] | None:
         """The heads whose attention scores; None where none does."""
-        return self.signal.heads if isinstance(self.signal, AttentionSignal) else None
+        return self.signal.heads if isinstance(self.signal, StepScorer) else None
 
     # 1. Steps and rewards
 
@@ -240,9 +222,7 @@ class AttnPOTrainer(ResumableTrainer):
         passage.clock("sampling")
         if not passage.responses:  # else cut when they were scored in passing
             passage.responses = [self.cutter(ids) for ids in completion_ids_list]  # 1, steps
-        if isinstance(completions[0], str):
-            # TRL leaves special tokens out of the text, which in some tokenizers are `</think>`.
-            completions = [response.text for response in passage.responses]
+        completions = whole_texts(completions, passage.responses, self._tokenizer)
         step = self.state.global_step + 1
         with faults_told(f"at step {step}; a verifier must give 0 for what it cannot read"):
             rewards: Tensor = super()._calculate_rewards(
@@ -253,7 +233,10 @@ class AttnPOTrainer(ResumableTrainer):
         if training and self.state.global_step == 0:
             limit, device = args.max_completion_length, self.accelerator.device
             check_reasoning(passage.responses, device, self.cutter.think_end, limit)
-        if training:
+        if not training:
+            rewards[:, 0] = passage.outcomes.correct
+            self._log_figures(passage.outcomes.figures)
+        else:
             rewards[:, 0] = shaped_reward(  # 1, rewards
                 passage.outcomes.correct.view(-1, group),
                 passage.outcomes.lengths.view(-1, group),
@@ -265,16 +248,27 @@ class AttnPOTrainer(ResumableTrainer):
         return rewards
 
     def _try_rewards(self) -> None:
-        """Call the reward functions once on a made-up response, so that faults show at once."""
+        """Call the reward functions once on a made-up response, so that faults show at once.
+
+        What they log of it is not kept.
+        """
         try:
             row = next(iter(self.train_dataset))
         except (StopIteration, TypeError) as error:
             raise DataError("the training set is empty: give at least one prompt") from error
+        if row.keys() & {"image", "images"}:
+            raise ConfigError(NO_IMAGES)
         if "prompt" not in row:
             raise DataError(f"the training set has no column 'prompt'; it has {', '.join(row)}")
         text, end = f"{self.cutter.think_end}\n\n\\boxed{{0}}", next(iter(self.cutter.end_ids))
+        told: Any = text
+        if is_conversational({"prompt": row["prompt"]}):
+            told = [{"role": "assistant", "content": text}]
         with faults_told(f"when it was tried on the response {text!r} to the first prompt"):
-            super()._calculate_rewards([dict(row)], [row["prompt"]], [text], [[int(end)]])
+            tried = super()._calculate_rewards([dict(row)], [row["prompt"]], [told], [[int(end)]])
+        check_verdicts(tried[:, 0])
+        self._pending_metrics.clear()
+        self._pending_extra_logs.clear()
 
     # 2, 3. Scores and advantages by step
 
@@ -305,10 +299,10 @@ class AttnPOTrainer(ResumableTrainer):
                 scores = passage.scored.scores if passage.scored else self.signal(batch)  # 2
                 credited = credit(batch, scores, self.args.rescaling, step)  # 3
                 output["advantages"] = credited.advantages
-        passage.add(step_sums(batch, credited))
+        passage.add(step_sums(batch, credited) | ratio_sums(output, self.args))
         passage.clock("scoring")
         if not passage.left:
-            self._log_figures()
+            self._log_figures(passage.figures(self.accelerator))
         return output
 
     def _signal_in_loss(self) -> AttentionSignal | None:
@@ -317,9 +311,9 @@ class AttnPOTrainer(ResumableTrainer):
             return None if own_pass_reasons(self.signal, self) else self.signal
         return None
 
-    def _log_figures(self) -> None:
-        for name, value in self._passage.figures(self.accelerator).items():
-            self._metrics["train"][name].append(value)
+    def _log_figures(self, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     def _labels(
         self, rows: list[dict[str, Any]], responses: list[Completion]
@@ -343,6 +337,8 @@ class AttnPOTrainer(ResumableTrainer):
         """TRL's, on rows sorted by length and trimmed (4), scoring steps in passing (2)."""
         if self.lengths:
             refuse_longer(self.lengths, input_ids.shape[1])
+        if options.get("pixel_values") is not None:
+            raise ConfigError(NO_IMAGES)
         compute, in_loss = super()._get_per_token_logps_and_entropies, self._in_loss
         tensors, rows = (input_ids, attention_mask, logits_to_keep), self.args.rows_per_forward
         scored = in_loss.scored if in_loss else self._scored_in_passing(*tensors)
@@ -369,6 +365,7 @@ class AttnPOTrainer(ResumableTrainer):
         """
         passage, signal = self._passage, self.signal
         passes = not torch.is_grad_enabled() and self.model.training and makes_old_logps(self)
+        passes = passes and not self.mask_truncated_completions  # whose mask hides responses
         if not passes or passage.responses or not isinstance(signal, AttentionSignal):
             return None
         pairs = zip(ids[:, -keep:], mask[:, -keep:].bool(), strict=True)
@@ -397,4 +394,4 @@ class AttnPOTrainer(ResumableTrainer):
         passage.add({"scoring": part.scored.seconds}, passage.seconds)
         passage.left -= len(part.scored.scores)
         if not passage.left:
-            self._log_figures()
+            self._log_figures(passage.figures(self.accelerator))

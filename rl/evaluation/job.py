@@ -93,13 +93,38 @@ def evaluate_model(
     sampling: Sampling,
     n: int,
     *,
-    template: str = "auto",
     think_end: str = THINK_END,
     budgets: tuple[int, ...] = (),
-    batch: int = BATCH,
-    advance: Callable[[int, int], None] = lambda responses, tokens: None,
+    **options: Any,
 ) -> SetFigures:
     """Evaluate a loaded model on one set; nothing is written.
+
+    Args:
+        model, tokenizer, questions, sampling, n, think_end: as for `responses_of`.
+        budgets: as in `EvalConfig`.
+        **options: other arguments of `responses_of`.
+    """
+    responses = responses_of(
+        model, tokenizer, questions, sampling, n, think_end=think_end, **options
+    )
+    return set_figures(
+        questions, responses, budgets=budgets, think_end=think_end, tokenizer=tokenizer
+    )
+
+
+def responses_of(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    questions: QuestionSet,
+    sampling: Sampling,
+    n: int,
+    *,
+    template: str = "auto",
+    think_end: str = THINK_END,
+    batch: int = BATCH,
+    advance: Callable[[int, int], None] = lambda responses, tokens: None,
+) -> dict[str, list[Response]]:
+    """Verified responses of a loaded model by the question's id; nothing is written.
 
     The model is put in eval mode and back; its use of the cache does not depend on its config.
 
@@ -108,7 +133,7 @@ def evaluate_model(
         questions: the set.
         sampling: how to sample.
         n: responses a question.
-        template, think_end, budgets, batch: as in `EvalConfig`.
+        template, think_end, batch: as in `EvalConfig`.
         advance: called with the numbers of new responses and of their tokens.
     """
     responses: dict[str, list[Response]] = {}
@@ -133,9 +158,7 @@ def evaluate_model(
         )
     finally:
         model.train(was_training)
-    return set_figures(
-        questions, responses, budgets=budgets, think_end=think_end, tokenizer=tokenizer
-    )
+    return responses
 
 
 def _write(result: EvalResult) -> None:

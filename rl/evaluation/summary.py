@@ -16,7 +16,7 @@ from probing.traces.phrases import PHRASE_GROUPS, Phrases, phrase_counts
 from probing.traces.text import answer_part
 from rl.evaluation.measures import efficiency_score, pass_figure, within_budget
 from rl.sampling.responses import Response
-from rl.tasks.base import QuestionSet
+from rl.tasks.base import Question, QuestionSet
 
 
 @dataclass(frozen=True)
@@ -151,23 +151,46 @@ def _redundancy(
     tokenizer: Any,
 ) -> Redundancy | None:
     """Redundant steps and tokens; None where the task does not know them."""
-    task = questions.task
-    tokenizer = tokenizer or task.tokenizer()
-    shortest = [task.shortest(question) for question in questions.questions]
-    if not task.labels or tokenizer is None or None in shortest:
+    floors = shortest_tokens(questions, tokenizer)
+    if not questions.task.labels or floors is None:
         return None
-    floors = [len(ids) + 1 for ids in tokenizer(shortest, add_special_tokens=False)["input_ids"]]
     steps: list[list[float]] = []  # the mean of each question
     unreadable = 0
     for question, row in zip(questions.questions, rows, strict=True):
-        texts = [response.text.replace(think_end, THINK_END, 1) for response in row]
-        whole = [text for text in texts if task.readable(question, text)]
+        counts = [redundant_steps(questions, question, r.text, think_end) for r in row]
+        whole = [count for count in counts if count is not None]
         unreadable += len(row) - len(whole)
-        labels = [[step.label for step in task.label(question, text)] for text in whole]
         if whole:
-            steps.append([sum(of.count("redundant") for of in labels) / len(whole)])
+            steps.append([sum(whole) / len(whole)])
     above = [[length - floor for length in row] for row, floor in zip(lengths, floors, strict=True)]
     return Redundancy(estimate_mean(steps) if steps else None, estimate_mean(above), unreadable)
+
+
+def shortest_tokens(questions: QuestionSet, tokenizer: Any = None) -> list[int] | None:
+    """Tokens of the shortest correct response to each question, with the end token.
+
+    Args:
+        questions: the set.
+        tokenizer: the model's; default the task's own.
+
+    Returns:
+        None where the task does not know them.
+    """
+    tokenizer = tokenizer or questions.task.tokenizer()
+    shortest = [questions.task.shortest(question) for question in questions.questions]
+    if tokenizer is None or None in shortest:
+        return None
+    return [len(ids) + 1 for ids in tokenizer(shortest, add_special_tokens=False)["input_ids"]]
+
+
+def redundant_steps(
+    questions: QuestionSet, question: Question, text: str, think_end: str
+) -> int | None:
+    """Redundant steps of a response by the task's labels; None where it cannot be read whole."""
+    text = text.replace(think_end, THINK_END, 1)
+    if not questions.task.readable(question, text):
+        return None
+    return sum(step.label == "redundant" for step in questions.task.label(question, text))
 
 
 def overall(sets: Sequence[SetFigures]) -> Overall:

@@ -13,7 +13,7 @@ import numpy as np
 from probing.errors import DataError
 from probing.files.headers import read_object
 from probing.intervals import Estimate
-from rl.runs.folders import RESULT_FILE, Evaluation, read_evaluations, table
+from rl.runs.folders import RESULT_FILE, Evaluation, labelled, read_evaluations, table
 from rl.runs.intervals import hierarchical_bootstrap, over_seeds, share
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _same(first: dict[str, Any], other: dict[str, Any], key: str, one: Path, two
 def _row(
     method: str, evaluations: Sequence[Evaluation], results: Sequence[Mapping[str, Any]]
 ) -> Row:
-    mine = [result for result in results if result["method"] == method]
+    mine = [result for result in results if labelled(result) == method]
     figures = {}
     for decoding in DECODINGS:
         for value in VALUES:

@@ -118,7 +118,7 @@ def stability(runs: Sequence[Run]) -> Figure | None:
 
     def singles(axes: Axes) -> None:
         for run in probed:
-            colour = _looks(methods)[run.method][0]
+            colour = looks_of(methods)[run.method][0]
             for number, (name, curve) in enumerate(_heads(run).items()):
                 dash, label = DASHES[number % len(DASHES)], f"head {name}"
                 (line,) = axes.plot(*curve, color=colour, lw=0.8, alpha=0.5)
@@ -172,7 +172,7 @@ def tradeoff(
     drawn = [*points_of(evaluations), *points]
     if not drawn:
         return None
-    looks = _looks(list(dict.fromkeys(point.name for point in drawn)))
+    looks = looks_of(list(dict.fromkeys(point.name for point in drawn)))
     panels = list(dict.fromkeys(point.panel for point in drawn))
     columns = min(len(panels), MOST_COLUMNS)
     rows = -(-len(panels) // columns)
@@ -193,7 +193,7 @@ def tradeoff(
     bars = "seeds and problems" if trained else "problems"
     note = f"\n{_count_seeds(trained)}" if trained else ""
     title = f"Accuracy against length; bars: 95 % over {bars}{note}"
-    return _titled(figure, title)
+    return titled(figure, title)
 
 
 def _points(axes: Axes, points: Sequence[PolicyPoint], looks: dict[str, Look]) -> None:
@@ -273,7 +273,7 @@ def _draw(
     rows = (len(panels) + 1) // 2
     figure = Figure(figsize=(8.6, 1.1 + 2.2 * rows), layout="constrained")
     grid = figure.subplots(rows, 2, squeeze=False)
-    looks = _looks(methods)
+    looks = looks_of(methods)
     for axes, (key, text) in zip(grid.flat, panels.items(), strict=False):
         if before and key in before:
             before[key](axes)
@@ -290,10 +290,10 @@ def _draw(
         axes.set_axis_off()
     for axes in grid.flat[max(0, len(panels) - 2) : len(panels)]:  # the lowest of each column
         axes.set_xlabel("training step")
-    return _titled(figure, title)
+    return titled(figure, title)
 
 
-def _titled(figure: Figure, title: str) -> Figure:
+def titled(figure: Figure, title: str) -> Figure:
     """The figure with its title above, and one legend of all its panels below."""
     figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize=TITLE, x=0.02, ha="left")
     entries = {
@@ -328,7 +328,7 @@ def _line(axes: Axes, curve: Curve, look: Look, number: int, label: str) -> None
     )
 
 
-def _looks(methods: Sequence[str] | dict[str, list[Run]]) -> dict[str, Look]:
+def looks_of(methods: Sequence[str] | dict[str, list[Run]]) -> dict[str, Look]:
     """Colour, dash and marker of each method; the known ones keep theirs in every figure."""
     looks: dict[str, Look] = {method: LOOKS[method] for method in methods if method in LOOKS}
     markers = [marker for _, _, marker in SPARE]
@@ -376,7 +376,7 @@ def draw_correlation(axes: Axes, runs: Sequence[Run]) -> None:
         runs: those with probes of the policy.
     """
     methods = group(runs)
-    looks = _looks(methods)
+    looks = looks_of(methods)
     for number, (method, seeds) in enumerate(methods.items()):
         columns = [
             pd.DataFrame(run.probe).set_index("step")["correlation"].astype(float) for run in seeds

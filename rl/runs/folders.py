@@ -1,27 +1,34 @@
-"""Read the folders that training and evaluation write: run, metrics, probe, evaluation.
+"""Read the folders that training and evaluation write: run, metrics, probe, evaluation, course.
 
 A run that is still being written can be read: a torn last line is left out and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probing.errors import DataError
-from probing.files.headers import kind_of, read_object
+from probing.errors import ConfigError, DataError
+from probing.files.headers import HEADER, file_header, kind_of, read_object, whole_file
 from probing.files.jsonl import read_lines
+from probing.files.tables import WRITTEN, damaged, read_columns
 from probing.intervals import Estimate
+from rl.attnpo.methods import pressure_key
 
 if TYPE_CHECKING:
     import pandas as pd
+    from jaxtyping import Bool, Float, Int
 
 RUN_FILE, METRICS_FILE, PROBE_FILE = "run.json", "metrics.jsonl", "probe.jsonl"
 RESULT_FILE, EVAL_FILE = "result.json", "eval.json"
+CURVE_FILE = "curve.parquet"
+PARTS = ("reported", "validation")
+_ADVICE = "remove it and result.json, and measure the run again"
 PHRASES = ("confused", "branching", "backward", "forward", "special")
 DRAWN = {"training", "comparison result", "evaluation"}  # kinds of results of a policy
 INITIAL = "initial"  # stands where a method's name would: the policy before training
@@ -45,6 +52,15 @@ class Run:
     probe: list[dict[str, Any]]
     torn: int = 0
     repeated: int = 0
+
+    @property
+    def pressure(self) -> float | None:
+        """Its constant that trades accuracy for length; None where it has none, or is unknown."""
+        try:
+            value = (self.info.get("settings") or {}).get(pressure_key(self.method))
+        except ConfigError:
+            return None
+        return float(value) if isinstance(value, int | float) else None
 
     @property
     def seconds(self) -> float:
@@ -128,15 +144,23 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def group(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Runs by method, in order of first appearance, seeds in order.
 
+    Where runs of a method have several pressures, each is a method of its own, `tlmre@0.3`.
+
     Raises:
         DataError: two folders hold the same method and seed, which an average would count twice.
     """
     methods: dict[str, dict[int, Run]] = {}
+    runs = list(runs)
+    pressures: dict[str, set[float | None]] = {}
     for run in runs:
-        seeds = methods.setdefault(run.method, {})
+        pressures.setdefault(run.method, set()).add(run.pressure)
+    for run in runs:
+        several = len(pressures[run.method]) > 1
+        name = labelled({"method": run.method, "pressure": run.pressure if several else None})
+        seeds = methods.setdefault(name, {})
         if run.seed in seeds:
             raise DataError(
-                f"{seeds[run.seed].folder} and {run.folder} both hold {run.method}, seed "
+                f"{seeds[run.seed].folder} and {run.folder} both hold {name}, seed "
                 f"{run.seed}: leave one out"
             )
         seeds[run.seed] = run
@@ -183,13 +207,24 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
             values["redundant_tokens"] = values["tokens"] - np.array(shortest, dtype=float)
             steps = part.get("redundant_steps_each", [np.nan] * n)
             values["redundant_steps"] = np.array(steps, dtype=float)
-            method, seed = str(result["method"]), int(result["seed"])
+            method, seed = labelled(result), int(result["seed"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: `{decoding}` is damaged ({error})") from error
         if n == 0 or {len(column) for column in values.values()} != {n}:
             raise DataError(f"{path}: `{decoding}` has arrays of different lengths, or empty ones")
         evaluations.append(Evaluation(folder, method, seed, decoding, values))
     return evaluations
+
+
+def labelled(result: Mapping[str, Any]) -> str:
+    """A method with its pressure, where it was chosen for the comparison.
+
+    Example:
+        >>> labelled({"method": "tlmre", "pressure": 0.3}), labelled({"method": "grpo"})
+        ('tlmre@0.3', 'grpo')
+    """
+    pressure = result.get("pressure")
+    return str(result["method"]) if pressure is None else f"{result['method']}@{pressure:g}"
 
 
 @dataclass(frozen=True)
@@ -238,3 +273,112 @@ def table(evaluations: Iterable[Evaluation], method: str, decoding: str, value: 
         folders = ", ".join(str(e.folder) for e in chosen)
         raise DataError(f"{folders}: evaluated on different numbers of problems")
     return np.array([e.values[value] for e in chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """One part of the problems along one run, first checkpoint first.
+
+    Args:
+        steps: training steps done at each checkpoint.
+        sampled: tokens that training has sampled up to there.
+        correct: whether each answer is right.
+        redundant: tokens of each answer beyond the shortest correct response.
+    """
+
+    steps: Int[np.ndarray, "checkpoint"]
+    sampled: Float[np.ndarray, "checkpoint"]
+    correct: Bool[np.ndarray, "checkpoint problem"]
+    redundant: Int[np.ndarray, "checkpoint problem"]
+
+    @property
+    def accuracy(self) -> Float[np.ndarray, "checkpoint"]:
+        """Share of right answers."""
+        return self.correct.mean(axis=1)
+
+    @property
+    def length(self) -> Float[np.ndarray, "checkpoint"]:
+        """Mean redundant tokens."""
+        return self.redundant.mean(axis=1)
+
+    def after(self, start: Course) -> Course:
+        """This course with another's checkpoints before it.
+
+        Raises:
+            DataError: of other problems.
+        """
+        if start.correct.shape[1] != self.correct.shape[1]:
+            raise DataError("two courses on different problems cannot be joined")
+        pairs = ((getattr(start, name), getattr(self, name)) for name in self.__annotations__)
+        return Course(*(np.concatenate(pair) for pair in pairs))
+
+
+def course_rows(
+    step: int,
+    sampled: float,
+    part: str,
+    correct: Float[np.ndarray, "problem"],
+    tokens: Int[np.ndarray, "problem"],
+    shortest: Int[np.ndarray, "problem"],
+) -> pd.DataFrame:
+    """The rows of one part of the problems at one checkpoint.
+
+    Args:
+        step: training steps done.
+        sampled: tokens sampled in training up to there.
+        part: one of `PARTS`.
+        correct, tokens, shortest: of each response, and of the shortest correct one.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "step": np.int32(step),
+            "sampled": sampled,
+            "part": part,
+            "problem": np.arange(len(tokens), dtype=np.int32),
+            "correct": correct.astype(bool),
+            "tokens": tokens.astype(np.int32),
+            "redundant": (tokens - shortest).astype(np.int32),
+        }
+    )
+
+
+def write_course(folder: Path, checkpoints: Sequence[pd.DataFrame]) -> None:
+    """Write the rows of all checkpoints to `curve.parquet`, whole or not at all.
+
+    Its columns are step, sampled (tokens sampled in training up to there), part (`PARTS`),
+    problem, correct, tokens, and redundant (tokens beyond the shortest correct response).
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pandas(pd.concat(checkpoints, ignore_index=True), preserve_index=False)
+    table = table.replace_schema_metadata({HEADER: json.dumps(file_header("course of a run"))})
+    with whole_file(folder / CURVE_FILE) as temporary:
+        pq.write_table(table, temporary, compression="zstd", **WRITTEN)
+
+
+def read_course(folder: Path) -> dict[str, Course]:
+    """The course of one run, by part of the problems.
+
+    Raises:
+        DataError: there is none, or a damaged one.
+    """
+    path = folder / CURVE_FILE
+    frame = read_columns(path, _ADVICE)
+    with damaged(path, _ADVICE):
+        return {part: _course(frame[frame["part"] == part]) for part in PARTS}
+
+
+def _course(rows: pd.DataFrame) -> Course:
+    def grid(column: str) -> Any:
+        return rows.pivot(index="step", columns="problem", values=column).to_numpy()
+
+    import pandas as pd
+
+    at = rows.groupby("step")["sampled"].first()
+    if rows.empty or pd.isna(redundant := grid("redundant")).any():
+        raise ValueError("a checkpoint lacks a problem")
+    return Course(at.index.to_numpy(), at.to_numpy(), grid("correct").astype(bool), redundant)

@@ -77,6 +77,45 @@ def _means(
     return np.asarray((of_each * of_seed).sum(axis=1))
 
 
+def seedwise(
+    statistic: Callable[..., NDArray[np.float64]],
+    *tables: NDArray[np.float64],
+    draws: int = DRAWS,
+) -> Estimate:
+    """A statistic made within a seed, from means over problems; its mean over seeds.
+
+    As `hierarchical_bootstrap`, for statistics that are no function of the means over seeds, such
+    as the step at which a course reaches a length.
+
+    Args:
+        statistic: maps means over problems, (draw, …, seed, checkpoint) each, to (draw, seed).
+        *tables: (…, seed, checkpoint, problem) each, of the same problems and seeds.
+
+    Returns:
+        Not a number where a seed has no value. Draws without one are left out; no interval where
+        they are more than a twentieth, since then it would be one of the lucky draws.
+    """
+    problems, seeds = tables[0].shape[-1], tables[0].shape[-3]
+    even = np.full((1, problems), 1 / problems)
+    of_problem = resampled(problems, draws, PROBLEMS) / problems
+    each = statistic(*(_over_problems(table, even) for table in tables))
+    if not np.isfinite(value := float(each.mean())):
+        return Estimate(np.nan, np.nan, np.nan, problems)
+    of_seed = 1 / seeds + seed_spread(seeds) * (resampled(seeds, draws, SEEDS) / seeds - 1 / seeds)
+    drawn = statistic(*(_over_problems(table, of_problem) for table in tables))
+    sums = (drawn * of_seed).sum(axis=1)
+    there = sums[np.isfinite(sums)]
+    known = len(there) >= 0.95 * draws
+    low, high = np.quantile(there, TAILS) if known else (np.nan, np.nan)
+    return Estimate(value, float(low), float(high), problems)
+
+
+def _over_problems(table: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means over problems in each draw, (draw, …), of a table (…, problem)."""
+    flat = weights @ table.reshape(-1, table.shape[-1]).T
+    return np.asarray(flat.reshape(len(weights), *table.shape[:-1]))
+
+
 def share(right: NDArray[np.float64]) -> Estimate:
     """A share of right answers (seed, problem), 0 or 1, over seeds and problems.
 
@@ -128,3 +167,18 @@ def averaged(columns: Sequence[pd.Series]) -> Curve:
         np.array([getattr(figure, name) for figure in figures]) for name in ("value", "low", "high")
     )
     return Curve(joined.index.to_numpy(), mean, low, high)
+
+
+def averaged_courses(values: NDArray[np.float64]) -> Curve:
+    """A value at each checkpoint: mean and band over seeds and problems.
+
+    Args:
+        values: (seed, checkpoint, problem).
+    """
+    found = [
+        seedwise(lambda mean: mean[..., 0], values[:, [place]]) for place in range(values.shape[1])
+    ]
+    mean, low, high = (
+        np.array([getattr(figure, name) for figure in found]) for name in ("value", "low", "high")
+    )
+    return Curve(np.arange(len(mean)), mean, low, high)

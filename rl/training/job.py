@@ -285,6 +285,7 @@ def _run_content(
         "model": config.model,
         "fingerprint": ModelCard.of(config.model, policy.config).fingerprint,
         "steps": args.max_steps,
+        "responses": args.generation_batch_size,  # a step, of all processes
         "heads": trainer.heads,
         "caveats": [
             *(heads.caveats if heads and args.signal == "heads" else ()),

@@ -41,7 +41,7 @@ def measured(
     with open_answers(setup) as answers:
         work = HeadWork(setup, answers, sources=False)
         single = [((layer, head),) for layer, n in answers.layers.items() for head in range(n)]
-        for traces in batches(setup.traces, setup.config.batch_tokens, answers.lengths):
+        for traces in batches(setup.traces, setup.batch_tokens, answers.lengths):
             batch = work.prepare(traces)
             before, none = work.measure(batch, Arm("none", "", 0, None), None)
             for heads, mode in product([*single, *also], MODES):

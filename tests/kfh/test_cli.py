@@ -130,6 +130,8 @@ def test_every_option_of_before_is_there() -> None:
         ("prob", "No such command 'prob'. Did you mean 'probe'?"),
         ("probe --lables x", "No such option: --lables; did you mean --labels"),
         ("probe --by sar", "unknown --by 'sar'; did you mean sra? Choose sra, balanced, gating"),
+        ("probe --batch-tokens no", "unknown --batch-tokens 'no'; choose auto, a number"),
+        ("ablate --out x --batch-tokens aut", "unknown --batch-tokens 'aut'; did you mean auto?"),
         ("probe --segmenter lin", "unknown segmenter 'lin'; did you mean line?"),
         ("plot trac", "unknown command or folder 'trac'; did you mean trace?"),
         ("plot x --formats pgn", "unknown --formats 'pgn'; did you mean png?"),

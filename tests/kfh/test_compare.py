@@ -14,22 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kfh.commands.compare import (
-    CompareConfig,
-    make_table,
-    measure,
-    run_compare,
-    run_comparison,
-    stop,
-)
-from probing.errors import ConfigError, DataError, ModelError
+from kfh.commands.compare import make_table, run_compare, run_comparison
+from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, read_object
 from probing.intervals import Estimate
 from rl.attnpo.methods import METHODS
-from rl.pocket.task import shortest_trace
-from rl.pocket.traces import held_out_problems
 from rl.runs.comparison import change, gap, read_rows
+from rl.runs.folders import read_course
 from rl.runs.intervals import hierarchical_bootstrap, seed_spread
+from rl.runs.job import check_results, measure_arm, stop, train_all
+from rl.runs.trial import START, Arm, CompareConfig
+from rl.tasks.questions import load_questions
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,9 +35,10 @@ from pathlib import Path
 given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 assert sys.argv[-1] == "--resume"
 out, method, pace = Path(given["--out"]), given["--method"], float(sys.argv[1])
-steps = [int(a.split("=")[1]) for a in sys.argv if a.startswith("max_steps=")][0]
+sets = dict(a.split("=") for a in sys.argv if "=" in a)
+steps, every = int(sets["max_steps"]), int(sets["save_steps"])
 out.mkdir(parents=True, exist_ok=True)
-info = {"method": method, "seed": int(given["--seed"]), "status": "running"}
+info = {"method": method, "seed": int(given["--seed"]), "status": "running", "responses": 8}
 (out / "run.json").write_text(json.dumps(info))
 metrics = out / "metrics.jsonl"
 done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
@@ -55,7 +51,9 @@ try:
             break
         time.sleep(pace)
         with metrics.open("a") as file:
-            file.write(json.dumps({"step": step, "seconds": 1.5}) + chr(10))
+            file.write(json.dumps({"step": step, "seconds": 1.5, "tokens": 10.0}) + chr(10))
+        if step % every == 0:
+            shutil.copytree(MODEL, out / f"checkpoint-{step}", dirs_exist_ok=True)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     sys.exit(130)
@@ -72,7 +70,9 @@ def config(tmp_path: Path, *methods: str, pace: float = 0, **changes: object) ->
         methods,
         seeds=1,
         steps=3,
-        problems=4,
+        every=2,
+        reported="pocket-held-out:4",
+        validation="pocket:3@100",
         command=(sys.executable, str(script), str(pace)),
     )
     return replace(base, **changes)
@@ -193,18 +193,21 @@ def test_rows_and_differences(tmp_path: Path) -> None:
 
 
 @pytest.mark.pocket
-def test_the_measured_figures_are_those_of_the_answers() -> None:
-    problems = held_out_problems(6, 1_000_000)
-    found = measure(data_path("pocket"), problems, seed=0)
+def test_the_measured_figures_are_those_of_the_answers(tmp_path: Path) -> None:
+    setting = CompareConfig(tmp_path, ("grpo",))
+    sets = [load_questions(spec) for spec in ("pocket-held-out:6", "pocket:3@100")]
+    measure_arm(setting, START, sets)
+    found = read_object(tmp_path / "initial" / "result.json")
     for part in (found["greedy"], found["sampled"]):
         assert part["accuracy"] == sum(part["correct"]) / 6 and len(part["tokens_each"]) == 6
         beyond = np.subtract(part["tokens_each"], found["shortest_each"])
         assert part["redundant_tokens"] == pytest.approx(beyond.mean()) and beyond.mean() > 20
         assert part["unreadable"] == part["redundant_steps_each"].count(None)
-    assert found["sampled"] != measure(data_path("pocket"), problems, seed=1)["sampled"]
-    assert found["shortest_each"][0] < len(shortest_trace(problems[0]).response)
-    with pytest.raises(ModelError, match="no model in this folder"):
-        measure(ROOT / "tests", problems, 0)
+    course = read_course(tmp_path / "initial")
+    assert course["reported"].correct[0].astype(int).tolist() == found["sampled"]["correct"]
+    sampled = np.subtract(found["sampled"]["tokens_each"], found["shortest_each"])
+    assert course["reported"].redundant.tolist() == [sampled.tolist()]
+    assert course["validation"].correct.shape == (1, 3)
 
 
 @pytest.mark.pocket
@@ -216,11 +219,11 @@ def test_a_comparison_runs_resumes_and_names_what_failed(
     setting = config(tmp_path, "attnpo", "broken", "short", "no-model", jobs=2)
     failed = run_comparison(setting)
     out = setting.out
-    assert {run[0] for run in failed} == {"broken", "short", "no-model"}
-    assert str(out / "logs" / "broken-0.log") in failed["broken", 0]
+    assert {arm.method for arm in failed} == {"broken", "short", "no-model"}
+    assert str(out / "logs" / "broken-0.log") in failed[Arm("broken", None, 0)]
     assert "the loss is not a number" in (out / "logs" / "broken-0.log").read_text()
-    assert "ended at step 2 of 3" in failed["short", 0]
-    assert "no trained model" in failed["no-model", 0]
+    assert "ended at step 2 of 3" in failed[Arm("short", None, 0)]
+    assert "no trained model" in failed[Arm("no-model", None, 0)]
     text = (out / "table.md").read_text()
     assert run_compare(setting, table=True)  # from what is there
     printed = capsys.readouterr().out
@@ -234,10 +237,14 @@ def test_a_comparison_runs_resumes_and_names_what_failed(
     # The model was copied: greedy answers are the initial policy's.
     start = read_object(out / "initial" / "result.json")
     assert json.loads(result)["greedy"] == start["greedy"]
+    course = read_course(out / "attnpo-0")["reported"]
+    assert course.steps.tolist() == [2, 3] and course.sampled.tolist() == [160, 240]
+    assert (course.redundant[0] == read_course(out / "initial")["reported"].redundant[0]).all()
+    assert not list((out / "attnpo-0").glob("checkpoint-*")) and (out / "courses.png").exists()
     changed = (out / "attnpo-0" / "result.json").stat().st_mtime_ns
     again = run_comparison(replace(setting, methods=("attnpo", "oracle")))
     assert not again and (out / "attnpo-0" / "result.json").stat().st_mtime_ns == changed
-    assert "attnpo against oracle" in (out / "table.md").read_text()
+    assert "| attnpo against oracle |" in (out / "table.md").read_text()
     with pytest.raises(ConfigError, match=r"attnpo-0.*was made with"):
         run_comparison(replace(setting, methods=("attnpo",), steps=4))
 
@@ -247,10 +254,11 @@ def test_an_interrupted_comparison_goes_on_from_its_checkpoints(tmp_path: Path) 
     driver = tmp_path / "driver.py"
     driver.write_text(
         "import sys; from pathlib import Path; import kfh.commands.compare as compare\n"
-        "compare.evaluate = lambda *a: None\n"
+        "import rl.runs.job as job\n"
+        "job.measure_arm = lambda *a: None\n"
         "config = compare.CompareConfig(\n"
-        f"    Path({str(setting.out)!r}), ('attnpo', 'tlmre'), 1, 4000, 2, 4,\n"
-        f"    command={setting.command!r},\n"
+        f"    Path({str(setting.out)!r}), ('attnpo', 'tlmre'), seeds=1, steps=4000, every=4000,\n"
+        f"    jobs=2, command={setting.command!r},\n"
         ")\n"
         "try:\n"
         "    compare.run_compare(config)\n"
@@ -266,16 +274,14 @@ def test_an_interrupted_comparison_goes_on_from_its_checkpoints(tmp_path: Path) 
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
-    logs = [setting.log(method, 0) for method in setting.methods]
+    logs = [setting.log(arm) for arm in setting.arms]
     assert all(log.read_text().endswith("interrupted\n") for log in logs)
     steps = [len(file.read_text().splitlines()) for file in files]
     time.sleep(0.2)
     assert steps == [len(file.read_text().splitlines()) for file in files]  # nobody is left
     assert all(0 < count < 4000 for count in steps)
-    from kfh.commands.compare import train_all
-
     quick = config(tmp_path, "attnpo", "tlmre", steps=steps[0] + 3)
-    assert not train_all(quick, lambda method, seed: None)
+    assert not train_all(quick, lambda arm: None)
     assert f"starts after step {steps[0]}" in logs[0].read_text()
     with pytest.raises(DataError, match="no run is finished"):
         make_table(quick, {})
@@ -295,15 +301,28 @@ def test_options(tmp_path: Path) -> None:
     setting = CompareConfig(tmp_path, small=True, settings=("group=4",))
     assert setting.methods == ("grpo", "tlmre", "attnpo") and setting.seeds == 3
     assert CompareConfig(tmp_path).seeds == 5 and len(CompareConfig(tmp_path).methods) == 8
-    setting = CompareConfig(tmp_path, ("attnpo", "oracle"), 2)
-    assert setting.runs == [("attnpo", 0), ("oracle", 0), ("attnpo", 1), ("oracle", 1)]
-    for wrong in (
-        {"methods": ("pa", "pa")},
-        {"methods": ("initial",)},
-        {"settings": ("x",)},
-        {"settings": ("max_steps=3",)},
-        {"jobs": 0},
-        {"seeds": 0},
+    setting = CompareConfig(tmp_path, ("attnpo", "dler"), ("attnpo=0.2,0.3",), 2)
+    names = "attnpo@0.2-0 attnpo@0.3-0 dler-0 attnpo@0.2-1 attnpo@0.3-1 dler-1"
+    assert " ".join(arm.name for arm in setting.arms) == names
+    assert "length_coef=0.3" in setting.train(setting.arms[1])
+    assert Arm("dler", 100.0, 0).settings == ["target_length=100"]
+    for wrong, why in (
+        ({"methods": ("pa", "pa")}, "twice"),
+        ({"methods": ("initial",)}, "no method"),
+        ({"settings": ("x",)}, "key=value"),
+        ({"settings": ("max_steps=3",)}, "--steps"),
+        ({"pressure": ("grpo=1",)}, "no length penalty"),
+        ({"pressure": ("pa=much",)}, "METHOD=0.2,0.3"),
+        ({"pressure": ("pa=0.2,0.2",)}, "each value once"),
+        ({"pressure": ("pa=0.2",), "methods": ("na",)}, "unknown method 'pa'"),
+        ({"model": "other"}, "needs --recipe"),
+        ({"jobs": 0}, "jobs"),
+        ({"seeds": 0}, "seeds"),
     ):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match=why):
             CompareConfig(tmp_path, **wrong)
+    with pytest.raises(ConfigError, match="was made with"):
+        other = CompareConfig(tmp_path, ("grpo",))
+        (tmp_path / "initial").mkdir()
+        (tmp_path / "initial" / "result.json").write_text('{"made_with": {}}')
+        check_results(other)

@@ -24,7 +24,7 @@ from probing.errors import ConfigError, ModelError
 from probing.models.decode import Draws, Sampling, decode
 from probing.models.lengths import Lengths, fresh_rope, held_at
 from probing.traces.tokens import EncodedTrace
-from rl.attnpo.compact import refuse_longer
+from rl.attnpo.passes import refuse_longer
 
 LIMIT = 60  # tokens beyond which a RoPE changes that does
 LONG = {

@@ -26,7 +26,7 @@ from probing.models.adapter import Adapter
 from probing.models.checkpoint import check_trainable
 from probing.models.decode import encode_prompt
 from probing.models.identity import config_fingerprint, position_limit, weights_fingerprint
-from probing.models.load import ModelSource, load_model, load_tokenizer
+from probing.models.load import ModelSource, load_config, load_model, load_tokenizer
 from probing.run import probe
 from probing.traces.file import read_traces
 
@@ -256,6 +256,8 @@ def test_a_gguf_is_plain_weights_which_can_be_saved(tmp_path: Path) -> None:
     loaded, tokenizer = ModelSource(
         str(gguf_file(tmp_path / "tiny.gguf", model)), device="cpu"
     ).load()
+    config = load_config(str(tmp_path / "tiny.gguf"))
+    assert config_fingerprint(config) == config_fingerprint(loaded.config)
     assert byte_tokenizer().get_vocab().items() <= tokenizer.get_vocab().items()
     ids = torch.tensor([tokenizer("Wait, so 12 + 7 = 19.")["input_ids"]])
     with torch.no_grad():
@@ -328,6 +330,7 @@ def test_an_adapter_is_its_base_with_its_weights(whole: Path, tmp_path: Path) ->
     other = load_model(str(adapter_folder(tmp_path / "other", str(whole), lora_alpha=8)))
     prints = [config_fingerprint(each.config) for each in (base, model, other)]
     assert len(set(prints)) == 3
+    assert config_fingerprint(load_config(str(folder))) == prints[1]
     again = load_model(str(adapter_folder(tmp_path / "moved", str(whole))))
     assert config_fingerprint(again.config) == prints[1]
     result = probe(

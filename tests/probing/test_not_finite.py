@@ -14,7 +14,6 @@ from helpers import byte_tokenizer, trace_line, write_lines
 from probing.answers.edited import EditedAnswers
 from probing.answers.edits import HeadEdits
 from probing.answers.removal import Answerer, without
-from probing.attention.capture import AttentionCapture
 from probing.attention.scores import ScoredTrace, open_capture, score_traces
 from probing.config import ProbeConfig
 from probing.errors import DataError, NotFiniteError
@@ -31,7 +30,7 @@ from probing.traces.segmenters import Segmenter
 from probing.traces.source import StepSource
 from probing.traces.tokens import EncodedTrace
 from rl.attnpo.completions import Batch, Cutter
-from rl.attnpo.signals import AttentionSignal
+from rl.attnpo.signals import StepScorer
 
 BAD = "Z"  # a text with this letter overflows in float16
 NAMED = r"trace t/5: .*not finite in float16.*bfloat16 or float32"
@@ -75,6 +74,18 @@ def test_a_probe_names_the_trace_or_counts_it(setting: dict, family: str, tmp_pa
     assert np.isfinite(result.table["sra"]).all()
     exact = probe(ProbeConfig(**{**options, "dtype": "float32", "out": tmp_path / "32"}))
     assert exact is not None and exact.counts["ranked"] == 8
+
+
+def test_shards_count_what_is_not_finite(setting: dict, tmp_path: Path) -> None:
+    options = {"model": setting["model"], "traces": setting["traces"], "permutations": 20}
+    options |= {"device": "cpu", "dtype": "float16", "skip_bad": True, "batch_tokens": 300}
+    whole = probe(ProbeConfig(**options, out=tmp_path / "whole"))
+    for shard in ("1/2", "2/2"):
+        assert probe(ProbeConfig(**options, out=tmp_path / "out", shards=shard)) is None
+    joined = probe(ProbeConfig(**options, out=tmp_path / "out", merge=True))
+    assert whole is not None and joined is not None
+    assert joined.counts == whole.counts and joined.table.equals(whole.table)
+    assert joined.counts["left_out"] == {"attention that is not finite": 2}
 
 
 def test_scores_that_are_not_finite_are_no_scores() -> None:
@@ -140,7 +151,7 @@ def test_training_names_the_response(setting: dict) -> None:
         p=one,
         needs_scores=one.bool(),
     )
-    signal = AttentionSignal(AttentionCapture(model, [(2, 1)]))
+    signal = StepScorer(model, [(2, 1)])
     with pytest.raises(NotFiniteError, match=r"response 1 of the batch: .*head 2.1.* not finite"):
         signal(batch)
     batch.needs_scores[1] = False

@@ -10,7 +10,6 @@ import pytest
 import torch
 from pocket_runs import POCKET, pocket_model
 
-from probing.attention.capture import AttentionCapture
 from probing.attention.scores import step_scores
 from probing.errors import ConfigError, ModelError
 from probing.files.headers import data_path
@@ -21,7 +20,7 @@ from probing.traces.segmenters import Segmenter, segment_trace
 from probing.traces.tokens import decode_with_offsets
 from rl.attnpo.completions import Batch, Cutter, end_mark
 from rl.attnpo.config import AttnPOConfig
-from rl.attnpo.signals import AttentionSignal, recency_scores
+from rl.attnpo.signals import StepScorer, recency_scores
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +133,8 @@ def test_responses_are_cut_as_the_head_set_was_made(tokenizer):
 
 
 def test_scores_of_a_batch_are_those_of_single_traces(batch):
-    capture = AttentionCapture(pocket_model(), HeadSet.load("pocket").pairs)
-    scored = AttentionSignal(capture, rows=3)(batch)
+    scorer = StepScorer(pocket_model(), HeadSet.load("pocket").pairs, rows=3)
+    scored, capture = scorer(batch), scorer.capture
     sizes = zip(batch.prompts, batch.responses, batch.needs_scores, scored, strict=True)
     for prompt, response, wanted, scores in sizes:
         ids = torch.tensor([[*prompt, *response.ids.tolist()]])

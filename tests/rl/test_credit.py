@@ -9,8 +9,9 @@ import torch
 from probing.errors import DataError
 from probing.traces.file import Step
 from rl.attnpo.completions import Batch, Completion, Outcomes
-from rl.attnpo.credit import credit, step_figures, step_sums
-from rl.attnpo.rescale import Rescaling, needs_scores
+from rl.attnpo.credit import Terms, credit, credit_tokens, step_figures, step_sums
+from rl.attnpo.rescale import REASONS, Rescaling, kept_reasons, needs_scores, rloo_advantage
+from rl.attnpo.rewards import group_advantages, tlmre
 from rl.attnpo.signals import label_scores
 
 A = torch.tensor([0.5, -0.5, 0.5])
@@ -76,6 +77,65 @@ def test_only_responses_that_need_scores_are_changed_by_them(batch):
 
 def batch_with(batch, **changes):
     return Batch(**{**vars(batch), **changes})
+
+
+def test_the_record_says_what_was_done_and_why(batch):
+    credited = credit(batch, SCORES, Rescaling(delay=0.0), step=1)
+    assert credited.attenuated.tolist() == [[False, True], [False, False], [False, False]]
+    assert credited.spared.tolist() == [[False, False], [True, False], [False, False]]
+    assert credited.reasons == ["by step", "by step", "fewer than two steps"]
+    nan = [np.full_like(row, np.nan) for row in SCORES]
+    unscored = credit(batch, nan, Rescaling(delay=0.0), step=1)
+    assert unscored.reasons[0] == "fewer than two scores"
+    assert unscored.counts() == {
+        "attenuated": 0, "spared": 0, "fewer than two scores": 2, "fewer than two steps": 1
+    }  # fmt: skip
+
+
+def test_reasons_by_a_plain_rule():
+    """Each case by hand, and γ moves only where the reason is `by step`."""
+    cases = [  # A, correct, p, steps, what is on → reason
+        (0.5, True, 1.0, 2, {}, "by step"),
+        (-0.5, True, 0.5, 2, {}, "by step"),
+        (0.5, False, 1.0, 1, {}, "wrong or unfinished"),
+        (0.0, True, 1.0, 2, {}, "advantage of 0"),
+        (0.5, True, 1.0, 1, {}, "fewer than two steps"),
+        (0.5, True, 0.5, 2, {}, "before the schedule opens"),
+        (0.5, True, 1.0, 2, {"positive": False}, "attenuation of this sign is off"),
+        (-0.5, True, 1.0, 2, {"negative": False}, "attenuation of this sign is off"),
+    ]
+    for advantage, correct, p, steps, changes, expected in cases:
+        constants = Rescaling(delay=10.0, **changes)
+        own = [torch.tensor([value]) for value in (advantage, correct, p, steps)]
+        assert REASONS[kept_reasons(*own, 1, constants)] == expected
+        spans = torch.tensor([[[0, 2], [2, 4 if steps == 2 else 2]]])
+        scores = torch.tensor([[0.01, 9.0 if steps == 2 else torch.nan]])
+        two = torch.tensor([2])
+        credited = credit_tokens(scores, spans, two, 10 * two, *own[:3], 1, constants, 5)
+        assert credited.reasons == [expected]
+        assert bool((credited.gamma < 1).any()) == (expected == "by step")
+
+
+def test_credit_refuses_what_is_not_of_the_same_steps(batch):
+    terms = Terms.of(batch)
+    with pytest.raises(DataError, match=r"\(3, 3\).*\(3, 2, 2\): one a step"):
+        terms.credited(torch.zeros(3, 3), Rescaling(), 1)
+    own = (terms.answer.sum(1), terms.total_tokens, A, terms.correct, terms.p, 1, Rescaling(), 7)
+    with pytest.raises(DataError, match="ends at token 8 of responses 7 wide"):
+        credit_tokens(torch.zeros(3, 2), terms.spans, *own)
+
+
+def test_groups_of_any_size_in_any_order():
+    """A and p as for each group alone; a response alone has none to be compared with."""
+    correct = torch.tensor([True, True, False, True, True])
+    lengths, groups = torch.tensor([10, 20, 30, 5, 40]), torch.tensor([4, 2, 4, 9, 4])
+    advantage = group_advantages(correct, lengths, groups)
+    rows = groups == 4
+    expected = rloo_advantage(tlmre(correct[rows][None], lengths[rows][None]))[0]
+    assert torch.equal(advantage[rows], expected) and (advantage[~rows] == 0).all()
+    outcomes = Outcomes.of(correct.float(), torch.tensor([True] * 4 + [False]), lengths, groups)
+    assert outcomes.correct.tolist() == [True, True, False, True, False]
+    assert outcomes.p.tolist() == pytest.approx([1 / 3, 1, 1 / 3, 1, 1 / 3])
 
 
 def test_labels_as_scores(batch):

@@ -25,7 +25,7 @@ from probing.models.load import load_model, load_tokenizer
 from probing.models.processes import check_processes
 from probing.traces.marks import EndMark
 from rl.attnpo.config import AttnPOConfig
-from rl.attnpo.sharding import sharding_reasons, uses_fsdp
+from rl.attnpo.passes import sharding_reasons, uses_fsdp
 from rl.tasks.questions import load_questions
 from rl.training.callbacks import Interrupt
 from rl.training.job import Verifier, prompt_dataset
@@ -246,7 +246,7 @@ def test_partitioned_parameters_are_gathered_for_the_proof(monkeypatch, tmp_path
     """With DeepSpeed ZeRO-3 a process holds no weights at construction; a stand-in for it."""
     import types
 
-    import rl.attnpo.sharding
+    import rl.attnpo.passes
 
     model = pocket_model()
     weights = {id(p): p.data for p in model.parameters()}
@@ -269,8 +269,8 @@ def test_partitioned_parameters_are_gathered_for_the_proof(monkeypatch, tmp_path
     zero.GatheredParameters = GatheredParameters
     monkeypatch.setitem(sys.modules, "deepspeed", types.ModuleType("deepspeed"))
     monkeypatch.setitem(sys.modules, "deepspeed.zero", zero)
-    monkeypatch.setattr(rl.attnpo.sharding, "zero3", lambda: True)
-    with rl.attnpo.sharding.whole_parameters(model):
+    monkeypatch.setattr(rl.attnpo.passes, "zero3", lambda: True)
+    with rl.attnpo.passes.whole_parameters(model):
         capture = AttentionCapture(model, [(2, 3)])
     assert capture.heads == [(2, 3)]
     assert all(p.numel() == 0 for p in model.parameters())

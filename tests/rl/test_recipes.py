@@ -18,27 +18,35 @@ from rl.training.recipe import (
     train_config,
 )
 
+SHORT = {"generation_kwargs": {"min_new_tokens": 200}}
+
 
 def test_settings_are_checked(tmp_path):
     for settings, message in (
         ({"method": "attnpoo"}, "unknown method 'attnpoo'; did you mean attnpo"),
         ({"signal": "recensy"}, "unknown signal 'recensy'; did you mean recency"),
         ({"length_penalty": "lazer"}, "unknown length penalty 'lazer'; did you mean laser"),
-        ({"num_iterations": 2}, "num_iterations"),
-        ({"importance_sampling_level": "sequence"}, "sequence-level"),
-        ({"loss_type": "grpo"}, "mean over tokens"),
+        ({"importance_sampling_level": "sequence"}, "one ratio a response"),
         ({"use_liger_kernel": True}, "Liger"),
-        ({"mask_truncated_completions": True}, "lengths to 0"),
-        ({"top_entropy_quantile": 0.2}, "top_entropy_quantile"),
         ({"method": "dler", "target_length": None}, "target_length"),
         ({"scale_floor": 2.0}, "floor"),
         ({"processes": 2}, "2 processes were asked for, 1 take part"),
         ({"rollouts": "compact", "top_k": 5}, "top_k set"),
+        ({"rollouts": "compact", **SHORT}, r"generation_kwargs \(min_new_tokens\) set"),
+        ({"rollouts": "compact", "cache_implementation": "quantized"}, "cache_implementation"),
+        ({"scale_rewards": "batch"}, "'batch' contradicts advantage = rloo .* advantage to batch"),
+        ({"advantage": "grpo", "scale_rewards": False}, "False contradicts .* to rloo"),
         ({"num_generations": 1}, "at least 2 generations"),
     ):
         base = {"output_dir": str(tmp_path), "bf16": False, "num_generations": 2}
         with pytest.raises((ConfigError, ValueError), match=message):
             AttnPOConfig(**{**base, "per_device_train_batch_size": 2, **settings})
+    base["per_device_train_batch_size"] = 2
+    for harmless in ({}, {"generation_kwargs": {"use_cache": True, "top_k": 0}}):
+        assert AttnPOConfig(**base, use_cpu=True, **harmless).rollouts == "compact"
+    assert AttnPOConfig(**base, use_cpu=True, **SHORT).rollouts == "trl"  # which heeds it
+    same = AttnPOConfig(**base, advantage="grpo", scale_rewards=True)
+    assert same.scale_rewards == AttnPOConfig(**base, method="grpo").scale_rewards == "group"
 
 
 def test_recipes(tmp_path):

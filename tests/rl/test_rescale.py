@@ -10,18 +10,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import probing.attention.passing
+import rl.attnpo.credit
 import rl.attnpo.rescale
 import rl.attnpo.rewards
 from probing.errors import ConfigError
-from rl.attnpo.rescale import Rescaling, rloo_advantage, step_scales, token_scales
+from rl.attnpo.rescale import Rescaling, rloo_advantage, schedule_open, step_scales, token_scales
 from rl.attnpo.rewards import shaped_reward, tlmre
 
 PAPER = Rescaling(delay=0.0)
 
 
-@pytest.mark.parametrize("module", [rl.attnpo.rescale, rl.attnpo.rewards])
+@pytest.mark.parametrize(
+    "module",
+    [rl.attnpo.rescale, rl.attnpo.rewards, rl.attnpo.credit, probing.attention.passing],
+)
 def test_worked_examples(module):
-    assert doctest.testmod(module).failed == 0
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
 
 
 def scales(scores, *, advantage=1.0, p=1.0, correct=True, step=1, constants=PAPER):
@@ -186,3 +192,15 @@ def test_what_is_refused():
         shaped_reward(one.bool(), one.int(), "dler", 0.2, None)
     with pytest.raises(ConfigError, match="unknown length penalty"):
         shaped_reward(one.bool(), one.int(), "shorter", 0.2, None)
+
+
+@pytest.mark.parametrize("delay", [1000, 10, 7.5])
+def test_the_schedule_opens_at_the_step_that_whole_numbers_say(delay):
+    """t · G > T_0 · w for w wrong ones of G, with p as a mean of float32 has it."""
+    for group in (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 31, 64):
+        correct = torch.tril(torch.ones(group + 1, group), -1)  # row c: c correct ones
+        p = correct.mean(dim=1)
+        first = [int(delay * (group - c) // group) + 1 for c in range(group + 1)]
+        for c in range(group + 1):
+            assert schedule_open(p, first[c], delay)[c], (group, c)
+            assert not schedule_open(p, first[c] - 1, delay)[c], (group, c)

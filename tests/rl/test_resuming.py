@@ -97,7 +97,7 @@ def test_sigkill_while_saving_leaves_the_checkpoint_before(tmp_path):
     out = tmp_path / "run"
     process = start(out)
     wait_for(out / "checkpoint-1", process)
-    wait_for(out / ".saving", process)  # the next one is being written
+    wait_for(out / "_saving", process)  # the next one is being written
     process.kill()
     process.join()
     whole = sorted(out.glob("checkpoint-*"))

@@ -1,22 +1,27 @@
-"""A model from a GGUF file is trained and saved as plain weights; what cannot be saved is told."""
+"""Models saved in training: as plain weights, the best one kept and uploaded; what cannot be."""
 
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers.trainer
 from checkpoints import adapter_folder, gguf_file, gguf_model, gpt2_folder
+from datasets import Dataset
 from helpers import byte_tokenizer, model_folder
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 
 from probing.errors import ConfigError, ModelError
 from probing.models.checkpoint import check_trainable
 from probing.models.load import ModelSource, load_model
-from rl.training.job import train
+from rl.attnpo.trainer import AttnPOTrainer
+from rl.training.job import train, trainer_settings
 from rl.training.recipe import find_recipe, read_recipe, train_config
 
 # A random model writes no `</think>`, but this.
@@ -94,3 +99,80 @@ def test_an_adapter_is_trained_as_a_whole_model(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "model" / "adapter_config.json").exists()
     assert content["status"] == "done"
     assert model.config.adapter_hash == load_model(str(lora), device="cpu").config.adapter_hash
+
+
+class Hub:
+    """Notes what each upload would take, as the hub's client sorts it."""
+
+    def __init__(self) -> None:
+        self.uploads: list[tuple[str, set[str]]] = []
+
+    def upload_folder(
+        self, folder_path: str, ignore_patterns: Any = None, path_in_repo: str = "", **_: Any
+    ) -> Future[None]:
+        folder, done = Path(folder_path), Future[None]()
+        files = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
+        taken = filter_repo_objects(files, ignore_patterns=ignore_patterns)
+        self.uploads.append((path_in_repo, set(taken)))
+        done.set_result(None)
+        return done
+
+
+def test_the_best_checkpoint_is_kept_and_whole_ones_are_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reward falls from step to step: the first checkpoint is the best of four."""
+    out = tmp_path / "run"
+    changes = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "save_total_limit": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "reward",
+        "greater_is_better": True,
+        "hub_strategy": "checkpoint",
+    }
+    folder = model_folder(tmp_path / "model")
+    model, tokenizer = ModelSource(str(folder), device="cpu").load()
+    ids = [*tokenizer("See?")["input_ids"], tokenizer.eos_token_id]
+
+    def given(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+        return {"prompt_ids": prompt_ids, "completion_ids": [ids] * len(prompts), "logprobs": None}
+
+    def falls(completions: list[str], trainer_state: Any, **_: Any) -> list[float]:
+        return [-float(trainer_state.global_step)] * len(completions)
+
+    prompts = Dataset.from_list([{"prompt": "Add 1."}])
+    trainer = AttnPOTrainer(
+        model=model,
+        reward_funcs=[lambda completions, **_: [1.0] * len(completions), falls],
+        args=trainer_settings(settings(out, folder, **changes)),
+        train_dataset=prompts,
+        eval_dataset=prompts,
+        processing_class=tokenizer,
+        rollout_func=given,
+    )
+    hub = Hub()
+    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
+    trainer.args.push_to_hub, trainer.hub_model_id, trainer.push_in_progress = True, "me/it", None
+    trainer.train()
+    best, last = out / "checkpoint-1", out / "checkpoint-4"
+    assert trainer.state.best_model_checkpoint == str(best)
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {best.name, last.name}
+    for checkpoint in (best, last):
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        assert (state["best_model_checkpoint"], state["best_global_step"]) == (str(best), 1)
+    weights = [load_file(path / "model.safetensors") for path in (best, last)]
+    key = "model.layers.1.self_attn.q_proj.weight"
+    assert torch.equal(trainer.model.get_parameter(key), weights[0][key])
+    assert not torch.equal(weights[0][key], weights[1][key])
+    # Of each step the model without, and the checkpoint with what a run goes on from.
+    assert [name for name, _ in hub.uploads] == ["", "last-checkpoint"] * 4
+    resumed = {"optimizer.pt", "trainer_state.json"}
+    for name, files in hub.uploads:
+        assert "model.safetensors" in files and (resumed <= files) == bool(name)
+        assert not any("/" in file for file in files)

@@ -15,8 +15,8 @@ from probing.files.headers import data_path, problem_hash
 from probing.headset import HeadSet, HeadSetWarning
 from probing.models.load import load_tokenizer
 from probing.traces.phrases import phrase_counts
-from rl.attnpo.compact import in_trimmed_rows, margins
 from rl.attnpo.methods import METHODS, Method
+from rl.attnpo.passes import in_trimmed_rows, margins
 from rl.attnpo.rewards import PENALTIES
 from rl.attnpo.signals import SIGNALS, AttentionSignal
 from rl.attnpo.trainer import AttnPOTrainer
@@ -331,7 +331,7 @@ def test_faults_in_the_first_batch(tmp_path):
         first_batch(silent)
     half = {"reward_funcs": lambda completions, **_: [0.5] * len(completions)}
     with pytest.raises(DataError, match=r"gave 0\.5"):
-        first_batch(make_trainer(tmp_path / "b", options=half))
+        make_trainer(tmp_path / "b", options=half)  # at once
     calls = []
 
     def fails_later(completions, **_):

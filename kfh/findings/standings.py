@@ -1,0 +1,155 @@
+"""The trial of a comparison in tables and words: speed-ups, frontiers, where runs end.
+
+In: the part `standings` of comparison.json. Out: tables, one sentence a pair, caveats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kfh.findings.base import FEW_SEEDS, Row
+from kfh.tables import Cell, Table
+from probing.numbers import Number, exists, number
+
+
+def standings_tables(content: Row) -> list[Table]:
+    """All tables of the trial."""
+    return [
+        speed_table(content["pairs"]),
+        frontier_table(content["frontiers"], content["lengths"]),
+        equal_table(content["pairs"]),
+        ends_table(content["ends"], content["steps"]),
+    ]
+
+
+def speed_table(pairs: Sequence[Row]) -> Table:
+    """A row a pair and length."""
+    cells: list[list[Cell]] = [
+        [
+            pair_name(pair),
+            number(up["length"], 1),
+            f"{under(up['pressure'])}, {under(up['against'])}",
+            Number.of(up["steps"], 2),
+            Number.of(up["tokens"], 2),
+            Number.of(up["accuracy"], 1, signed=True, scale=100),
+        ]
+        for pair in pairs
+        for up in pair["speed_ups"]
+    ]
+    title = (
+        "Speed-up until a length is reached: the second's steps and sampled tokens over the "
+        "first's (above 1: the first is faster), and the difference of accuracy there; 95 % over "
+        "seeds and problems"
+    )
+    columns = ("pair", "redundant tokens", "pressures", "steps, ×", "tokens sampled, ×")
+    return Table(title, (*columns, "accuracy, points"), cells)
+
+
+def frontier_table(frontiers: Mapping[str, Sequence[Row]], lengths: Sequence[float]) -> Table:
+    """A row a method: accuracy at each length, under the pressure that the validation chose."""
+    rows: list[list[Cell]] = []
+    for method, points in frontiers.items():
+        found = {point["length"]: point for point in points}
+        rows.append([method, *(_frontier_cell(found.get(length)) for length in lengths)])
+    title = (
+        "Accuracy at equal length (the frontier), reached within the budget by every seed; "
+        "@: the pressure that the validation chose"
+    )
+    return Table(title, ("method", *(f"{number(x, 1)} redundant" for x in lengths)), rows)
+
+
+def _frontier_cell(point: Row | None) -> Cell:
+    if point is None:
+        return "not reached"
+    return f"{Number.of(point['accuracy'])} @{under(point['pressure'])}"
+
+
+def equal_table(pairs: Sequence[Row]) -> Table:
+    """A row a pair: accuracy at equal length, tokens at equal accuracy."""
+    levels = sorted({level for pair in pairs for level in pair["tokens"]})
+    cells: list[list[Cell]] = [
+        [
+            pair_name(pair),
+            f"{pair['settings']} × {pair['seeds']}",
+            Number.of(pair["gap"], 1, signed=True, scale=100),
+            *(Number.of(pair["tokens"].get(level), 1, signed=True) for level in levels),
+        ]
+        for pair in pairs
+    ]
+    title = (
+        "Between frontiers: accuracy at equal length (mean over the lengths that both reach), and "
+        "redundant tokens at equal accuracy, first less second"
+    )
+    columns = ("pair", "settings × seeds", "accuracy, points")
+    return Table(title, (*columns, *(f"tokens at {level}" for level in levels)), cells)
+
+
+def ends_table(ends: Sequence[Row], steps: int) -> Table:
+    """A row a method and pressure, when the budget is spent."""
+    rows = [
+        (
+            f"{end['method']} @{under(end['pressure'])}",
+            str(end["seeds"]),
+            Number.of(end["accuracy"]),
+            Number.of(end["redundant"], 1),
+            str(end["collapsed"]),
+        )
+        for end in ends
+    ]
+    columns = ("method", "seeds", "accuracy", "redundant tokens", "collapsed")
+    title = f"After {steps} steps; collapsed: runs less accurate than before training, which count"
+    return Table(title, columns, rows)
+
+
+def standings_summary(content: Row) -> list[str]:
+    """What the trial shows of each pair, in words that follow the intervals."""
+    return [f"{pair_name(pair)}: {_verdict(pair)}." for pair in content["pairs"]]
+
+
+def _verdict(pair: Row) -> str:
+    ups = pair["speed_ups"]
+    if not ups:
+        return "no length is reached by both in every seed, so nothing is known"
+    faster = [up for up in ups if exists(up["steps"]["low"]) and up["steps"]["low"] > 1]
+    slower = [up for up in ups if exists(up["steps"]["high"]) and up["steps"]["high"] < 1]
+    less = [up for up in ups if exists(up["accuracy"]["high"]) and up["accuracy"]["high"] < 0]
+    ratios = [up["steps"]["value"] for up in ups]
+    text = (
+        f"{min(ratios):.2f} to {max(ratios):.2f} × as fast over {len(ups)} lengths, shown faster "
+        f"at {len(faster)}, slower at {len(slower)}"
+    )
+    text += f", less accurate there at {len(less)}" if less else ", no loss of accuracy shown there"
+    gap = pair["gap"]
+    if gap is None:
+        return text
+    shown = Number.of(gap, 1, signed=True, scale=100)
+    known = exists(gap["low"]) and (gap["low"] > 0 or gap["high"] < 0)
+    return f"{text}; accuracy at equal length {shown} points" + (
+        "" if known else ", no difference shown"
+    )
+
+
+def standings_caveats(content: Row) -> list[str]:
+    """What to hold against the trial."""
+    caveats = list(content["notes"])
+    few = {pair["seeds"] for pair in content["pairs"] if pair["seeds"] < FEW_SEEDS}
+    if few:
+        caveats.append(f"Pairs with {min(few)} seed(s) in common: another seed may go another way.")
+    for end in content["ends"]:
+        if end["collapsed"]:
+            caveats.append(
+                f"{end['method']} @{under(end['pressure'])}: {end['collapsed']} of {end['seeds']} "
+                "runs ended less accurate than they began."
+            )
+    return caveats
+
+
+def pair_name(pair: Row) -> str:
+    """How a pair is called."""
+    return f"{pair['method']} against {pair['against']}"
+
+
+def under(pressure: Any) -> str:
+    """A pressure as text; the recipe's own has none."""
+    return "recipe" if pressure is None else f"{pressure:g}"

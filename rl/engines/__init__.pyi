@@ -1,0 +1,3 @@
+from .verl import PassScorer as PassScorer
+from .verl import StepEstimator as StepEstimator
+from .verl import VerlConfig as VerlConfig

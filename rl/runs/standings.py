@@ -1,0 +1,203 @@
+"""Where the methods of a comparison stand: from the courses of its runs to figures with intervals.
+
+The rules of a fair trial: every run has the same budget of steps; pressures are chosen on problems
+that no figure uses; two methods are held against each other over as many settings each (those that
+both were tried with, where one was tried with more); a run that collapses counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probing.errors import DataError
+from probing.files.headers import read_object
+from probing.intervals import Estimate
+from rl.runs.folders import CURVE_FILE, INITIAL, RESULT_FILE, Course, read_course
+from rl.runs.frontier import (
+    Contender,
+    FrontierPoint,
+    SpeedUp,
+    frontier,
+    frontier_gap,
+    length_gap,
+    speed_up,
+)
+from rl.runs.intervals import hierarchical_bootstrap, share
+
+BASELINE = "tlmre"
+# Lengths that are reported, as shares of the redundant tokens before training.
+SHARES = (0.8, 0.6, 0.5, 0.4, 0.3)
+LEVELS = (0.80, 0.85, 0.90, 0.95)  # accuracies at which lengths are compared
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One method under one pressure when its budget is spent."""
+
+    method: str
+    pressure: float | None
+    seeds: int
+    accuracy: Estimate
+    redundant: Estimate
+    collapsed: int  # runs less accurate at their end than before training
+
+
+@dataclass(frozen=True)
+class Against:
+    """One method against another over `settings` pressures of each, and `seeds` that both have."""
+
+    method: str
+    against: str
+    settings: int
+    seeds: int
+    speed_ups: tuple[SpeedUp, ...]
+    gap: Estimate | None  # accuracy at equal length, a mean over the lengths that both reach
+    tokens: dict[str, Estimate]  # redundant tokens at equal accuracy, ours less theirs
+
+
+@dataclass(frozen=True)
+class Standings:
+    """All that the courses of a comparison say."""
+
+    start: tuple[float, float]  # accuracy and redundant tokens before training
+    lengths: tuple[float, ...]
+    steps: int
+    every: int
+    frontiers: dict[str, list[FrontierPoint]]
+    ends: list[Standing]
+    pairs: list[Against]
+    notes: list[str]
+
+
+def read_contenders(folders: Iterable[Path]) -> list[Contender]:
+    """The courses of these runs, each with the policy before training as its first checkpoint.
+
+    Seeds that not every pressure of a method has are left out.
+
+    Raises:
+        DataError: a damaged course, none of the initial policy, or other problems or budgets in
+            one folder than in another.
+    """
+    found: dict[str, dict[float | None, dict[int, dict[str, Course]]]] = {}
+    start: dict[str, Course] | None = None
+    first: tuple[Path, Any] | None = None
+    for folder in folders:
+        if not (folder / CURVE_FILE).exists():
+            continue
+        result = read_object(folder / RESULT_FILE)
+        if result["method"] == INITIAL:
+            start = read_course(folder)
+            continue
+        made = result["problems"], result["made_with"]
+        first = first or (folder, made)
+        if made != first[1]:
+            raise DataError(f"{folder} and {first[0]} were made with other settings or problems")
+        pressures = found.setdefault(result["method"], {})
+        pressures.setdefault(result["pressure"], {})[result["seed"]] = read_course(folder)
+    if found and start is None:
+        raise DataError(f"no course of the policy before training beside {next(iter(found))}")
+    return [
+        Contender.of(method, _common(pressures, start or {}), _seeds(pressures))
+        for method, pressures in found.items()
+        if _seeds(pressures)
+    ]
+
+
+def _seeds(pressures: dict[float | None, dict[int, Any]]) -> tuple[int, ...]:
+    return tuple(sorted(set.intersection(*({*seeds} for seeds in pressures.values()))))
+
+
+def _common(
+    pressures: dict[float | None, dict[int, dict[str, Course]]], start: dict[str, Course]
+) -> dict[float | None, list[dict[str, Course]]]:
+    """Pressures in order, of each the runs of the common seeds, the initial policy before each."""
+    return {
+        pressure: [
+            {part: course.after(start[part]) for part, course in pressures[pressure][seed].items()}
+            for seed in _seeds(pressures)
+        ]
+        for pressure in sorted(pressures, key=lambda value: value or 0.0)
+    }
+
+
+def stand(contenders: Sequence[Contender]) -> Standings:
+    """Every figure of the trial.
+
+    Raises:
+        DataError: there is no course.
+    """
+    if not contenders:
+        raise DataError("no run was measured along its way: nothing to draw a frontier of")
+    one = contenders[0]
+    start = float(one.correct[0, 0, 0].mean()), float(one.redundant[0, 0, 0].mean())
+    lengths = tuple(round(start[1] * part, 1) for part in SHARES)
+    named = {contender.method: contender for contender in contenders}
+    wanted = [(m, BASELINE) for m in named if m != BASELINE] + [("attnpo", "oracle")]
+    notes: list[str] = []
+    pairs = []
+    for method, against in wanted:
+        if method in named and against in named:
+            pair = alike(named[method], named[against])
+            if pair is None:
+                notes.append(
+                    f"{method} and {against} share no setting and were tried with another number "
+                    "of them: not held against each other."
+                )
+            else:
+                pairs.append(_against(*pair, lengths))
+    return Standings(
+        start,
+        lengths,
+        int(one.steps[-1]),
+        int(one.steps[1] - one.steps[0]),
+        {c.method: frontier(c, lengths) for c in contenders},
+        [_end(c, i) for c in contenders for i in range(len(c.pressures))],
+        pairs,
+        notes,
+    )
+
+
+def alike(ours: Contender, theirs: Contender) -> tuple[Contender, Contender] | None:
+    """The two with as many settings each and the seeds that both have; None: that cannot be.
+
+    Where one was tried with more settings, those that both were tried with.
+    """
+    if len(ours.pressures) != len(theirs.pressures):
+        both = [pressure for pressure in ours.pressures if pressure in theirs.pressures]
+        if not both:
+            return None
+        ours, theirs = ours.only(both), theirs.only(both)
+    seeds = [seed for seed in ours.seeds if seed in theirs.seeds]
+    return (ours.of_seeds(seeds), theirs.of_seeds(seeds)) if seeds else None
+
+
+def _against(ours: Contender, theirs: Contender, lengths: Sequence[float]) -> Against:
+    ups = [speed_up(ours, theirs, length) for length in lengths]
+    tokens = {f"{least:.2f}": length_gap(ours, theirs, least) for least in LEVELS}
+    return Against(
+        ours.method,
+        theirs.method,
+        len(ours.pressures),
+        len(ours.seeds),
+        tuple(up for up in ups if up is not None),
+        frontier_gap(ours, theirs, lengths),
+        {level: figure for level, figure in tokens.items() if figure is not None},
+    )
+
+
+def _end(contender: Contender, index: int) -> Standing:
+    right, long = contender.correct[index], contender.redundant[index]
+    fallen = right[:, -1].mean(axis=1) < right[:, 0].mean(axis=1)
+    return Standing(
+        contender.method,
+        contender.pressures[index],
+        len(contender.seeds),
+        share(right[:, -1]),
+        hierarchical_bootstrap(lambda mean: mean, long[:, -1]),
+        int(np.sum(fallen)),
+    )

@@ -1,0 +1,3 @@
+from .evidence import Evidence as Evidence
+from .evidence import Witness as Witness
+from .ratios import RATIOS as RATIOS

@@ -1,0 +1,156 @@
+"""Speed-ups, frontiers and matched lengths, against courses whose truth is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from probing.errors import DataError
+from rl.runs.folders import Course
+from rl.runs.frontier import Contender, at, frontier, length_gap, reach, shortest_with, speed_up
+from rl.runs.intervals import hierarchical_bootstrap, seedwise
+from rl.runs.standings import alike, stand
+
+STEPS = np.arange(0, 101, 10)
+
+
+def course(length: np.ndarray, accuracy: np.ndarray, seed: int, noise: float = 0.0) -> Course:
+    """Of 200 problems, whose means are these but for what their chances give."""
+    rng = np.random.default_rng(seed)
+    problem = rng.normal(0, noise, (1, 200)) if noise else np.zeros((1, 200))
+    redundant = length[:, None] + problem - problem.mean()
+    order = np.tile(np.arange(200) / 200, (len(length), 1))
+    correct = (rng.random(order.shape) if noise else order) < accuracy[:, None]
+    return Course(STEPS, STEPS * 1000.0, correct, redundant)
+
+
+def contender(
+    method: str, rates: dict[float, float], cost: float = 0.0, seeds: int = 3, noise: float = 0.0
+) -> Contender:
+    """Lengths fall from 80 by `rate` tokens a step down to 20; accuracy is .9 less the cost of
+    what has been cut."""
+    courses = {}
+    for pressure, rate in rates.items():
+        courses[pressure] = []
+        for seed in range(seeds):
+            length = np.maximum(80 - rate * STEPS, 20.0)
+            accuracy = 0.9 - cost * pressure * (80 - length) / 60
+            parts = (
+                course(length, accuracy, 10 * seed + k + int(1e4 * pressure), noise) for k in (0, 1)
+            )
+            courses[pressure].append(dict(zip(("reported", "validation"), parts, strict=True)))
+    return Contender.of(method, courses, range(seeds))
+
+
+def test_a_method_twice_as_fast_is_said_to_be() -> None:
+    slow, fast = contender("tlmre", {0.2: 0.6}), contender("attnpo", {0.2: 1.2})
+    found = speed_up(fast, slow, 50.0)
+    assert found is not None
+    assert found.steps.value == pytest.approx(2) and found.tokens.value == pytest.approx(2)
+    assert found.accuracy.value == pytest.approx(0)
+    assert speed_up(fast, slow, 10.0) is None  # nobody gets there
+    assert speed_up(fast, contender("tlmre", {0.2: 0.1}), 50.0) is None
+
+
+def test_places_between_checkpoints_are_those_of_interp() -> None:
+    lengths = np.array([[90.0, 70.0, 75.0, 40.0], [90.0, 80.0, 70.0, 65.0]])
+    place = reach(lengths, 72.0)
+    assert place[0] == pytest.approx(np.interp(-72, [-90, -70], [0, 1]))  # the first time
+    assert at(lengths, place).tolist() == pytest.approx([72.0, 72.0])
+    assert reach(lengths, 95.0).tolist() == [0, 0] and np.isnan(reach(lengths, 60.0)[1])
+    assert np.isnan(at(lengths, reach(lengths, 60.0))[1])
+
+
+def test_pressures_are_chosen_on_the_validation_alone() -> None:
+    """The rule for accuracy takes the gentlest, that for speed the fastest accurate enough."""
+    method = contender("tlmre", {0.2: 0.5, 0.3: 0.9, 0.6: 1.8}, cost=0.2)
+    assert method.most_accurate(50.0) == 0 and method.fastest(50.0) == 1  # .6 costs 4 points more
+    assert method.fastest(50.0, least=0.5) == 2
+    assert method.fastest(50.0, least=0.99) == 1  # nothing has that much: as without it
+    assert method.most_accurate(25.0) == 1  # the gentlest never gets there
+    turned = replace(method, accuracy=method.accuracy[::-1].copy())
+    assert turned.most_accurate(50.0) != 0
+    blind = replace(method, correct=1 - method.correct, redundant=method.redundant + 30)
+    assert blind.most_accurate(50.0) == 0 and blind.fastest(50.0) == 1
+
+
+def test_accuracy_at_equal_length_and_length_at_equal_accuracy() -> None:
+    cheap = contender("attnpo", {0.2: 0.6, 0.3: 0.9}, cost=0.1)
+    dear = contender("tlmre", {0.2: 0.6, 0.3: 0.9}, cost=0.3)
+    standings = stand([dear, cheap])
+    pair = standings.pairs[0]
+    assert (pair.method, pair.against, pair.settings) == ("attnpo", "tlmre", 2)
+    chosen = {point.length: point for point in frontier(dear, standings.lengths)}
+    assert chosen[40.0].accuracy.value == pytest.approx(0.9 - 0.3 * 0.2 * 40 / 60, abs=0.006)
+    assert pair.gap is not None and pair.gap.low > 0  # no noise: the interval is the value
+    assert standings.start == (pytest.approx(0.9), pytest.approx(80.0))
+    tokens = length_gap(cheap, dear, 0.88)
+    assert tokens is not None and tokens.value < -5
+    assert length_gap(cheap, dear, 0.99) is None
+
+
+def test_least_length_at_an_accuracy_counts_the_way_between_checkpoints() -> None:
+    lengths = np.array([80.0, 60.0, 50.0])
+
+    def least(*accuracy: float) -> float:
+        return float(shortest_with(lengths, np.array(accuracy), 0.9))
+
+    assert least(0.9, 0.8, 0.95) == 50 and least(0.9, 0.9, 0.9) == 50
+    assert least(0.95, 0.85, 0.7) == pytest.approx(70)
+    assert np.isnan(least(0.5, 0.6, 0.5))
+
+
+def test_methods_tried_with_other_numbers_of_settings_meet_on_those_they_share() -> None:
+    three = contender("tlmre", {0.2: 0.6, 0.3: 0.9, 0.4: 1.2})
+    one = contender("pa", {0.3: 0.9}, seeds=2)
+    pair = alike(one, three)
+    assert pair is not None and pair[1].pressures == (0.3,) and pair[1].seeds == (0, 1)
+    assert pair[1].correct.shape == pair[0].correct.shape
+    assert alike(contender("laser", {100.0: 0.6}), three) is None
+    notes = stand([three, contender("laser", {100.0: 0.6})]).notes
+    assert len(notes) == 1 and "not held against each other" in notes[0]
+
+
+def test_a_run_that_collapses_counts() -> None:
+    wild = contender("tlmre", {0.5: 3.0}, cost=1.5)
+    assert stand([wild]).ends[0].collapsed == 3
+    with pytest.raises(DataError, match="nothing to draw"):
+        stand([])
+
+
+def test_a_statistic_within_seeds_that_is_linear_is_that_of_the_means() -> None:
+    values = np.random.default_rng(0).normal(0, 1, (4, 50)) + np.arange(4)[:, None]
+    one = hierarchical_bootstrap(lambda mean: mean, values)
+    other = seedwise(lambda mean: mean[..., 0], values[:, None])
+    assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))
+
+
+def test_a_figure_that_one_seed_lacks_is_none_and_one_that_draws_lack_has_no_interval() -> None:
+    values = np.zeros((2, 1, 40))
+    values[0, 0] = 1
+    gone = seedwise(lambda mean: np.where(mean[..., 0] > 0.5, 1.0, np.nan), values)
+    assert np.isnan(gone.value)
+    half = np.tile([0.0, 1.0], (2, 1, 20))
+    shaky = seedwise(lambda mean: np.where(mean[..., 0] > 0.49, 1.0, np.nan), half)
+    assert shaky.value == 1 and np.isnan(shaky.low)
+
+
+def test_intervals_of_a_speed_up_hold_the_truth() -> None:
+    """Seeds differ in their rate by 10 %: 95 % intervals over 4 seeds hold the ratio of 1.5."""
+    hits = 0
+    for trial in range(20):
+        rng = np.random.default_rng(trial)
+
+        def drawn(name: str, rate: float, rng: np.random.Generator = rng) -> Contender:
+            rows = []
+            for _ in range(4):
+                length = np.maximum(80 - rate * np.exp(rng.normal(0, 0.1)) * STEPS, 20.0)
+                one = course(length, np.full(11, 0.9), int(rng.integers(1 << 30)), noise=20.0)
+                rows.append({"reported": one, "validation": one})
+            return Contender.of(name, {0.2: rows}, range(4))
+
+        found = speed_up(drawn("attnpo", 0.9), drawn("tlmre", 0.6), 50.0)
+        hits += found is not None and found.steps.low <= 1.5 <= found.steps.high
+    assert hits >= 17  # 19 expected

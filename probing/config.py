@@ -45,7 +45,7 @@ class ProbeConfig(ModelSource, TraceReading, StepCutting, TraceChoosing):
     """
 
     traces: Path = choice(
-        Path("pocket"), "Labelled trace file (JSONL, .gz too); pocket: the embedded model's."
+        Path("pocket"), "Labelled trace file (JSONL, .gz too); pocket, pocket-long: embedded."
     )
     out: Path = choice(Path("runs/probe"), "Folder for the results.")
     answer: Answer = choice("all", "Answer tokens that look back.", panel=RANKING)

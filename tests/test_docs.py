@@ -176,7 +176,7 @@ def test_names_of_the_glossary_exist_and_its_words_stand_once() -> None:
 def test_settings_of_site_name_pages_that_exist() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert site["strict"] is True
-    pages = re.findall(r"[\w/]+\.md", json.dumps(site["nav"]))
+    pages = re.findall(r"[\w/-]+\.md", json.dumps(site["nav"]))
     for page in pages:
         assert page.startswith(GENERATED) or (ROOT / "docs" / page).is_file(), page
     written = {str(p.relative_to(ROOT / "docs")) for p in PAGES if (ROOT / "docs") in p.parents}

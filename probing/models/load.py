@@ -29,7 +29,7 @@ MODEL = "Model"  # panel of the command line
 class ModelSource:
     """Which model, and how it is loaded; part of the settings of all that needs one."""
 
-    model: str = choice(POCKET, "Hub id, folder or .gguf file; pocket: the embedded model.")
+    model: str = choice(POCKET, "Hub id, folder or .gguf file; pocket, pocket-long: embedded.")
     _: KW_ONLY
     device: str = choice("auto", "auto, cpu, cuda, …", panel=MODEL)
     dtype: Dtype = choice("auto", "Of the weights.", panel=MODEL)

@@ -42,8 +42,9 @@ class PretrainConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
-        sizes = (self.steps, self.batch, self.muon_rate, self.adam_rate, self.threads, self.width)
-        sizes += (self.cycles, self.steps // self.cycles, self.sharpen)
+        sizes = [self.steps, self.batch, self.muon_rate, self.adam_rate, self.threads, self.width]
+        if self.cycles < 1 or self.steps < self.cycles or self.sharpen <= 0:
+            raise ValueError(f"a cycle needs a step, and sharpen must be positive: {self}")
         if min(sizes) <= 0 or self.warmup < 1 or not 0 <= self.final_rate <= 1:
             raise ValueError(f"steps, batch, rates, threads and sizes must be positive: {self}")
         if not 0 <= self.seed < 1_000_000:

@@ -52,7 +52,7 @@ class TrainConfig:
         ConfigError: a value out of range, or `probe_every` without traces.
     """
 
-    model: str = choice(help="Hub id, folder or .gguf file; pocket: the embedded model.")
+    model: str = choice(help="Hub id, folder or .gguf file; pocket, pocket-long: embedded.")
     data: str = choice(help="Questions: FILE.jsonl, hub:OWNER/NAME, rg:TASK or pocket:N.")
     out: Path = choice(help="Folder of the run.")
     heads: str | None = choice(None, "Head file of `kfh probe`, or a shipped head set.")

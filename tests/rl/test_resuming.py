@@ -92,6 +92,7 @@ def wait_for(path, process):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_sigkill_while_saving_leaves_the_checkpoint_before(tmp_path):
     """`--resume` alone goes on from it, with the settings of the first call; SIGINT saves."""
     out = tmp_path / "run"

@@ -39,6 +39,7 @@ def losses(folder):
     }
 
 
+@pytest.mark.slow
 def test_resumed_run_is_the_uninterrupted_run(tmp_path):
     """Bit for bit, from the middle of the second epoch (2 steps an epoch at 2 prompts a step)."""
     whole = train(resumable(tmp_path / "whole", max_steps=4, data="pocket:4"))

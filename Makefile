@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.kfh-ready
 DOCS := $(VENV)/.kfh-docs
 
-.PHONY: env demo pocket pocket-long test readme notebooks notebooks-write docs figures lint format bench wheel wheel-check clean
+.PHONY: env demo pocket pocket-long test slow readme notebooks notebooks-write docs figures lint format bench wheel wheel-check clean
 
 env: $(STAMP)
 
@@ -21,8 +21,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: env  ## the whole way on the embedded model
 	$(BIN)/kfh demo --out runs/demo
 
-test: env  ## all tests, offline, on two cores
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+test: env  ## the tests, offline, on two cores; four minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow: env  ## the others: several processes, kills, simulations, SmolLM2, TRL's behaviours
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m slow
 
 readme: env  ## run the README's commands as they are written
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run_readme.py

@@ -210,6 +210,7 @@ def test_the_measured_figures_are_those_of_the_answers(tmp_path: Path) -> None:
     assert course["validation"].correct.shape == (1, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.pocket
 def test_a_comparison_runs_resumes_and_names_what_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -249,6 +250,7 @@ def test_a_comparison_runs_resumes_and_names_what_failed(
         run_comparison(replace(setting, methods=("attnpo",), steps=4))
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
     setting = config(tmp_path, "attnpo", "tlmre", steps=4000, jobs=2, pace=0.02)
     driver = tmp_path / "driver.py"

@@ -180,6 +180,7 @@ def test_transformer_lens_gives_the_same_table(
     assert difference.abs().max().max() < 0.02  # ties in float32 may fall either way
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(setting: dict, finished: tuple, tmp_path: Path) -> None:
     arguments = ["probe", "--out", str(tmp_path), "--model", setting["model"]]
     arguments += ["--traces", str(setting["traces"]), "--permutations", "50", "--device", "cpu"]
@@ -626,6 +627,7 @@ def kfh(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_command_line(setting: dict, tmp_path: Path) -> None:
     out = tmp_path / "run"
     base = ("--model", setting["model"], "--traces", setting["traces"], "--permutations", 50)

@@ -225,6 +225,7 @@ def test_the_unit_of_an_interval_is_the_problem() -> None:
     assert np.isnan(bootstrap_interval(of_problem, ["p"] * 12)).all()  # one problem says nothing
 
 
+@pytest.mark.slow
 def test_simulated_studies_are_covered_and_have_their_size() -> None:
     """12 problems × 4 traces with affinity: what single traces as units get wrong holds here."""
     held, by_trace = chance.coverage(12, 4, 1.0, studies=150)

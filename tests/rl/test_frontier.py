@@ -137,6 +137,7 @@ def test_a_figure_that_one_seed_lacks_is_none_and_one_that_draws_lack_has_no_int
     assert shaky.value == 1 and np.isnan(shaky.low)
 
 
+@pytest.mark.slow
 def test_intervals_of_a_speed_up_hold_the_truth() -> None:
     """Seeds differ in their rate by 10 %: 95 % intervals over 4 seeds hold the ratio of 1.5."""
     hits = 0

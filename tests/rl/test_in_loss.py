@@ -76,7 +76,12 @@ def trained(folder, name, own_pass):
     return ends, moved, lines, len(passes)
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in COMBINATIONS if name != "checkpoints"
+]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", *SLOW])
 def test_weights_and_figures_are_those_of_a_pass_of_its_own(tmp_path, name):
     own, moved, expected, passes = trained(tmp_path / "a", name, own_pass=True)
     ours, _, lines, none = trained(tmp_path / "b", name, own_pass=False)

@@ -84,6 +84,7 @@ def check_labels(folder: Path, lines: list[dict], judges: str = "abc") -> None:
         assert line["score"] == list(votes.values()).count("essential") / len(votes)
 
 
+@pytest.mark.slow
 def test_a_job_killed_twice_labels_every_step_once_and_asks_nothing_again(
     tmp_path: Path, server: JudgeServer
 ) -> None:

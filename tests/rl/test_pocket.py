@@ -227,6 +227,7 @@ def test_shipped_model_is_small_and_has_the_tokenizer(level: str) -> None:
     assert PretrainConfig(**{**recipe, "task": LEVELS[level].task}) == LEVELS[level].recipe
 
 
+@pytest.mark.slow
 def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     sizes = {"width": 16, "layers": 1, "heads": 2, "key_value_heads": 1, "mlp": 16}
     config = PretrainConfig(steps=5, batch=2, warmup=1, log_every=2, **sizes)

@@ -106,6 +106,7 @@ def results(tmp_path_factory):
 TOLERANCE = 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(processes.CASES))
 def test_two_processes_train_as_one_does(results, name):
     """A group of four split between two processes (DDP): advantages, loss, figures, weights."""
@@ -134,6 +135,7 @@ def test_two_processes_train_as_one_does(results, name):
     assert np.abs(single - double).max() < 1e-4 * moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_pass_of_the_loss_scores_as_one_of_its_own(results, count):
     """Accumulated, in one process and in two (DDP): advantages, figures and weights."""
@@ -149,6 +151,7 @@ def test_the_pass_of_the_loss_scores_as_one_of_its_own(results, count):
     assert np.abs(alone - passing).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_sharded_parameters(results):
     """FSDP2 by hand: scores, advantages and gradients are those of the whole model."""
     sharded = results[2]["sharded"]
@@ -158,6 +161,7 @@ def test_sharded_parameters(results):
         assert sharded[name] < 1e-4, (name, sharded[name])
 
 
+@pytest.mark.slow
 def test_sigint_to_one_process_stops_both_and_the_run_goes_on(results):
     """Both stop after the same step, the checkpoint is whole, and resuming changes nothing."""
     folder, _, two = results

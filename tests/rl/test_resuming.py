@@ -39,6 +39,7 @@ def losses(folder):
     }
 
 
+@pytest.mark.slow
 def test_resumed_run_is_the_uninterrupted_run(tmp_path):
     """Bit for bit, from the middle of the second epoch (2 steps an epoch at 2 prompts a step)."""
     whole = train(resumable(tmp_path / "whole", max_steps=4, data="pocket:4"))
@@ -92,6 +93,7 @@ def wait_for(path, process):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_sigkill_while_saving_leaves_the_checkpoint_before(tmp_path):
     """`--resume` alone goes on from it, with the settings of the first call; SIGINT saves."""
     out = tmp_path / "run"

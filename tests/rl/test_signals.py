@@ -93,6 +93,7 @@ def test_what_cannot_be_known_is_refused():
         signal._scored(traces(), torch.device("cpu"), None)
 
 
+@pytest.mark.slow
 @pytest.mark.pocket
 def test_the_methods_train_and_their_scales_are_all_or_nothing(tmp_path):
     """PA gives 1 − p² or 1, NA 0 or 1; 1 outside of steps and in wrong responses."""

@@ -431,6 +431,7 @@ def check_same(ours: Run, theirs: Run) -> None:
     assert max(rewards) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", SAME, ids=named)
 def test_the_same_as_trl(row: Row, folder: Path, stock: Any, tmp_path: Path) -> None:
     ours = trained(row, folder, tmp_path, {"method": "grpo"})
@@ -455,6 +456,7 @@ SCORED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", SCORED, ids=named)
 def test_scales_of_one_are_trl(row: Row, folder: Path, stock: Any, tmp_path: Path) -> None:
     """Steps are cut, scored and credited; γ = 1 leaves the weights where TRL leaves them."""
@@ -484,6 +486,7 @@ def test_settings_of_methods_that_score_steps(row: Row, tmp_path: Path) -> None:
 LOSSES = [row for row in SAME if re.search("loss_type|delta|mask|entropy_q|level", row.name)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [ROWS[0], *LOSSES], ids=named)
 def test_a_scale_multiplies_the_gradient_of_its_token(
     row: Row, folder: Path, tmp_path: Path

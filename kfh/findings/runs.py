@@ -34,6 +34,7 @@ from probing.files.headers import (
 from probing.numbers import NONE, Number, exists, number
 from rl.runs.comparison import COLUMNS, DECODINGS, read_rows
 from rl.runs.folders import INITIAL, Run
+from rl.runs.frontier import Contender
 from rl.runs.standings import read_contenders, stand
 
 COMPARISON = "comparison.json"
@@ -157,11 +158,12 @@ def read_comparison(place: Place) -> Section:
             readable.append(folder)
         except DataError as error:
             section.damaged.append(str(error))
+    contenders = read_contenders(readable)
     if path.is_file():
         content = read_object(path)
         section.facts = header_facts(content[HEADER])
     elif readable:
-        content = comparison_json(readable, [])
+        content = comparison_json(readable, contenders, [])
     else:
         return section
     section.summary = comparison_summary(content["differences"])
@@ -175,16 +177,16 @@ def read_comparison(place: Place) -> Section:
             "tradeoff": "accuracy against tokens; arrows from the policy before training",
             "courses": "accuracy and length at each checkpoint, and the plane of both",
         }
-        contenders = read_contenders(readable)
         drawn = {"tradeoff": tradeoff(evaluations), "courses": courses(contenders)}
         section.pictures = pictures(captions, drawn)
     return section
 
 
-def comparison_json(folders: Sequence[Path], notes: Sequence[str]) -> dict[str, Any]:
+def comparison_json(
+    folders: Sequence[Path], contenders: Sequence[Contender], notes: Sequence[str]
+) -> dict[str, Any]:
     """What comparison.json holds of these folders with a result, without its header."""
     rows, differences = read_rows(folders)
-    contenders = read_contenders(folders)
     return {
         "rows": [json_value(asdict(row), DIGITS) for row in rows],
         "differences": [json_value(asdict(item), DIGITS) for item in differences],
@@ -305,13 +307,14 @@ def write_comparison(out: Path, folders: Sequence[Path], notes: Sequence[str]) -
     from probing.figures.style import save_figure
     from rl.runs.course_figures import courses
 
-    content = comparison_json(folders, notes)
+    contenders = read_contenders(folders)
+    content = comparison_json(folders, contenders, notes)
     write_json(out / COMPARISON, {HEADER: file_header("comparison"), **content})
     said = standings_summary(content["standings"]) if content["standings"] else []
     lines = [*said, *notes, *(f"- {caveat}" for caveat in comparison_caveats(content))]
     text = "\n\n".join([*map(markdown, comparison_tables(content)), "\n".join(lines)])
     with whole_file(out / "table.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-    if (figure := courses(read_contenders(folders))) is not None:
+    if (figure := courses(contenders)) is not None:
         save_figure(figure, out / "courses.png")
     return content

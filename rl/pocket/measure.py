@@ -36,10 +36,6 @@ class Answers:
     tokens: NDArray[np.float64]
     readings: list[Reading]
 
-    def first(self, n: int) -> Answers:
-        """Those of the first n problems."""
-        return Answers(self.correct[:n], self.tokens[:n], self.readings[:n])
-
     @property
     def redundant_share(self) -> NDArray[np.float64]:
         """Share of the labelled steps of each response that are redundant."""

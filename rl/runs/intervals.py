@@ -153,6 +153,12 @@ class Curve:
     low: np.ndarray
     high: np.ndarray
 
+    @classmethod
+    def of(cls, steps: np.ndarray, figures: Sequence[Estimate]) -> Curve:
+        """A figure a step."""
+        names = "value", "low", "high"
+        return cls(steps, *(np.array([getattr(each, name) for each in figures]) for name in names))
+
 
 def smoothed(values: pd.Series, width: int) -> pd.Series:
     """Centred moving mean over `width` steps; at the ends over the steps that there are."""
@@ -163,10 +169,7 @@ def averaged(columns: Sequence[pd.Series]) -> Curve:
     """Mean over seeds with its band (see `over_seeds`), over the steps that all seeds have."""
     joined = pd.concat([column.dropna() for column in columns], axis=1, join="inner").sort_index()
     figures = [over_seeds(row) for row in joined.to_numpy(dtype=float)]
-    mean, low, high = (
-        np.array([getattr(figure, name) for figure in figures]) for name in ("value", "low", "high")
-    )
-    return Curve(joined.index.to_numpy(), mean, low, high)
+    return Curve.of(joined.index.to_numpy(), figures)
 
 
 def averaged_courses(values: NDArray[np.float64]) -> Curve:
@@ -178,7 +181,4 @@ def averaged_courses(values: NDArray[np.float64]) -> Curve:
     found = [
         seedwise(lambda mean: mean[..., 0], values[:, [place]]) for place in range(values.shape[1])
     ]
-    mean, low, high = (
-        np.array([getattr(figure, name) for figure in found]) for name in ("value", "low", "high")
-    )
-    return Curve(np.arange(len(mean)), mean, low, high)
+    return Curve.of(np.arange(len(found)), found)

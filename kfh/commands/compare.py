@@ -18,7 +18,7 @@ import typer
 
 from kfh.console import console, every, print_tables, progress_line, say, talk, warn
 from kfh.options import options
-from probing.errors import DataError
+from probing.errors import ConfigError, DataError
 from probing.files.headers import read_object
 from rl.runs.folders import RESULT_FILE
 from rl.runs.trial import START, Arm, CompareConfig
@@ -53,7 +53,7 @@ def make_table(config: CompareConfig, failed: Mapping[Arm, str]) -> dict[str, An
 
 
 def run_comparison(config: CompareConfig) -> dict[Arm, str]:
-    """Train and measure every run, write the table and the figures.
+    """Train and measure every run, write the table and the figures; of a shard its runs alone.
 
     Returns:
         Why runs failed.
@@ -67,7 +67,8 @@ def run_comparison(config: CompareConfig) -> dict[Arm, str]:
         config = replace(config, command=TRAIN)
     with _progress(config) as advance:
         failed = run_arms(config, advance)
-    make_table(config, failed)
+    if config.shard is None:
+        make_table(config, failed)
     return failed
 
 
@@ -113,20 +114,37 @@ def run_compare(config: CompareConfig, *, table: bool = False) -> bool:
     # A polite end from outside is an interruption too: no run may be left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if table:
+        if config.shard is not None:
+            raise ConfigError("--table is made of all runs: leave --shards out")
         check_results(config)
         make_table(config, {})
         failed = {}
     else:
         failed = run_comparison(config)
+    if config.shard is not None:
+        _print_share(config, failed)
+        return not failed
     content = read_object(config.out / COMPARISON)
     print_tables(comparison_tables(content), comparison_caveats(content))
     for note in content["notes"]:
         console.print(note, soft_wrap=True, highlight=False)
     drawn = ", courses.png" if (config.out / "courses.png").exists() else ""
     console.print(f"→ {config.out}: table.md, {COMPARISON}{drawn}", soft_wrap=True)
+    _warn_of(failed)
+    return not failed
+
+
+def _warn_of(failed: Mapping[Arm, str]) -> None:
     for arm, why in failed.items():
         warn(f"{arm.name} {why}")
-    return not failed
+
+
+def _print_share(config: CompareConfig, failed: Mapping[Arm, str]) -> None:
+    """What a shard has done, and what to do when all have."""
+    done = len(config.arms) - len(failed)
+    line = f"→ {config.out}: {done} of {len(config.arms)} runs of shard {config.shard}"
+    console.print(f"{line}; the table of all: --table in place of --shards", soft_wrap=True)
+    _warn_of(failed)
 
 
 @options

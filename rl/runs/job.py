@@ -60,7 +60,7 @@ def run_arms(
     """
     check_results(config)  # 1
     sets = [load_questions(spec) for spec in config.measured_on() if spec]
-    if not (config.folder(START) / RESULT_FILE).exists():
+    if config.starts and not (config.folder(START) / RESULT_FILE).exists():
         measure_arm(config, START, sets)  # 2
     return train_all(config, lambda arm: measure_arm(config, arm, sets), show)  # 3, 4
 
@@ -85,7 +85,7 @@ def measure_arm(config: CompareConfig, arm: Arm, sets: Sequence[QuestionSet]) ->
     drawn = Sampling(1.0, 1.0, config.max_tokens, arm.seed)
     rows: list[pd.DataFrame] = []
     for step, place in places.items():
-        model, tokenizer = ModelSource(place, device="cpu", dtype="float32").load()
+        model, tokenizer = ModelSource(place, device="auto", dtype="float32").load()
         found = [answers_to(questions, model, tokenizer, drawn) for questions in sets]
         rows += [
             course_rows(step, sampled[step], part, each.correct, each.tokens, each.shortest)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from probing.choices import POCKET
 from probing.errors import ConfigError
+from probing.models.processes import Shard
 from probing.settings import check, choice, unknown
 from rl.attnpo.methods import method_of, pressure_key
 from rl.runs.folders import INITIAL, labelled
@@ -91,6 +92,9 @@ class CompareConfig:
     steps: int = choice(60, "Training steps of each run.", least=1)
     every: int = choice(20, "Steps between two measurements of a run.", least=1)
     jobs: int = choice(1, "Runs at a time.", least=1)
+    shards: str | None = choice(
+        None, "i/n: the i-th of n shares of the runs alone, as a job array; then --table."
+    )
     reported: str = choice("pocket-held-out:500", "Questions that figures are reported on.")
     validation: str = choice(
         "pocket:250@100", "Other questions, on which pressures are chosen; empty: none."
@@ -121,6 +125,8 @@ class CompareConfig:
         for method in self.pressures:
             if method not in self.methods:
                 raise ConfigError(f"--pressure: {unknown('method', method, self.methods)}")
+        if self.shards:
+            Shard.parse(self.shards)
         for setting in self.settings:
             key, equals, _ = setting.partition("=")
             if not key or not equals:
@@ -135,13 +141,24 @@ class CompareConfig:
 
     @property
     def arms(self) -> list[Arm]:
-        """Every run: all methods and pressures of one seed before the next seed."""
-        return [
+        """Every run, or every n-th: all methods and pressures of one seed before the next seed."""
+        every = [
             Arm(method, pressure, seed)
             for seed in range(self.seeds or 0)
             for method in self.methods
             for pressure in self.pressures.get(method, (None,))
         ]
+        return every if self.shard is None else every[self.shard.number - 1 :: self.shard.count]
+
+    @property
+    def shard(self) -> Shard | None:
+        """Which share of the runs is this command's; None: all."""
+        return Shard.parse(self.shards) if self.shards else None
+
+    @property
+    def starts(self) -> bool:
+        """Whether it measures the policy before training: of several shards the first does."""
+        return self.shard is None or self.shard.number == 1
 
     def folder(self, arm: Arm) -> Path:
         """The folder of one run."""

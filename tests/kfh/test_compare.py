@@ -243,8 +243,13 @@ def test_a_comparison_runs_resumes_and_names_what_failed(
     assert (course.redundant[0] == read_course(out / "initial")["reported"].redundant[0]).all()
     assert not list((out / "attnpo-0").glob("checkpoint-*")) and (out / "courses.png").exists()
     changed = (out / "attnpo-0" / "result.json").stat().st_mtime_ns
-    again = run_comparison(replace(setting, methods=("attnpo", "oracle")))
-    assert not again and (out / "attnpo-0" / "result.json").stat().st_mtime_ns == changed
+    pair = replace(setting, methods=("attnpo", "oracle"))
+    for number in (1, 2):  # as a job array
+        assert run_compare(replace(pair, shards=f"{number}/2"))
+        assert (out / "oracle-0" / "result.json").exists() == (number == 2)
+    assert "1 of 1 runs of shard 2/2" in capsys.readouterr().out
+    assert (out / "attnpo-0" / "result.json").stat().st_mtime_ns == changed
+    assert run_compare(pair, table=True)
     assert "| attnpo against oracle |" in (out / "table.md").read_text()
     with pytest.raises(ConfigError, match=r"attnpo-0.*was made with"):
         run_comparison(replace(setting, methods=("attnpo",), steps=4))
@@ -308,9 +313,14 @@ def test_options(tmp_path: Path) -> None:
     assert " ".join(arm.name for arm in setting.arms) == names
     assert "length_coef=0.3" in setting.train(setting.arms[1])
     assert Arm("dler", 100.0, 0).settings == ["target_length=100"]
+    shares = [replace(setting, shards=f"{number}/4") for number in (1, 2, 3, 4)]
+    shared = [arm for share in shares for arm in share.arms]
+    assert sorted(shared) == sorted(setting.arms)
+    assert [share.starts for share in shares] == [True, False, False, False]
     for wrong, why in (
         ({"methods": ("pa", "pa")}, "twice"),
         ({"methods": ("initial",)}, "no method"),
+        ({"shards": "3/2"}, "write i/n"),
         ({"settings": ("x",)}, "key=value"),
         ({"settings": ("max_steps=3",)}, "--steps"),
         ({"pressure": ("grpo=1",)}, "no length penalty"),

@@ -2,6 +2,7 @@
 
     python tests/bench/gpu.py                      # Qwen2-1.5B and 7B shapes, bfloat16; one H100
     python tests/bench/gpu.py --small              # tiny shapes, on the CPU too: that it still runs
+    python tests/bench/gpu.py --shapes 135M --parts step    # SmolLM2's shape, on a CPU in float32
 
 Nothing is downloaded. On a machine with torch and transformers alone, bring three small wheels
 (`pip download --no-deps jaxtyping wadler-lindig lazy-loader`) and put them on PYTHONPATH: parts 1
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -32,10 +33,24 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from probing.attention.capture import AttentionCapture
 from probing.models.front import trunk_of
 
+
+class Shape(NamedTuple):
+    """A model's sizes."""
+
+    hidden: int
+    feed_forward: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    tied: bool
+
+
 SHAPES = {
-    "1.5B": {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12},
-    "7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28},
-    "small": {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4},
+    "135M": Shape(576, 1536, 30, 9, 3, 49152, True),  # SmolLM2
+    "1.5B": Shape(1536, 8960, 28, 12, 2, 152064, True),  # Qwen2
+    "7B": Shape(3584, 18944, 28, 28, 4, 152064, False),
+    "small": Shape(64, 128, 4, 4, 2, 1024, False),
 }
 HEADS = ((0.6, 0), (0.7, 1), (0.8, 1))  # layer as a share of the depth, head
 Row = tuple[str, str, int, str, str, str]
@@ -61,7 +76,7 @@ class Setting:
 def setting(small: bool, shapes: str | None) -> Setting:
     """The setting of this machine."""
     cuda = torch.cuda.is_available()
-    if not (small or cuda):
+    if not (small or cuda or shapes):
         raise SystemExit("no CUDA device: use --small")
     kernels = ("sdpa", "flash_attention_2") if cuda and find_spec("flash_attn") else ("sdpa",)
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16
@@ -69,19 +84,23 @@ def setting(small: bool, shapes: str | None) -> Setting:
         dtype = dtype if cuda else torch.float32
         return Setting(device, dtype, ("small",), (64, 256), kernels, 2, 2, 2, 2, 96, 2)
     chosen = tuple((shapes or "1.5B,7B").split(","))
+    if not cuda:
+        return Setting(device, torch.float32, chosen, (1024,), kernels, 3, 2, 4, 4, 256, 6)
     return Setting(device, dtype, chosen, (4096, 16384, 32768), kernels, 5, 8, 8, 8, 2048, 4)
 
 
 def model_of(shape: str, on: Setting, kernel: str = "sdpa", layers: int | None = None) -> Any:
     """A model of random weights in this shape, in eval mode."""
-    small = shape == "small"
+    sizes = SHAPES[shape]
     config = Qwen2Config(
-        **SHAPES[shape],
-        num_hidden_layers=layers or (4 if small else 28),
-        num_key_value_heads=4 if shape == "7B" else 2,
-        vocab_size=1024 if small else 152064,
-        max_position_embeddings=max(on.lengths),
-        tie_word_embeddings=shape == "1.5B",
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.feed_forward,
+        num_hidden_layers=layers or sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.kv_heads,
+        vocab_size=sizes.vocabulary,
+        max_position_embeddings=max(*on.lengths, 2 * on.response),
+        tie_word_embeddings=sizes.tied,
         attn_implementation=kernel,
     )
     torch.manual_seed(0)
@@ -291,7 +310,7 @@ def main() -> None:
     """Run the parts and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="tiny shapes, on the CPU too")
-    parser.add_argument("--shapes", help="of 1.5B and 7B, with a comma between; default both")
+    parser.add_argument("--shapes", help="with a comma between; default 1.5B,7B")
     parser.add_argument("--parts", default=",".join(PARTS))
     given = parser.parse_args()
     on = setting(given.small, given.shapes)

@@ -16,7 +16,10 @@ from typer.core import TyperGroup
 
 
 class Command(NamedTuple):
-    """A command: its name, the function (or typer app) behind it, its panel, and one line."""
+    """A command: its name, the function (or typer app) behind it, its panel, and one line.
+
+    `home` is `module:name` in `kfh.commands`, or `room.module:name` in another room of `kfh`.
+    """
 
     name: str
     home: str
@@ -31,6 +34,7 @@ COMMANDS = {
     command.name: command
     for command in (
         Command("demo", "demo:demo", START, "Probe the pocket model, draw, train, compare."),
+        Command("import", "bring.imports:bring", TRACES, "Data sets and logs of others to traces."),
         Command("rollout", "rollout:rollout", TRACES, "Sample and verify responses; keep traces."),
         Command("segment", "probe:segment", TRACES, "Cut the reasoning of each trace into steps."),
         Command("label", "label:label", TRACES, "Label steps by cause, rules or judges; compare."),
@@ -76,7 +80,8 @@ class Commands(TyperGroup):
 def load(name: str) -> Any:
     """The command of this name with all its options."""
     module, _, attribute = COMMANDS[name].home.partition(":")
-    command = getattr(import_module(f"kfh.commands.{module}"), attribute)
+    room = "" if "." in module else "commands."
+    command = getattr(import_module(f"kfh.{room}{module}"), attribute)
     if isinstance(command, typer.Typer):
         group = typer.main.get_command(command)
         group.name = name

@@ -6,18 +6,22 @@ Whatever stands in a file, only a DataError (the file) or a ValueError (a text) 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
-from probing.errors import DataError
+from probing.errors import ConfigError, DataError
 
 DEPTH = 100  # of lists and objects in each other; Python's own limit is some hundreds
-GZIP, UTF16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")  # how such files begin
+# How such files begin.
+GZIP, ZSTD, UTF16 = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", (b"\xff\xfe", b"\xfe\xff")
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character, unless the other half follows
 AS_LINES = "write one object a line, for instance with jq -c '.[]' FILE > FILE.jsonl"
 Kind = TypeVar("Kind")
@@ -113,24 +117,30 @@ def read_json(path: Path, what: str = "") -> Any:
         raise DataError(f"{path}: {words} ({error})") from error
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a JSONL file with their numbers, unpacked where it is gzip; none is empty.
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to be read as bytes, unpacked where it is gzip or zstd.
 
     Raises:
-        DataError: it cannot be read; damaged gzip; not JSON lines but an array, or UTF-16.
+        DataError: it cannot be read, here or in the block; its packing is damaged.
+        ConfigError: zstd, and nothing that unpacks it is installed.
     """
+    with readable(path), path.open("rb") as file:
+        start = file.peek(4)[:4]  # by what it begins with, too: a name may lie
+        if path.suffix == ".gz" or start[:2] == GZIP:
+            yield gzip.GzipFile(fileobj=file)  # type: ignore[misc]
+        elif start == ZSTD:
+            with _unpacked(path, file) as unpacked:
+                yield unpacked
+        else:
+            yield file
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What reading bytes raises, as a DataError."""
     try:
-        with path.open("rb") as file:
-            # By what it begins with, too: a name may lie.
-            packed = path.suffix == ".gz" or file.peek(2)[:2] == GZIP
-            first = True
-            for number, line in enumerate(gzip.GzipFile(fileobj=file) if packed else file, 1):
-                if not line.strip():
-                    continue
-                if first:
-                    _check_first(path, line.removeprefix(b"\xef\xbb\xbf").strip())
-                first = False
-                yield number, line
+        yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: damaged gzip, not a text file ({error}); make or fetch it again"
@@ -139,7 +149,53 @@ def text_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _check_first(path: Path, line: bytes) -> None:
+@contextmanager
+def _unpacked(path: Path, file: BinaryIO) -> Iterator[BinaryIO]:
+    """A zstd file unpacked, through the library that is installed; part of Python from 3.14 on."""
+    for name in ("compression.zstd", "zstandard"):
+        with suppress(ImportError):
+            zstd = import_module(name)
+            break
+    else:
+        raise ConfigError(f"{path}: zstd; pip install zstandard, or unpack it (zstd -d)")
+    try:
+        yield io.BufferedReader(zstd.open(file))
+    except zstd.ZstdError as error:
+        raise DataError(f"{path}: damaged zstd ({error}); make or fetch it again") from error
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a JSONL file with their numbers, unpacked where it is packed; none is empty.
+
+    Raises:
+        DataError: it cannot be read; damaged gzip; not JSON lines but an array, or UTF-16.
+        ConfigError: see `opened`.
+    """
+    with opened(path) as file:
+        yield from json_lines(str(path), file)
+
+
+def json_lines(name: str, file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines with their numbers; none is empty.
+
+    Args:
+        name: of the file, for messages.
+        file: its lines.
+
+    Raises:
+        DataError: not JSON lines but an array, or UTF-16.
+    """
+    first = True
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        if first:
+            _check_first(name, line.removeprefix(b"\xef\xbb\xbf").strip())
+        first = False
+        yield number, line
+
+
+def _check_first(path: str, line: bytes) -> None:
     """Refuse what is no file of lines, by its first line."""
     if line.startswith(UTF16):
         raise DataError(f"{path}: written in UTF-16; save it as UTF-8")

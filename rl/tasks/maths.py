@@ -9,7 +9,7 @@ reasoning says.
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 
 from probing.choices import THINK_END
 from probing.traces.text import BOX, answer_part, last_box
@@ -68,6 +68,35 @@ def maths_readable(reference: str) -> bool:
         Exception: what the parser raises, of any type; TimeoutError after 5 s.
     """
     return bool(_worker().call("readable", reference))
+
+
+def maths_verdict(reference: str, answer: str) -> bool | None:
+    r"""Whether an answer is right; None where it cannot be told.
+
+    That is so where the reference is no answer that can be read (a proof, say), where it is a text
+    that the answer does not state, and where the verifier fails or takes too long.
+
+    Args:
+        reference: the right answer, or a solution that states it (see `final_answer`).
+        answer: what stands behind the end of the reasoning.
+
+    Example:
+        >>> maths_verdict(r"So it is $\boxed{4}$.", r"\boxed{4}")
+        True
+    """
+    reference = final_answer(reference)
+    try:
+        if maths_correct(reference, answer, think_end=""):
+            return True
+        known = _readable(reference) and not maths_unstated(reference, answer)
+    except Exception:  # noqa: BLE001  # parsers raise anything
+        return None
+    return False if known else None
+
+
+@lru_cache(maxsize=10_000)
+def _readable(reference: str) -> bool:
+    return maths_readable(reference)
 
 
 def maths_unstated(reference: str, answer: str) -> bool:

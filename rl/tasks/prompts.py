@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -112,15 +113,38 @@ def render_prompt(
     asked = f"{question}\n{instruction}" if instruction else question
     if chosen == "plain":
         return f"{asked}\n{think_start}"
-    return _chat(tokenizer, asked, think_start if chosen == "chat" else "")
+    turns = [{"role": "user", "content": asked}]
+    return _chat(tokenizer, turns, think_start if chosen == "chat" else "")
 
 
-def _chat(tokenizer: Any, asked: str, think_start: str) -> str:
+def render_messages(
+    tokenizer: Any, messages: Sequence[dict[str, str]], think_start: str = THINK_START
+) -> str:
+    """The text that the model continues, of several messages; of one as `render_prompt` makes it.
+
+    Args:
+        tokenizer: of the model.
+        messages: each with `role` and `content`; the last is the user's.
+        think_start: what opens the reasoning.
+
+    Raises:
+        ConfigError: see `render_prompt`.
+    """
+    template = choose_template(tokenizer)
+    if template == "chat" and not ((known := family(tokenizer)) and known.refused):
+        return _chat(tokenizer, list(messages), think_start)
+    if template == "chat":  # it reasons in marks of its own, which the caller knows
+        return _chat(tokenizer, list(messages), "") + think_start
+    asked = "\n".join(message["content"] for message in messages)
+    return render_prompt(tokenizer, asked, template, think_start=think_start)
+
+
+def _chat(tokenizer: Any, turns: list[dict[str, str]], think_start: str) -> str:
     known = family(tokenizer)
     if known and known.refused and think_start:
         raise ConfigError(f"the chat template is that of {known.name}: {known.refused}")
     text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": asked}],
+        turns,
         tokenize=False,
         add_generation_prompt=True,
         **(known.options if known else {}),

@@ -110,7 +110,7 @@ def trace_line(
     """
     split = split_response(draft, think_end)  # 1
     same = split.style is not None and split.style.end == think_end
-    start = split.opened if same and split.opened else _start(think_end, split.opened)
+    start = split.opened if same and split.opened else _start(think_end)
     prompt = split.prompt if split.prompt is not None else draft.prompt
     if prompt is None and draft.messages:  # 2
         prompt = render(draft.messages, start)
@@ -192,11 +192,10 @@ def _start_of(text: str, style: Style | None, whole: bool) -> tuple[str | None, 
     return text[:behind] if whole else None, text[place:behind], text[behind:]
 
 
-def _start(think_end: str, opened: str) -> str:
+def _start(think_end: str) -> str:
     """The start mark that goes with an end mark; empty where none is sure."""
     starts = STARTS.get(think_end, ())
-    newline = "\n" if not opened or opened.endswith("\n") else ""
-    return f"{starts[0]}{newline}" if starts else ""
+    return f"{starts[0]}\n" if starts else ""
 
 
 def _opened(prompt: str, start: str) -> str:

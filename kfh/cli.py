@@ -46,6 +46,7 @@ COMMANDS = {
         Command("train", "train:train", TRAINING, "Train with step-level credit, or a baseline."),
         Command("eval", "evaluate:evaluate", TRAINING, "Accuracy and length on question sets."),
         Command("compare", "compare:compare", TRAINING, "Methods × seeds on the pocket model."),
+        Command("export", "bring.exports:bring_back", REPORT, "Labels and scores for others."),
         Command("report", "show:report", REPORT, "One page of what was found, with its caveats."),
     )
 }

@@ -76,7 +76,7 @@ ORDER = {
         "attention config headset",
         "answers ranking",
         "folder labelling interventions",
-        "run robustness viewer",
+        "run robustness viewer formats",
         "figures",
     ],
     "rl": [
@@ -86,7 +86,7 @@ ORDER = {
         "engines evaluation judges training",
         "runs",
     ],
-    "kfh": ["tables options", "console", "findings", "commands", "cli", "__main__"],
+    "kfh": ["tables options", "console", "findings", "bring", "commands", "cli", "__main__"],
 }
 RANKS = {
     f"{floor}.{room}": (FLOORS.index(floor), rank)

@@ -203,11 +203,15 @@ def chosen(name: str, paths: Mapping[str, str], first: Iterable[Any]) -> Format:
         if name not in FORMATS:
             raise ConfigError(unknown("format", name, ["auto", *FORMATS]))
         return FORMATS[name]
-    good = [r for r in islice(first, LOOKED_AT) if isinstance(r, Mapping)]
+    seen = list(islice(first, LOOKED_AT))
+    good = [record for record in seen if isinstance(record, Mapping)]
+    bad = [record for record in seen if isinstance(record, BadLine)]
     fitting = (next((f for f in (TRACE, *FORMATS.values()) if f.fits(r)), None) for r in good)
     if counts := Counter(each for each in fitting if each):
         return counts.most_common(1)[0][0]
-    fields = ", ".join(map(str, list(good[0])[:20])) if good else "none that can be read"
+    if not good:
+        raise DataError(f"no record that can be read{f'; first: {bad[0]}' if bad else ''}")
+    fields = ", ".join(map(str, list(good[0])[:20]))
     raise DataError(
         f"no format is known of records with the fields {fields}: name them with --map, such as "
         "--map problem=… --map reasoning=… --map answer=…; or choose --format " + ", ".join(FORMATS)

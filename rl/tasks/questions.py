@@ -22,6 +22,7 @@ from typing import Any
 from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_hash
 from probing.files.reading import BadLine, parse_line, text_lines
+from probing.formats.records import hub_parts
 from probing.traces.reports import ReadReport
 from rl.tasks.base import TASKS, Question, QuestionSet, Task, load_task, task_source
 from rl.tasks.maths import final_answer, maths_correct, maths_readable, maths_unstated
@@ -194,10 +195,7 @@ def _file_set(task: Maths, spec: str, limit: int | None) -> QuestionSet:
 def _hub_set(task: Maths, spec: str, limit: int | None) -> QuestionSet:
     from datasets import DatasetDict, load_dataset
 
-    parts = re.fullmatch(r"hub:([^@:]+)(?:@([^:]+))?(?::([^:]+))?", spec)
-    if parts is None:
-        raise DataError(f"{spec}: write hub:owner/name[@config][:split]")
-    name, config, split = parts.groups()
+    name, config, split = hub_parts(spec)
     try:
         data = load_dataset(name, config, split=split)
     except Exception as error:  # hub, network and formats: of many libraries

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from probing.formats.job import ImportConfig, import_traces  # noqa: E402
-from rl.tasks.maths import maths_verdict  # noqa: E402
+from probing.formats.job import ImportConfig, import_traces
+from rl.tasks.maths import maths_verdict
 
 
 def main() -> None:

@@ -38,6 +38,7 @@ COMMANDS = {
         Command("rollout", "rollout:rollout", TRACES, "Sample and verify responses; keep traces."),
         Command("segment", "probe:segment", TRACES, "Cut the reasoning of each trace into steps."),
         Command("label", "label:label", TRACES, "Label steps by cause, rules or judges; compare."),
+        Command("estimate", "bring.estimate:estimate", HEADS, "What a probe will take."),
         Command("probe", "probe:probe", HEADS, "Rank the attention heads; save the head set."),
         Command("plot", "show:plot", HEADS, "Draw what folders hold; traces; the paper's page."),
         Command("ablate", "ablate:ablate", HEADS, "Remove steps or change heads; answer again."),

@@ -76,7 +76,7 @@ ORDER = {
         "attention config headset",
         "answers ranking",
         "folder labelling interventions",
-        "run robustness viewer formats",
+        "cost run robustness viewer formats",
         "figures",
     ],
     "rl": [

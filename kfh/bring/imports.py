@@ -18,37 +18,28 @@ from probing.formats.job import UNKNOWN, ImportConfig, ImportReport, import_trac
 def bring(
     config: ImportConfig,
     *,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            help="The model: its chat template makes prompts of messages; default: plain text."
-        ),
-    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option(help="Run code that comes with the tokenizer.")
     ] = False,
 ) -> None:
     """Make a trace file of a data set of reasoning traces, a log of an API or an evaluation."""
-    run_import(config, tokenizer, trust_remote_code)
+    run_import(config, trust_remote_code)
 
 
-def run_import(
-    config: ImportConfig, tokenizer: str | None = None, trust_remote_code: bool = False
-) -> ImportReport:
+def run_import(config: ImportConfig, trust_remote_code: bool = False) -> ImportReport:
     """`kfh import`: see `probing.formats.job`.
 
     Args:
-        tokenizer: of the model whose chat template makes the prompts.
-        trust_remote_code: run code that comes with it.
+        trust_remote_code: run code that comes with the tokenizer.
     """
     from rl.tasks.maths import maths_verdict
 
     asked = [0]
     render: Render = plain_prompt
-    if tokenizer:
+    if config.tokenizer:
         from probing.models.load import load_tokenizer
 
-        render = rendered(load_tokenizer(tokenizer, trust_remote_code=trust_remote_code))
+        render = rendered(load_tokenizer(config.tokenizer, trust_remote_code=trust_remote_code))
 
     def counted(messages: Sequence[dict[str, str]], start: str) -> str:
         asked[0] += 1
@@ -58,7 +49,7 @@ def run_import(
         config, verdict=maths_verdict, render=counted, progress=progress_bar, show=say
     )
     print_report(config, report)
-    if asked[0] and not tokenizer:
+    if asked[0] and not config.tokenizer:
         warn(
             f"{asked[0]} prompts are the plain text of their messages: --tokenizer MODEL gives "
             "them the model's chat template"

@@ -108,8 +108,12 @@ def run_cause(
     config: CauseConfig,
     model: ModelSource | None = None,
     resume: bool = True,
+    loaded: tuple[Any, Any] | None = None,
 ) -> None:
     """`kfh label --by cause`: see `probing.labelling.cause`. Without a model: the embedded one.
+
+    Args:
+        loaded: model and tokenizer, where they are at hand.
 
     Raises:
         KfhError: a bad trace or setting, or a model in which a step cannot be hidden.
@@ -119,8 +123,10 @@ def run_cause(
     from probing.labelling.cause import label_by_cause
 
     logging.disable_progress_bar()
+    model_, tokenizer = loaded or (model or ModelSource()).load()
     report = label_by_cause(
-        *(model or ModelSource()).load(),
+        model_,
+        tokenizer,
         source,
         out,
         config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from kfh.console import console, print_tables, progress_bar, report_counts, repo
 from kfh.options import options
 from probing.config import ProbeConfig
 from probing.errors import ConfigError
+from probing.labelling.cause import CauseConfig
 from probing.traces.reports import ReadReport
 from probing.traces.source import StepSource
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from probing.traces.file import Trace
+
+Loaded = tuple[Any, Any]  # model, tokenizer; or None
 
 
 @options(segmenter="attnpo")
@@ -58,25 +62,73 @@ def segment(
 
 
 @options
-def probe(config: ProbeConfig) -> None:
-    """Rank the attention heads of a model on labelled traces and save the head set.
+def probe(
+    config: ProbeConfig,
+    *,
+    cause: CauseConfig,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it will take, as kfh estimate does.")
+    ] = False,
+) -> None:
+    """Rank the attention heads of a model on traces with labels and save the head set.
+
+    Traces may be a source that kfh import knows, and --labels cause has this model label them; what
+    is made of them stands in --out, and is made once.
 
     As a job array: --shards i/n scores one share of the traces, and --merge ranks once all n are
     there. Every shard tokenises all traces, for the batches of the whole run, and scores every
     n-th batch, so that the numbers are those of one run.
     """
-    run_probe(config)
+    if dry_run:
+        from kfh.bring.estimate import run_estimate
+
+        run_estimate(config, cause)
+        return
+    run_probe(*from_raw(config, cause))
 
 
-def run_probe(config: ProbeConfig) -> None:
-    """Probe, and say what was left out and found; the heatmap is drawn beside the tables."""
+def from_raw(config: ProbeConfig, cause: CauseConfig) -> tuple[ProbeConfig, Loaded]:
+    """What a probe needs, made in its folder where it is not there: traces, steps, labels.
+
+    1. Import: a source that is no trace file becomes one.
+    2. Cut: where it has no steps, and no segmenter is named, by phrases.
+    3. Label by cause, with the model that is probed.
+
+    Returns:
+        The settings with these files, and the model, where it was loaded to label.
+    """
+    from kfh.bring.chain import CAUSE, LABELS, alone, imported, with_steps
+
+    config = imported(config, config.out)  # 1
+    if config.labels != CAUSE:
+        return config, (None, None)
+    alone(config, "labels by cause are made by one: make them with kfh label first")
+    from transformers.utils import logging
+
+    from kfh.commands.label import run_cause
+
+    logging.disable_progress_bar()
+    config, out = with_steps(config), config.out / LABELS  # 2
+    loaded = config.load()
+    source = replace(config, labels="steps").source
+    run_cause(source, out, cause, loaded=loaded, resume=config.resume)  # 3
+    return replace(config, labels=str(out)), loaded
+
+
+def run_probe(config: ProbeConfig, loaded: Loaded = (None, None)) -> None:
+    """Probe, and say what was left out and found; the heatmap is drawn beside the tables.
+
+    Args:
+        loaded: model and tokenizer; those that are None are loaded.
+    """
     from transformers.utils import logging
 
     from probing.models.processes import Processes
     from probing.run import probe as probe_model
 
     logging.disable_progress_bar()  # ours are enough
-    result = probe_model(config, progress=progress_bar)
+    model, tokenizer = loaded
+    result = probe_model(config, model=model, tokenizer=tokenizer, progress=progress_bar)
     if result is None:
         if config.shards and Processes(config.device).rank == 0:
             _report_shard(config)

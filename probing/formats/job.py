@@ -29,7 +29,7 @@ from probing.traces.file import Trace, header_of, trace_of, write_traces
 from probing.traces.marks import STYLES, EndMark
 from probing.traces.reports import ReadReport
 
-Known = Literal["all", "known", "correct"]
+Known = Literal["all", "possible", "known", "correct"]
 # (reference, response's answer) → right, wrong, or None: cannot be told.
 Verdict = Callable[[str, str], bool | None]
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
@@ -53,12 +53,17 @@ class ImportConfig:
         (), "field=path, such as answer=output.text or response=choices[].text.", repeat=True
     )
     keep: Known = choice(
-        "all", "Which: all, those known to be right or wrong, or the correct ones."
+        "all",
+        "Which: all; all but those known to be wrong; those known to be right or wrong; the "
+        "correct ones.",
     )
     think_end: str | None = choice(
         None, f"The mark that ends the reasoning in the file; default {THINK_END}."
     )
     limit: int | None = choice(None, "At most so many records, the first.", least=1)
+    tokenizer: str | None = choice(
+        None, "The model: its chat template makes prompts of messages; default: plain text."
+    )
 
     def __post_init__(self) -> None:
         """Check what can be known before anything is read."""
@@ -78,6 +83,7 @@ class ImportConfig:
             "keep": self.keep,
             "think_end": self.think_end,
             "limit": self.limit,
+            "tokenizer": self.tokenizer,
         }
 
 
@@ -284,9 +290,9 @@ class _Import:
 
     def _keeps(self, trace: Trace) -> bool:
         keep = self.config.keep
-        if trace.correct is None and keep != "all":
+        if trace.correct is None and keep in ("known", "correct"):
             self.report.left_out["not known to be right or wrong"] += 1
-        elif trace.correct is False and keep == "correct":
+        elif trace.correct is False and keep in ("possible", "correct"):
             self.report.left_out["wrong answer"] += 1
         else:
             return True

@@ -86,7 +86,11 @@ class TraceChoosing:
     """Which traces of a file are used, and whose labels: the paper probes correct ones."""
 
     _: KW_ONLY
-    labels: str = choice("steps", "steps: the file's own; or a label file.", panel=STEPS)
+    labels: str = choice(
+        "steps",
+        "steps: the file's own; a label file; kfh probe: cause, made by the model itself.",
+        panel=STEPS,
+    )
     keep: Keep = choice("correct", "Which traces: correct answers only, or all.", panel=STEPS)
 
 
@@ -197,6 +201,11 @@ class TraceSource(StepSource, TraceChoosing):
         """
         if self.labels == "steps":
             return None
+        if self.labels == "cause" and not Path(self.labels).exists():
+            raise ConfigError(
+                "--labels cause is for kfh probe; make the labels with kfh label "
+                "(probing.label_by_cause), and name their file"
+            )
         found = read_labels(Path(self.labels), skip_bad=self.skip_bad, report=report)
         theirs, ours = found.segmenter or {}, self.segmenter_json()
         # The path of a phrase file may differ; its hash may not.

@@ -54,6 +54,8 @@ EndAt = Literal["first", "last"]  # which end mark of a response ends its reason
 END_AT: tuple[EndAt, ...] = get_args(EndAt)
 Openings = Literal["strict", "loose"]  # where a phrase opens a step
 OPENINGS: tuple[Openings, ...] = get_args(Openings)
+Language = Literal["auto", "en", "zh", "es", "fr", "de", "ja"]  # of phrases; auto: each trace's own
+LANGUAGES: tuple[Language, ...] = get_args(Language)
 Offsets = Literal["characters", "bytes", "utf-16"]  # what the offsets of steps count
 OFFSETS: tuple[Offsets, ...] = get_args(Offsets)
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from probing.files.headers import data_path
 from probing.traces.file import Trace
 from probing.traces.marks import blank_answer
 from probing.traces.phrases import Phrases, opening
@@ -81,7 +80,7 @@ def rule_labels(trace: Trace, phrases: Phrases | None = None) -> list[str | None
     """
     if no_rules(trace):
         return [None] * len(trace.steps)
-    phrases = phrases or Phrases.load(data_path("phrases", "attnpo.json"))
+    phrases = phrases or Phrases.shipped()
     texts = [trace.response[step.start : step.end] for step in trace.steps]
     kinds = [opening(trace.response, step, phrases)[0] for step in trace.steps]
     confused = [kind in ("confused", "branching") for kind in kinds]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+from probing.choices import LANGUAGES
 from probing.errors import DataError
 from probing.files.headers import data_path, file_hash, read_object
 from probing.files.reading import shaped
@@ -27,17 +28,28 @@ PHRASE_GROUPS = {
 LIST_MARK = r"(?:[*+\-•◦▪‣–—·#>]+|\(?(?:\d{1,3}|[A-Za-z])[.):]|\(\d{1,3}\)|\d{1,3}、)"
 _BEFORE = re.compile(rf"([^\S\n]*(?:{LIST_MARK}[^\S\n]+)*)(?:\*{{1,3}}|_{{1,3}})?")
 LONGEST_BEFORE = 60  # characters
+SHIPPED: dict[str, str] = {name: f"{name}.json" for name in LANGUAGES[1:]}
+SHIPPED["en"] = "attnpo.json"  # the published list
+PLACES = ("paper", "sentences")
+# A sentence starts behind these, and quotes or blanks.
+_SENTENCE_START = re.compile(r"(?:^|[\n。！？｡!?；;…])[\s\"'“”‘’「」『』（）()*]*\Z")
 # A letter of a script that puts spaces between words.
 _LETTER = re.compile(rf"(?![{UNSPACED}])[^\W\d_]")
 
 
 @dataclass(frozen=True)
 class Phrases:
-    """Phrases by kind, from a JSON file `{"name", "source", "kinds": {kind: [phrase, …]}}`."""
+    """Phrases by kind, from a JSON file `{"name", "source", "kinds": {kind: [phrase, …]}}`.
+
+    `places` says where a phrase counts: by the rules of the paper, which tell the start of a
+    sentence by its capital; or at the start of `sentences`, for scripts without capitals.
+    """
 
     name: str
     kinds: dict[str, str]  # phrase → kind
     file_hash: str
+    places: str = "paper"
+    language: str | None = None
 
     @classmethod
     @lru_cache(maxsize=8)
@@ -65,7 +77,15 @@ class Phrases:
                     raise DataError(f"{path}: {phrase!r} is both {kinds[phrase]} and {kind}")
         if not kinds:
             raise DataError(f"{path}: holds no phrase")
-        return cls(str(content.get("name", path.stem)), kinds, file_hash(path))
+        if (places := content.get("places", PLACES[0])) not in PLACES:
+            raise DataError(f"{path}: {unknown('places', places, PLACES)}")
+        name, language = str(content.get("name", path.stem)), content.get("language")
+        return cls(name, kinds, file_hash(path), places, str(language) if language else None)
+
+    @classmethod
+    def shipped(cls, language: str = "en") -> Phrases:
+        """The list that comes with kfh for a language; the published one is English."""
+        return cls.load(data_path("phrases", SHIPPED[language]))
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -90,7 +110,7 @@ class Phrases:
         """The phrases that count in a text, left to right, not overlapping.
 
         A forward or backward phrase counts only at the start of a line, but not of the text; the
-        others anywhere.
+        others anywhere. A list for `sentences` counts at the start of sentences alone.
 
         Args:
             text: a reasoning.
@@ -102,6 +122,13 @@ class Phrases:
             The match, the kind of its phrase, and where a step that it opens starts: at the
             phrase, or with what stands before it on its line (`loose`).
         """
+        if self.places == "sentences":
+            for match in self.pattern.finditer(text):
+                start, kind = match.start(), self.kinds[match.group()]
+                opens = _SENTENCE_START.search(text, max(0, start - LONGEST_BEFORE), start)
+                if opens and (kind not in ("forward", "backward") or text[:start].strip()):
+                    yield match, kind, start
+            return
         if openings == "strict":
             for match in self.pattern.finditer(text):
                 kind, start = self.kinds[match.group()], match.start()
@@ -182,7 +209,7 @@ def phrase_counts(text: str, phrases: Phrases | None = None) -> dict[str, int]:
         >>> phrase_counts("First, 2. Wait, no.\\nSo 3. Alternatively, 4.")
         {'confused': 2, 'forward': 0, 'summary': 1}
     """
-    phrases = phrases or Phrases.load(data_path("phrases", "attnpo.json"))
+    phrases = phrases or Phrases.shipped()
     group = {kind: name for name, kinds in PHRASE_GROUPS.items() for kind in kinds}
     counts = dict.fromkeys(PHRASE_GROUPS, 0)
     for _, kind, _ in phrases.counted(text):

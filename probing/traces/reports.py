@@ -36,6 +36,8 @@ class CutReport:
     segmenter: dict[str, Any] | None = None  # as in headers
     sizes: Counter[int] = field(default_factory=Counter)  # number of steps → number of traces
     kinds: Counter[str] = field(default_factory=Counter)  # of steps that have one
+    # Language, not that of the phrases → traces of one step.
+    other: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, traces: Iterable[Any], segmenter: dict[str, Any] | None = None) -> CutReport:
@@ -51,9 +53,15 @@ class CutReport:
             report.add(kinds)
         return report
 
-    def add(self, kinds: Sequence[str | None]) -> None:
-        """Count a trace by the kinds of its steps."""
+    def add(self, kinds: Sequence[str | None], other: str | None = None) -> None:
+        """Count a trace by the kinds of its steps.
+
+        Args:
+            kinds: of the steps.
+            other: its language, where no phrase cut it and the phrases are of another.
+        """
         self.sizes[len(kinds)] += 1
+        self.other.update([other] if other else [])
         self.kinds.update(kind for kind in kinds if kind is not None)
 
     @property
@@ -81,8 +89,13 @@ class CutReport:
     @property
     def warnings(self) -> list[str]:
         """Why the cut is doubted, with the option to try; empty where it is not."""
-        reasons = []
-        cut = self.sizes.total() - self.sizes[0]
+        reasons, cut = [], self.sizes.total() - self.sizes[0]
+        if self.other:
+            seen = ", ".join(f"{count} in {language}" for language, count in self.other.items())
+            return [
+                f"{self.sizes[1]} of {cut} traces are one step: is this the right phrase file? "
+                f"They look to be {seen}: try --phrases auto"
+            ]
         if cut and self.sizes[1] > MANY_SINGLE * cut:
             reasons.append(f"{self.sizes[1]} of {cut} traces were not cut (one step)")
         kind, count = next(iter(self._by_share()), ("", 0))
@@ -99,13 +112,15 @@ class CutReport:
     def to_json(self) -> dict[str, Any]:
         """For headers and run files."""
         sizes = {str(size): count for size, count in sorted(self.sizes.items())}
-        return {"segmenter": self.segmenter, "sizes": sizes, "kinds": dict(self.kinds)}
+        other = {"other": dict(self.other)} if self.other else {}
+        return {"segmenter": self.segmenter, "sizes": sizes, "kinds": dict(self.kinds), **other}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> CutReport:
         """From what `to_json` gave."""
         sizes = Counter({int(size): count for size, count in content["sizes"].items()})
-        return cls(content["segmenter"], sizes, Counter(content["kinds"]))
+        kinds, other = Counter(content["kinds"]), Counter(content.get("other", {}))
+        return cls(content["segmenter"], sizes, kinds, other)
 
 
 @dataclass

@@ -5,6 +5,8 @@ The segmenter `attnpo` (paper section 3, docs/PAPER.md section 1), in the number
 2. A forward or backward phrase counts only right after a newline; the others count anywhere.
 3. Cut at every phrase that counts, and at 0. A piece has the kind of its opening phrase.
 4. Merge pieces shorter than `min_chars`.
+Phrases of other languages come with kfh, too (`--phrases`); of a script without capitals or spaces
+a phrase counts at the start of a sentence, whatever its kind (2), and a character for 2.5 (4).
 With `openings="loose"` (1) takes whole words and both apostrophes, and (2) lets blanks and marks of
 a list stand before the phrase, with which the step then begins: for indented or bulleted text.
 `line`, `sentence` and `paragraph` cut at a pattern instead of (1–3) and do not merge; no step of
@@ -16,6 +18,7 @@ A segmenter of your own is a function `text → list[Step]`, given as `segmenter
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,16 +26,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from probing.choices import MIN_CHARS, OPENINGS
+from probing.choices import LANGUAGES, MIN_CHARS, OPENINGS
 from probing.errors import ConfigError, DataError
-from probing.files.headers import data_path, load_part, part_json
+from probing.files.headers import data_path, load_part, part_json, text_hash
 from probing.settings import unknown
 from probing.traces.file import Step, Trace
 from probing.traces.marks import BLANK_REASONING
-from probing.traces.phrases import LIST_MARK, Phrases
+from probing.traces.phrases import LIST_MARK, SHIPPED, Phrases
+from probing.traces.text import language_of
 
 SegmentFunction = Callable[[str], Sequence[Step]]
 
+DENSE = 2.5  # characters that one of a script without spaces stands for
 SHORT_TAIL = 15  # a backward piece with at most so many characters beside its phrase goes right
 
 _NEWLINE = r"(?:\r\n|[\n\r\x85\u2028\u2029])"
@@ -63,7 +68,8 @@ class Segmenter:
     Args:
         name: `attnpo`, `line`, `sentence` or `paragraph`.
         min_chars: pieces shorter than this are merged (`attnpo` only).
-        phrases: a phrase file of the user's (`attnpo` only); default the published list.
+        phrases: a phrase file of the user's, or a language (`attnpo` only); default the published
+            list, which is English. `auto`: of each text its own language.
         function: a segmenter of the user's, `text → list[Step]`; then `name` is `module:name`.
         openings: where a phrase opens a step, `strict` (the paper) or `loose` (`attnpo` only).
     """
@@ -100,7 +106,7 @@ class Segmenter:
         min_chars: int = MIN_CHARS,
         openings: str = "strict",
     ) -> Segmenter:
-        """A segmenter by its name, the path of a phrase file (`*.json`), or a function.
+        """A segmenter by its name, a phrase file (`*.json`), the language of one, or a function.
 
         Raises:
             ConfigError: an unknown name, or `module:name` that is no function; openings of a
@@ -109,15 +115,30 @@ class Segmenter:
         if not isinstance(text, str):
             name = part_json(text)["name"]
             return cls(name, min_chars, function=text, openings=openings)
-        if text.endswith(".json"):
-            return cls("attnpo", min_chars, text, openings=openings)
+        if text.endswith(".json") or text in LANGUAGES:
+            return cls("attnpo", min_chars, None if text == "en" else text, openings=openings)
         function = load_part(text) if ":" in text else None
         return cls(text, min_chars, function=function, openings=openings)
 
     @property
     def phrase_path(self) -> Path:
-        """The phrase file in use."""
-        return Path(self.phrases) if self.phrases else data_path("phrases", "attnpo.json")
+        """The phrase file in use; of `auto` that of the published list."""
+        if self.phrases and self.phrases not in LANGUAGES:
+            return Path(self.phrases)
+        return data_path("phrases", SHIPPED.get(self.phrases or "en", SHIPPED["en"]))
+
+    def phrases_of(self, text: str) -> Phrases:
+        """The phrases that cut this text."""
+        if self.phrases == "auto":
+            return Phrases.shipped(language_of(text))
+        return Phrases.load(self.phrase_path)
+
+    @property
+    def phrases_hash(self) -> str:
+        """The hash of the phrase file; of `auto` one of all that are shipped."""
+        if self.phrases == "auto":
+            return text_hash(" ".join(Phrases.shipped(name).file_hash for name in SHIPPED))
+        return Phrases.load(self.phrase_path).file_hash
 
     def to_json(self) -> dict[str, Any]:
         """Name and settings, with the hash of phrases or function, for headers and head sets."""
@@ -129,7 +150,7 @@ class Segmenter:
             "name": self.name,
             "min_chars": self.min_chars,
             "phrases": self.phrases,
-            "phrases_hash": Phrases.load(self.phrase_path).file_hash,
+            "phrases_hash": self.phrases_hash,
             # Of the paper's rules older files say nothing.
             **({} if self.openings == "strict" else {"openings": self.openings}),
         }
@@ -142,8 +163,10 @@ class Segmenter:
             return _checked(self.function(text), text, self.name)
         if self.name in _ENDS:
             return _cut_at_ends(text, _ENDS[self.name], _NO_STEP[self.name])
-        phrases = Phrases.load(self.phrase_path)
-        pieces = _merge_short(_cut_at_phrases(text, phrases, self.openings), self.min_chars)
+        phrases, minimum = self.phrases_of(text), self.min_chars
+        if phrases.places == "sentences":
+            minimum = math.ceil(minimum / DENSE)
+        pieces = _merge_short(_cut_at_phrases(text, phrases, self.openings), minimum)
         return [Step(p.start, p.end, kind=p.kind) for p in pieces]
 
     def cut_reasoning(self, text: str) -> list[Step]:

@@ -9,15 +9,26 @@ from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from probing.choices import EMBEDDED, GIVEN, MIN_CHARS, POCKET, EndAt, Keep, Offsets, Openings
+from probing.choices import (
+    EMBEDDED,
+    GIVEN,
+    LANGUAGES,
+    MIN_CHARS,
+    POCKET,
+    EndAt,
+    Keep,
+    Offsets,
+    Openings,
+)
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, file_hash, text_hash
-from probing.settings import check, choice
+from probing.settings import check, choice, unknown
 from probing.traces.file import Trace, end_mark, header_of, read_traces
 from probing.traces.labels import LabelFile, read_labels
 from probing.traces.marks import EndMark
 from probing.traces.reports import FIRST, ReadReport
 from probing.traces.segmenters import Segmenter, SegmentFunction, segment_trace
+from probing.traces.text import language_of
 
 STEPS = "Steps and labels"  # panel of the command line
 UNLABELLED = "no label in the label file"
@@ -62,6 +73,12 @@ class StepCutting:
     min_chars: int = choice(
         MIN_CHARS, "Steps shorter than this are merged (attnpo).", least=0, panel=STEPS
     )
+    phrases: str | None = choice(
+        None,
+        f"Phrases that cut (attnpo): {', '.join(LANGUAGES)} (of each trace its own language), or "
+        "*.json; default: the paper's, en.",
+        panel=STEPS,
+    )
     openings: Openings = choice(
         "strict",
         "Phrases open steps (attnpo) by the paper's rules; loose: behind blanks and list marks, "
@@ -76,9 +93,16 @@ class StepCutting:
         Raises:
             ConfigError: there is no such segmenter, or it has no such settings.
         """
-        if self.segmenter == GIVEN:
+        name = self.segmenter
+        if self.phrases is not None:
+            if name != "attnpo":
+                raise ConfigError("--phrases are those of --segmenter attnpo, which cuts at them")
+            if self.phrases not in LANGUAGES and not self.phrases.endswith(".json"):
+                raise ConfigError(unknown("phrases", self.phrases, [*LANGUAGES, "a file (*.json)"]))
+            name = self.phrases
+        if name == GIVEN:
             return None
-        return Segmenter.parse(self.segmenter, self.min_chars, self.openings)
+        return Segmenter.parse(name, self.min_chars, self.openings)
 
 
 @dataclass(frozen=True)
@@ -158,8 +182,18 @@ class StepSource(TraceReading, StepCutting):
         for trace in read_traces(self.path, **self.reading, anew=bool(cutter), report=report):
             if cutter:
                 trace = segment_trace(trace, cutter)
-                report.cut.add([step.kind for step in trace.steps])
+                other = other_language(trace, cutter) if len(trace.steps) == 1 else None
+                report.cut.add([step.kind for step in trace.steps], other)
             yield trace
+
+
+def other_language(trace: Trace, cutter: Segmenter) -> str | None:
+    """The language of a trace, where it is not that of the phrases that should cut it."""
+    if cutter.name != "attnpo" or cutter.phrases == "auto":
+        return None
+    reasoning = trace.response[: trace.reasoning_end]
+    language = language_of(reasoning)
+    return None if cutter.phrases_of(reasoning).language in (None, language) else language
 
 
 @dataclass(frozen=True, eq=False)

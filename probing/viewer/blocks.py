@@ -160,9 +160,8 @@ def step_codes(trace: Trace, probe: ProbeResult, views: Views) -> UInt[np.ndarra
 
 def phrase_path(probe: ProbeResult) -> Path:
     """The file of the phrases by which a probe's steps were cut, or the shipped one."""
-    name = probe.source.segmenter
-    own_file = isinstance(name, str) and name.endswith(".json")
-    return (Segmenter.parse(name) if own_file else Segmenter()).phrase_path
+    cutter = probe.source.cutter
+    return (cutter if cutter and cutter.name == "attnpo" else Segmenter()).phrase_path
 
 
 def _number(value: Any) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from probing.choices import THINK_END
 from probing.errors import ConfigError, DataError
-from probing.files.headers import data_path, read_object
+from probing.files.headers import read_object
 from probing.intervals import Estimate, estimate_mean, estimate_rate, estimate_share
 from probing.traces.phrases import PHRASE_GROUPS, Phrases, phrase_counts
 from probing.traces.text import answer_part
@@ -135,7 +135,7 @@ def _without_box(questions: QuestionSet, rows: Sequence[Sequence[Response]], thi
 def _phrase_figures(
     rows: Sequence[Sequence[Response]], lengths: list[list[float]]
 ) -> dict[str, Estimate]:
-    phrases = Phrases.load(data_path("phrases", "attnpo.json"))
+    phrases = Phrases.shipped()
     counts = [[phrase_counts(response.text, phrases) for response in row] for row in rows]
     return {
         group: estimate_rate([[c[group] for c in row] for row in counts], lengths, per=1000)

@@ -134,9 +134,7 @@ class CollectConfig(AskConfig, StepCutting):
     @property
     def cutter(self) -> Segmenter | None:
         """Cuts the steps at once; None leaves that to `kfh segment`."""
-        if self.segmenter == "none":
-            return None
-        return Segmenter.parse(self.segmenter, self.min_chars, self.openings)
+        return None if self.segmenter == "none" else super().cutter
 
     def selection_json(self) -> dict[str, Any]:
         """The selection as it stands in the header."""

@@ -21,11 +21,8 @@ from probing.traces.marks import BLANK_REASONING, STARTS, STYLES, Style
 Message = dict[str, str]  # role, content
 Render = Callable[[Sequence[Message], str], str]  # messages, start mark → the text to continue
 # What some models put around the answer, behind the mark that ends the reasoning.
-ANSWER_MARKS = {
-    "<|end_of_thought|>": ("<|begin_of_solution|>", "<|end_of_solution|>"),
-    STYLES[3].end: ("", "<|return|>"),
-    STYLES[4].end: ("", "<|return|>"),
-}
+ANSWER_MARKS = {"<|end_of_thought|>": ("<|begin_of_solution|>", "<|end_of_solution|>")}
+ANSWER_MARKS |= {style.end: ("", "<|return|>") for style in STYLES if style.name == "gpt-oss"}
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 
 

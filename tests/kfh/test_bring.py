@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from helpers import kfh, model_folder, said, trace_file, write_lines
+from helpers import byte_tokenizer, kfh, model_folder, said, trace_file, write_lines
 
 from kfh.bring import imports
 from kfh.bring.estimate import duration
@@ -61,6 +61,28 @@ def test_strings_of_the_pocket_model_give_its_three_heads(
     assert {*HeadSet.load(tmp_path / "run" / "heads.json").pairs} == {(2, 1), (2, 2), (2, 3)}
     written = read_lines(tmp_path / "run" / "labels.jsonl")[0]
     assert len({line["id"] for line in written}) == 10
+
+
+def test_prompts_are_those_of_the_models_template(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+    )
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [
+        {"asked": [{"role": role, "content": "2 + 2?"}], "said": {"thought": "So", "text": "4"}}
+        for role in ("user", "system")
+    ]
+    words = ("import", write_lines(tmp_path / "in.jsonl", rows), "--out", tmp_path / "out.jsonl")
+    words = (*words, "--map", "prompt=asked", "--map", "reasoning=said.thought")
+    done = kfh(*words, "--map", "answer=said.text", "--tokenizer", tmp_path / "model")
+    assert done.exit_code == 0, said(done)
+    assert "left out 1 × chat template" in said(done) and "1 traces (1 unknown)" in said(done)
+    (trace,) = read_traces(tmp_path / "out.jsonl")
+    assert trace.prompt == "[user] 2 + 2?\n[assistant]<think>\n"
+    done = kfh(*words, "--map", "answer=said.text")
+    assert "2 prompts are the plain text of their messages" in said(done)
 
 
 def test_a_sources_own_steps_are_probed_and_lines_are_left_alone(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import json
 import random
 import sys
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -314,6 +316,32 @@ def test_sources_of_every_kind_give_the_same_traces(
     (folder / "train.jsonl").write_bytes(lines)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     assert responses(f"hub:{folder}:train") == responses(f"hub:{folder}") == wanted
+
+
+def test_what_needs_a_library_is_read_through_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-ins: what is asked of zstandard and inspect_ai, where they are installed."""
+    lines = "\n".join(map(json.dumps, RECORDS["messages"])).encode()
+    (tmp_path / "in.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd" + lines)
+    (tmp_path / "in.eval").write_bytes(b"PK")
+    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    for name in ("zstandard", "inspect_ai.log"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name, said in (("in.jsonl.zst", "pip install zstandard"), ("in.eval", "inspect_ai")):
+        with pytest.raises(ConfigError, match=said):
+            import_traces(ImportConfig(str(tmp_path / name), out=tmp_path / "out.jsonl"))
+    zstd = ModuleType("zstandard")
+    vars(zstd).update(open=lambda file: BytesIO(file.read()[4:]), ZstdError=ZeroDivisionError)
+    log = ModuleType("inspect_ai.log")
+    sample = SimpleNamespace(model_dump=lambda mode: RECORDS["inspect"][0])
+    vars(log)["read_eval_log_samples"] = lambda path, all_samples_required: iter([sample])
+    monkeypatch.setitem(sys.modules, "zstandard", zstd)
+    monkeypatch.setitem(sys.modules, "inspect_ai", ModuleType("inspect_ai"))
+    monkeypatch.setitem(sys.modules, "inspect_ai.log", log)
+    for name, count in (("in.jsonl.zst", 2), ("in.eval", 1)):
+        source = ImportConfig(str(tmp_path / name), out=tmp_path / "out.jsonl")
+        assert import_traces(source).traces == count
 
 
 def test_a_folder_of_thought_anchors_is_a_record_a_problem(tmp_path: Path) -> None:

@@ -23,15 +23,15 @@ from rl.attnpo.completions import Cutter
 REASONING = {
     "en": "We add the two numbers and this is 92.\n|So the sum is 92.\n|Wait, is that the right "
     "sum of them?\n|Alternatively, we count it in another way.",
-    "zh": "好的，我们来算这道题，首先把两个数相加，但不进位。|所以答案是92。|等等，让我想一想，这个因此"
-    "要不要再看。|另一种方法是从后往前算。",
+    "zh": "好的，我们来算这道题，首先把两个数相加，但不进位。|所以答案是92。|等等，让我想一想，"
+    "这个因此要不要再看。|另一种方法是从后往前算。",
     "ja": "問題を読みます。二つの数をまず足します。|したがって和は92です。|しかし、これでよいので"
     "しょうか。|別の方法で数えてみます。",
     "es": "El problema pide la suma de los dos números, que es 92.\n|Por lo tanto, la suma es 92.\n"
     "|Espera, ¿es una suma con todos los números?\n|Otra forma de contar es por pares.",
     "fr": "Le problème est de calculer la somme des deux nombres, et nous avons 92.\n|Donc la "
-    "somme est 92.\n|Attends, est-ce que les nombres sont dans le bon ordre ?\n|Une autre méthode est "
-    "de compter.",
+    "somme est 92.\n|Attends, est-ce que les nombres sont dans le bon ordre ?\n|Une autre "
+    "méthode est de compter.",
     "de": "Wir addieren die beiden Zahlen, und das ist nicht schwer: 92.\n|Daher ist die Summe "
     "92.\n|Moment, ist das auch mit der Probe richtig?\n|Alternativ zählen wir die Zahlen.",
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from probing.config import ProbeConfig
 from probing.errors import DataError
 from probing.labelling.cause import CauseConfig
 from probing.models.front import trunk_of
+from probing.traces.file import Trace
 from probing.traces.source import SourceReport, cut_traces
 from probing.traces.tokens import EncodedTrace, encode_trace
 
@@ -76,6 +77,41 @@ class Cost:
         return self.peak <= self.free
 
 
+@dataclass
+class _Read:
+    """The traces that were read, and the first of them as tokens."""
+
+    report: SourceReport = field(default_factory=SourceReport)
+    encoded: list[EncodedTrace] = field(default_factory=list)
+    causes: list[CauseTrace] = field(default_factory=list)
+    traces: int = 0
+    steps: int = 0
+    characters: int = 0
+    tokenised: int = 0  # of the characters
+
+    @property
+    def scale(self) -> float:
+        """How much more all traces are than those that were tokenised."""
+        return self.characters / max(1, self.tokenised)
+
+    def take(
+        self, trace: Trace, config: ProbeConfig, tokenizer: Any, cause: CauseConfig | None
+    ) -> None:
+        if not trace.steps:
+            self.report.left_out["no steps"] += 1
+            return
+        size, rule = len(trace.prompt) + len(trace.response), config.source.rule
+        self.traces, self.steps = self.traces + 1, self.steps + len(trace.steps)
+        self.characters += size
+        if self.traces > TOKENISED:
+            return
+        self.tokenised += size
+        self.encoded.append(encode_trace(tokenizer, trace, rule=rule, answer=config.answer))
+        if cause:
+            options: dict[str, Any] = {"answer": cause.answer, "limit": cause.answer_limit or None}
+            self.causes.append(encode_causes(tokenizer, trace, rule=rule, **options))
+
+
 def cost_of(
     config: ProbeConfig,
     model: PreTrainedModel,
@@ -92,27 +128,12 @@ def cost_of(
     Raises:
         DataError: a bad trace, or none with a step.
     """
-    report, source, rule = SourceReport(), config.source, config.source.rule
-    encoded: list[EncodedTrace] = []
-    causes: list[CauseTrace] = []
-    traces = steps = read = known = 0
-    for trace in cut_traces(source, report):  # 1
-        if not trace.steps:
-            report.left_out["no steps"] += 1
-            continue
-        size = len(trace.prompt) + len(trace.response)
-        traces, steps, read = traces + 1, steps + len(trace.steps), read + size
-        if traces <= TOKENISED:
-            known += size
-            encoded.append(encode_trace(tokenizer, trace, rule=rule, answer=config.answer))
-            if cause:
-                limit = cause.answer_limit or None
-                causes.append(
-                    encode_causes(tokenizer, trace, rule=rule, answer=cause.answer, limit=limit)
-                )
+    read = _Read()
+    for trace in cut_traces(config.source, read.report):  # 1
+        read.take(trace, config, tokenizer, cause)
+    encoded, scale = read.encoded, read.scale
     if not encoded:
         raise DataError(f"{config.traces}: no trace with a step; cut them with --segmenter attnpo")
-    scale = read / known
     capture = open_capture(model, config.backend)
     given = config.batch_tokens
     size = BatchSize.auto_of(model, capture).tokens if given == "auto" else given
@@ -124,13 +145,13 @@ def cost_of(
         answered = PassBytes.of(model.config, place.dtype, answered=True)
         costs.append((answered, longest))
     return Cost(
-        traces=traces,
-        steps=steps,
+        traces=read.traces,
+        steps=read.steps,
         tokens=round(sum(map(len, encoded)) * scale),
         longest=longest,
         tokenised=len(encoded),
-        left_out=dict(report.left_out),
-        labelling=_labelling(model, causes, scale, cause) if cause else None,
+        left_out=dict(read.report.left_out),
+        labelling=_labelling(model, read.causes, scale, cause) if cause else None,
         probing=_probing(capture, encoded, scale, size, place.device),
         weights=sum(p.numel() * p.element_size() for p in model.parameters()),
         peak=max(cost.token * tokens + cost.pair * longest**2 for cost, tokens in costs),

@@ -21,10 +21,16 @@ TRACES, LABELS = "traces.jsonl", "labels.jsonl"
 
 
 def is_raw(source: Path) -> bool:
-    """Whether a source is to be imported: it is no trace file, and records of a known format."""
+    """Whether a source is to be imported: it is no trace file, and records of a known format.
+
+    Raises:
+        ConfigError: standard input, which is read only once.
+        DataError: a folder or data set of which nothing is known.
+    """
     if str(source) == STDIN:
         raise ConfigError("--traces -: write it to a file, or kfh import - first")
-    if source.is_file() and header_of(source).get("kind") == "traces":
+    there = source.exists() or str(source).startswith("hub:")
+    if not there or (source.is_file() and header_of(source).get("kind") == "traces"):
         return False
     try:
         kind = recognised(str(source))

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.attention.capture import AttentionCapture, CapturePass
+from probing.attention.fused import FusedMasses
 from probing.attention.scores import (
     batch_masses,
     batches_by_length,
@@ -104,6 +105,7 @@ class Passing(InFront):
     def __init__(self, model: torch.nn.Module, heads: Sequence[Head]) -> None:
         super().__init__(model)
         self.heads, self._workspace = heads, Workspace()
+        self.fused = FusedMasses()  # by which way the masses come, and why
         self._pass: CapturePass | None = None
         self.seconds = 0.0  # that scoring took; the rows on a GPU: to launch them
 
@@ -111,7 +113,7 @@ class Passing(InFront):
     def over(self, answer: Bool[Tensor, "response token"]) -> Iterator[CapturePass]:
         """The one pass that is made in this block collects into what it gives."""
         with self:
-            self._pass = CapturePass(answer, self.heads, self._workspace)
+            self._pass = CapturePass(answer, self.heads, self._workspace, self.fused)
             try:
                 yield self._pass
             finally:

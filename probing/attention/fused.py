@@ -1,0 +1,268 @@
+"""The answer's attention mass on a GPU in half precision, without a row in memory.
+
+The float32 rows of `probing.attention.rows` go through a GPU's memory half a dozen times: products,
+scaling, mask, softmax, sum. Two kernels (`probing.attention.kernels`) keep them on the chip:
+1. For blocks of the answer's rows: log Σ exp of each row over the keys that it sees, in spans of
+   keys, which are then put together.
+2. For blocks of keys: Σ over the rows of exp(score − log Σ exp) is the mass.
+The products are made twice, of the same half-precision queries and keys, summed in float32 as in
+the rows; queries and keys are read where they lie.
+
+`fused_rows` says which calls can take this way. The first of a layer that takes it is held against
+the float32 rows, and again the first of more than one span of keys (`FusedMasses`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
+from math import e, log2
+from subprocess import SubprocessError
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from probing.attention.rows import Rows
+from probing.models.front import AttentionCall, Workspace
+
+HALF = (torch.bfloat16, torch.float16)
+WIDEST = 256  # numbers of a head
+SPAN = 1024  # keys of a span, whole blocks
+# Largest difference that is accepted. The products of half-precision numbers are the same in both
+# ways; the order of sums in float32 is not, and a score may be a small difference of large ones.
+FUSED_TOLERANCE = {torch.bfloat16: 5e-3, torch.float16: 5e-3}
+
+
+class Blocks(NamedTuple):
+    """How the kernels cut their work; a block has tokens of one head."""
+
+    held: int = 128  # kept in place: rows of the answer for (1), keys for (2)
+    passed: int = 64  # read at a time: keys for (1), rows for (2)
+    warps: int = 8
+    stages: int = 3  # blocks on their way from memory
+    span: int = SPAN
+
+
+# By the numbers of a head, up to the next power of two. What is held and on its way must fit the
+# shared memory of a multiprocessor: 80 KB (128) to 96 KB (256) of the 99 KB that the smallest have.
+# Worth a trial on a GPU: 128: (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 4); 64: 4 warps,
+# (128, 128); 256: (128, 64, 8, 2) where there are 228 KB; a span of 512 or 2048 keys.
+BLOCKS = {
+    16: Blocks(warps=4),
+    32: Blocks(warps=4),
+    64: Blocks(warps=4),
+    128: Blocks(),
+    256: Blocks(64, 64, 4, 2),
+}
+
+
+class AnswerRows:
+    """Where the answers of a batch stand, as the kernels read it; made once a pass and device.
+
+    Args:
+        answers: positions of the answer of each trace, ascending; on the CPU.
+        tokens: of the batch.
+    """
+
+    def __init__(self, answers: Sequence[Int[Tensor, "_"]], tokens: int) -> None:
+        self.answers, self.tokens = answers, tokens
+        self.width = max(map(len, answers), default=0)
+        self._tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+        self._heads: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
+
+    def tables(
+        self, device: torch.device
+    ) -> tuple[Int[Tensor, "batch width"], Int[Tensor, "batch"], Int[Tensor, "batch token+1"]]:
+        """Positions, padded on the right; how many; how many stand before each token."""
+        if device not in self._tables:
+            positions = torch.zeros((len(self.answers), self.width), dtype=torch.int32)
+            before = torch.zeros((len(self.answers), self.tokens + 1), dtype=torch.int32)
+            for trace, at in enumerate(self.answers):
+                positions[trace, : len(at)] = at
+                before[trace, at + 1] = 1
+            before = before.cumsum(1, dtype=torch.int32)
+            counts = before[:, -1].contiguous()
+            self._tables[device] = (positions.to(device), counts.to(device), before.to(device))
+        return self._tables[device]
+
+    def heads(self, device: torch.device, chosen: Sequence[int]) -> Int[Tensor, "head"]:
+        """The chosen heads of a layer; layers with the same ones share them."""
+        key = (device, tuple(chosen))
+        if key not in self._heads:
+            self._heads[key] = torch.tensor(chosen, dtype=torch.int32, device=device)
+        return self._heads[key]
+
+
+@cache
+def _runs_on(device: torch.device) -> bool:
+    """Whether this is a GPU with bfloat16 products, and Triton is there."""
+    return (
+        device.type == "cuda"
+        and find_spec("triton") is not None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+def fused_rows(call: AttentionCall, workspace: Workspace) -> Rows | None:
+    """The settings of a layer's attention where the kernels can do it; None: its rows are computed.
+
+    They can where all of this holds:
+    - Queries and keys are in half precision on a GPU that multiplies them (NVIDIA Ampere or later),
+      and Triton is installed. In float32 its products would be TF32.
+    - The attention is a causal softmax over the keys, in a window perhaps, with a mask of tokens
+      (batch, token) or none: no soft-cap, sinks, position bias, nor a mask by query and key.
+    - A head has a multiple of 16 numbers, at most 256.
+
+    Raises:
+        ModelError: as `Rows` does.
+    """
+    query = call.query
+    if query.dtype not in HALF or not _runs_on(query.device):
+        return None
+    rows = Rows(call, None, workspace)
+    plain = rows.softcap is None and rows.bias is None and rows.sinks is None
+    masked = rows.mask is not None and rows.mask.ndim != 2
+    dim = query.shape[-1]
+    fits = dim % 16 == 0 and dim <= WIDEST and rows.offset == 0
+    return rows if plain and fits and not masked else None
+
+
+def fused_mass(
+    call: AttentionCall,
+    rows: Rows,
+    heads: Sequence[int],
+    answers: AnswerRows,
+    blocks: Blocks | None = None,
+) -> Float[Tensor, "batch head token"]:
+    """Σ_{m ∈ F} a_{m→n} of each trace, for the chosen heads, in float32: both kernels.
+
+    Args:
+        call: the arguments of a layer.
+        rows: what `fused_rows` gives for it.
+        heads: which query heads.
+        answers: of the batch.
+        blocks: how the work is cut; by default as `BLOCKS` says.
+    """
+    from probing.attention.kernels import sum_columns, sum_rows
+
+    query, key = call.query, call.key
+    (batch, _, tokens, dim), device = query.shape, query.device
+    width, wide = answers.width, max(16, 1 << (dim - 1).bit_length())
+    held, passed, warps, stages, span = blocks or BLOCKS[wide]
+    shape = (batch, len(heads), tokens)
+    if not width:
+        return torch.zeros(shape, device=device)
+    positions, counts, before = answers.tables(device)
+    mask = counts[:, None] if rows.mask is None else rows.mask  # not read where there is none
+    mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask.contiguous()
+    places = answers.heads(device, heads)
+    sizes = (mask.stride(0), len(heads), width, tokens, rows.group, rows.window or 0)
+    numbers = (*query.stride(), *key.stride(), *sizes, rows.scaling * log2(e))
+    kinds = {"DIM": dim, "WIDE": wide, "num_warps": warps, "num_stages": stages}
+    kinds |= {"WINDOWED": rows.window is not None, "MASKED": rows.mask is not None}
+    own, spans = batch * len(heads), -(-tokens // span)
+    parts = torch.empty((spans, own, width), device=device)
+    mass = torch.empty(shape, device=device)
+    with torch.cuda.device_of(query):  # Triton launches on the current one
+        sum_rows[(-(-width // held), spans, own)](
+            *(query, key, mask, places, positions, counts, parts, *numbers),
+            **kinds, ROWS=held, KEYS=passed, SPAN=span,
+        )  # fmt: skip
+        sums = parts[0] if spans == 1 else parts.logsumexp(0)
+        sum_columns[(-(-tokens // held), own)](
+            *(query, key, mask, places, positions, counts, before, sums, mass, *numbers),
+            **kinds, ROWS=passed, KEYS=held,
+        )  # fmt: skip
+    return mass
+
+
+class FusedMasses:
+    """Masses by the kernels, in the layers where they have proven themselves.
+
+    The first call of a layer that they can do, and the first of more than one span of keys, is
+    held against the float32 rows. Where they do not hold, or can not be built here, the rows stay,
+    in all layers, and `refused` says why.
+    """
+
+    def __init__(self) -> None:
+        self.refused: str | None = None
+        # (layer, more than one span, with a mask) → the largest difference from the rows
+        self.differences: dict[tuple[int, bool, bool], float] = {}
+
+    @property
+    def layers(self) -> frozenset[int]:
+        """The layers that were proven with their masses from the kernels."""
+        return frozenset() if self.refused else frozenset(layer for layer, *_ in self.differences)
+
+    def mass(
+        self,
+        layer: int,
+        call: AttentionCall,
+        heads: Sequence[int],
+        answers: AnswerRows,
+        workspace: Workspace,
+        by_rows: Callable[[], Tensor],
+    ) -> Float[Tensor, "batch head token"]:
+        """Masses of a layer, by the kernels or by the rows.
+
+        Args:
+            layer: its number.
+            call: its arguments.
+            heads: which query heads.
+            answers: of the batch.
+            workspace: of the rows.
+            by_rows: gives the same masses from float32 rows.
+        """
+        rows = None if self.refused else fused_rows(call, workspace)
+        if rows is None:
+            return by_rows()
+        kind = (layer, answers.tokens > SPAN, rows.mask is not None)
+        if kind in self.differences or not answers.width:
+            return fused_mass(call, rows, heads, answers)
+        expected = by_rows()
+        found = self._built(lambda: fused_mass(call, rows, heads, answers))
+        if found is None or not expected.isfinite().all():  # the model's numbers prove nothing
+            return expected
+        difference = mass_difference(found, expected)
+        if not difference <= FUSED_TOLERANCE[call.query.dtype]:
+            self.refused = (
+                f"layer {layer}: masses differ by {difference:.2g} from those of the rows"
+            )
+            return expected
+        self.differences[kind] = difference
+        return found
+
+    def _built(self, work: Callable[[], Tensor]) -> Tensor | None:
+        """What the kernels give; None where they can not be compiled or loaded on this machine."""
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            raise
+        except ImportError as error:
+            self.refused = f"Triton cannot be imported: {error}"
+        except (RuntimeError, OSError, SubprocessError, *_triton_errors()) as error:
+            self.refused = f"the kernels cannot be built here: {type(error).__name__}: {error}"
+        return None
+
+
+def _triton_errors() -> tuple[type[Exception], ...]:
+    from triton.errors import TritonError
+
+    return (TritonError,)
+
+
+def mass_difference(
+    found: Float[Tensor, "batch head token"], expected: Float[Tensor, "batch head token"]
+) -> float:
+    """max |found − expected| / (expected + its mean over the tokens): relative to a token's mass,
+    or to that of a token on which a head looks as on any other. NaN where either is not a number.
+
+    Example:
+        >>> mass_difference(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[3.0, 1.0]]]))
+        0.3333333432674408
+    """
+    scale = expected + expected.mean(-1, keepdim=True)
+    return float(((found - expected).abs() / scale.clamp_min(1e-30)).max())

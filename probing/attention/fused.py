@@ -14,6 +14,7 @@ the float32 rows, and again the first of more than one span of keys (`FusedMasse
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -48,15 +49,10 @@ class Blocks(NamedTuple):
 
 # By the numbers of a head, up to the next power of two. What is held and on its way must fit the
 # shared memory of a multiprocessor: 80 KB (128) to 96 KB (256) of the 99 KB that the smallest have.
-# Worth a trial on a GPU: 128: (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 4); 64: 4 warps,
-# (128, 128); 256: (128, 64, 8, 2) where there are 228 KB; a span of 512 or 2048 keys.
-BLOCKS = {
-    16: Blocks(warps=4),
-    32: Blocks(warps=4),
-    64: Blocks(warps=4),
-    128: Blocks(),
-    256: Blocks(64, 64, 4, 2),
-}
+# Worth a trial on a GPU: 128: (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 4); up to 64:
+# (128, 128, 4, 3); 256: (128, 64, 8, 2) where there are 228 KB; a span of 512 or 2048 keys.
+BLOCKS = dict.fromkeys((16, 32, 64), Blocks(warps=4))
+BLOCKS |= {128: Blocks(), 256: Blocks(64, 64, 4, 2)}
 
 
 class AnswerRows:
@@ -106,7 +102,7 @@ def _runs_on(device: torch.device) -> bool:
     )
 
 
-def fused_rows(call: AttentionCall, workspace: Workspace) -> Rows | None:
+def fused_rows(call: AttentionCall) -> Rows | None:
     """The settings of a layer's attention where the kernels can do it; None: its rows are computed.
 
     They can where all of this holds:
@@ -122,7 +118,7 @@ def fused_rows(call: AttentionCall, workspace: Workspace) -> Rows | None:
     query = call.query
     if query.dtype not in HALF or not _runs_on(query.device):
         return None
-    rows = Rows(call, None, workspace)
+    rows = Rows(call, None, Workspace())
     plain = rows.softcap is None and rows.bias is None and rows.sinks is None
     masked = rows.mask is not None and rows.mask.ndim != 2
     dim = query.shape[-1]
@@ -157,25 +153,20 @@ def fused_mass(
         return torch.zeros(shape, device=device)
     positions, counts, before = answers.tables(device)
     mask = counts[:, None] if rows.mask is None else rows.mask  # not read where there is none
-    mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask.contiguous()
-    places = answers.heads(device, heads)
-    sizes = (mask.stride(0), len(heads), width, tokens, rows.group, rows.window or 0)
-    numbers = (*query.stride(), *key.stride(), *sizes, rows.scaling * log2(e))
-    kinds = {"DIM": dim, "WIDE": wide, "num_warps": warps, "num_stages": stages}
-    kinds |= {"WINDOWED": rows.window is not None, "MASKED": rows.mask is not None}
+    mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
     own, spans = batch * len(heads), -(-tokens // span)
-    parts = torch.empty((spans, own, width), device=device)
-    mass = torch.empty(shape, device=device)
+    sizes = (len(heads), width, tokens, rows.group, rows.window or 0, rows.scaling * log2(e))
+    given = (query, key, mask, answers.heads(device, heads), positions, counts, before)
+    numbers = (*query.stride(), *key.stride(), *mask.stride(), *sizes)
+    kinds = {"DIM": dim, "WIDE": wide, "num_warps": warps, "num_stages": stages}
+    kinds |= {"WINDOWED": rows.window is not None, "MASKED": rows.mask is not None, "SPAN": span}
+    parts, mass = (torch.empty(size, device=device) for size in ((spans, own, width), shape))
     with torch.cuda.device_of(query):  # Triton launches on the current one
-        sum_rows[(-(-width // held), spans, own)](
-            *(query, key, mask, places, positions, counts, parts, *numbers),
-            **kinds, ROWS=held, KEYS=passed, SPAN=span,
-        )  # fmt: skip
+        launch = sum_rows[(-(-width // held), spans, own)]
+        launch(*given, parts, *numbers, **kinds, ROWS=held, KEYS=passed)
         sums = parts[0] if spans == 1 else parts.logsumexp(0)
-        sum_columns[(-(-tokens // held), own)](
-            *(query, key, mask, places, positions, counts, before, sums, mass, *numbers),
-            **kinds, ROWS=passed, KEYS=held,
-        )  # fmt: skip
+        launch = sum_columns[(-(-tokens // held), own)]
+        launch(*given, sums, mass, *numbers, **kinds, ROWS=passed, KEYS=held)
     return mass
 
 
@@ -203,7 +194,6 @@ class FusedMasses:
         call: AttentionCall,
         heads: Sequence[int],
         answers: AnswerRows,
-        workspace: Workspace,
         by_rows: Callable[[], Tensor],
     ) -> Float[Tensor, "batch head token"]:
         """Masses of a layer, by the kernels or by the rows.
@@ -213,10 +203,9 @@ class FusedMasses:
             call: its arguments.
             heads: which query heads.
             answers: of the batch.
-            workspace: of the rows.
             by_rows: gives the same masses from float32 rows.
         """
-        rows = None if self.refused else fused_rows(call, workspace)
+        rows = None if self.refused else fused_rows(call)
         if rows is None:
             return by_rows()
         kind = (layer, answers.tokens > SPAN, rows.mask is not None)
@@ -228,30 +217,26 @@ class FusedMasses:
             return expected
         difference = mass_difference(found, expected)
         if not difference <= FUSED_TOLERANCE[call.query.dtype]:
-            self.refused = (
-                f"layer {layer}: masses differ by {difference:.2g} from those of the rows"
-            )
+            self.refused = f"layer {layer}: they differ by {difference:.2g} from the rows"
             return expected
         self.differences[kind] = difference
         return found
 
     def _built(self, work: Callable[[], Tensor]) -> Tensor | None:
-        """What the kernels give; None where they can not be compiled or loaded on this machine."""
+        """What the kernels give; None where they cannot be compiled or loaded on this machine."""
         try:
             return work()
         except torch.OutOfMemoryError:
             raise
-        except ImportError as error:
-            self.refused = f"Triton cannot be imported: {error}"
-        except (RuntimeError, OSError, SubprocessError, *_triton_errors()) as error:
+        except (ImportError, RuntimeError, OSError, SubprocessError, *_triton_errors()) as error:
             self.refused = f"the kernels cannot be built here: {type(error).__name__}: {error}"
         return None
 
 
-def _triton_errors() -> tuple[type[Exception], ...]:
-    from triton.errors import TritonError
-
-    return (TritonError,)
+def _triton_errors() -> list[type[Exception]]:
+    """What else Triton raises where a kernel cannot be compiled."""
+    errors = sys.modules.get("triton.errors")  # loaded with it, if at all
+    return [errors.TritonError] if errors else []
 
 
 def mass_difference(

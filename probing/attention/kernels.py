@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 # Sizes that change with every batch: a kernel compiled for one of them serves all.
-SIZES = ["mask_b", "n_heads", "width", "tokens", "group", "window"]
+SIZES = ["mask_b", "mask_t", "n_heads", "width", "tokens", "group", "window"]
 
 
 @triton.jit
@@ -32,10 +32,11 @@ def _add(top, total, scores):
 
 @triton.jit(do_not_specialize=SIZES)
 def sum_rows(
-    q, k, mask, heads, positions, counts, sums,
-    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, mask_b, n_heads, width, tokens, group, window, scale,
-    DIM: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    SPAN: tl.constexpr, WINDOWED: tl.constexpr, MASKED: tl.constexpr,
+    q, k, mask, heads, positions, counts, before, parts,
+    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, mask_b, mask_t,
+    n_heads, width, tokens, group, window, scale, DIM: tl.constexpr, WIDE: tl.constexpr,
+    WINDOWED: tl.constexpr, MASKED: tl.constexpr, SPAN: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """log Σ exp of a block of rows over one span of keys: maximum and sum kept as they pass."""
     span, own = tl.program_id(1), tl.program_id(2)
@@ -72,19 +73,22 @@ def sum_rows(
         if WINDOWED:
             seen = seen & (n[None, :] > at[:, None] - window)
         if MASKED:
-            shown = tl.load(mask + trace.to(tl.int64) * mask_b + n, mask=n < tokens, other=0)
+            shown = tl.load(
+                mask + trace.to(tl.int64) * mask_b + n * mask_t, mask=n < tokens, other=0
+            )
             seen = seen & (shown != 0)[None, :]
         top, total = _add(top, total, tl.where(seen, scores, float("-inf")))
-    sums += (span.to(tl.int64) * tl.num_programs(2) + own) * width
-    tl.store(sums + row, (top + tl.log2(total)) * 0.6931471805599453, mask=real)
+    parts += (span.to(tl.int64) * tl.num_programs(2) + own) * width
+    tl.store(parts + row, (top + tl.log2(total)) * 0.6931471805599453, mask=real)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def sum_columns(
     q, k, mask, heads, positions, counts, before, sums, mass,
-    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, mask_b, n_heads, width, tokens, group, window, scale,
-    DIM: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    WINDOWED: tl.constexpr, MASKED: tl.constexpr,
+    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, mask_b, mask_t,
+    n_heads, width, tokens, group, window, scale, DIM: tl.constexpr, WIDE: tl.constexpr,
+    WINDOWED: tl.constexpr, MASKED: tl.constexpr, SPAN: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Σ over all rows of exp(score − log Σ exp), for a block of keys, written once."""
     own, low = tl.program_id(1), tl.program_id(0) * KEYS
@@ -125,6 +129,7 @@ def sum_columns(
         total += tl.exp2(scores - norm[None, :])
     found = tl.sum(total, 1)
     if MASKED:
-        shown = tl.load(mask + trace.to(tl.int64) * mask_b + n, mask=n < tokens, other=0)
+        own_mask = mask + trace.to(tl.int64) * mask_b
+        shown = tl.load(own_mask + n * mask_t, mask=n < tokens, other=0)
         found = tl.where(shown != 0, found, 0.0)
     tl.store(mass + own.to(tl.int64) * tokens + n, found, mask=n < tokens)

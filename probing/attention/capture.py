@@ -34,7 +34,7 @@ from probing.attention.fused import AnswerRows, FusedMasses
 from probing.attention.rows import Rows, answer_mass, rows_against_kernel
 from probing.choices import Head
 from probing.errors import ModelError, NotFiniteError
-from probing.models.front import AttentionCall, InFront, Workspace, check_heads, own_output
+from probing.models.front import AttentionCall, InFront, Workspace, check_heads, fusible, own_output
 from probing.models.lengths import Lengths, in_eval
 from probing.models.proof import PROOF_TOLERANCE, Difference, proof_input, relative
 from probing.models.split import SplitOutput, split_at, split_start
@@ -244,10 +244,9 @@ class AttentionCapture(InFront):
         self, input_ids: Tensor, attention_mask: Tensor | None, forward: Callable[..., Any]
     ) -> Tensor:
         """The last hidden state, in eval mode; the model's mode is given back."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         with in_eval(self.model):
-            output = forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        hidden: Tensor = output[0]
-        return hidden
+            return forward(**given)[0]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -301,12 +300,11 @@ class CapturePass:
         verify: bool = False,
         split: frozenset[int] = frozenset(),
     ) -> None:
-        self.heads = heads
+        self.heads, self.tokens = heads, answer.shape[1]
         self.workspace, self.fused = workspace or Workspace(), fused or FusedMasses()
         self.early_exit = early_exit and bool(heads)
         self.layers: dict[int, int] = {}  # those entered, and the number of their heads
         self.differences: dict[int, Difference] = {}
-        self.tokens = answer.shape[1]
         # Positions of the answer of each trace; planned on the CPU, whatever the device.
         self.rows: list[Int[Tensor, "row"]] = [row.nonzero()[:, 0] for row in answer.cpu()]
         self.answers = AnswerRows(self.rows, self.tokens)  # for the kernels
@@ -364,8 +362,10 @@ class CapturePass:
         if split:
             self.cuts |= {layer}
             self.masses[layer] = by_rows() if everything else by_rows()[:, heads]
-        else:
+        elif fusible(call.query):
             self.masses[layer] = self.fused.mass(layer, call, heads, self.answers, by_rows)
+        else:
+            self.masses[layer] = by_rows()
 
     def verify(
         self,

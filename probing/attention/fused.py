@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
-from importlib.util import find_spec
+from dataclasses import dataclass, field
 from math import e, log2
 from subprocess import SubprocessError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -29,7 +28,6 @@ from torch import Tensor
 from probing.attention.rows import Rows
 from probing.models.front import AttentionCall, Workspace
 
-HALF = (torch.bfloat16, torch.float16)
 WIDEST = 256  # numbers of a head
 SPAN = 1024  # keys of a span, whole blocks
 # Largest difference that is accepted. The products of half-precision numbers are the same in both
@@ -55,6 +53,7 @@ BLOCKS = dict.fromkeys((16, 32, 64), Blocks(warps=4))
 BLOCKS |= {128: Blocks(), 256: Blocks(64, 64, 4, 2)}
 
 
+@dataclass(eq=False)
 class AnswerRows:
     """Where the answers of a batch stand, as the kernels read it; made once a pass and device.
 
@@ -63,11 +62,15 @@ class AnswerRows:
         tokens: of the batch.
     """
 
-    def __init__(self, answers: Sequence[Int[Tensor, "_"]], tokens: int) -> None:
-        self.answers, self.tokens = answers, tokens
-        self.width = max(map(len, answers), default=0)
-        self._tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
-        self._heads: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
+    answers: Sequence[Int[Tensor, "_"]]
+    tokens: int
+    _tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    _heads: dict[tuple[torch.device, tuple[int, ...]], Tensor] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest answer."""
+        return max(map(len, self.answers), default=0)
 
     def tables(
         self, device: torch.device
@@ -92,22 +95,11 @@ class AnswerRows:
         return self._heads[key]
 
 
-@cache
-def _runs_on(device: torch.device) -> bool:
-    """Whether this is a GPU with bfloat16 products, and Triton is there."""
-    return (
-        device.type == "cuda"
-        and find_spec("triton") is not None
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
-
-
 def fused_rows(call: AttentionCall) -> Rows | None:
     """The settings of a layer's attention where the kernels can do it; None: its rows are computed.
 
     They can where all of this holds:
-    - Queries and keys are in half precision on a GPU that multiplies them (NVIDIA Ampere or later),
-      and Triton is installed. In float32 its products would be TF32.
+    - `probing.models.front.fusible` says so of the queries, of whoever asks.
     - The attention is a causal softmax over the keys, in a window perhaps, with a mask of tokens
       (batch, token) or none: no soft-cap, sinks, position bias, nor a mask by query and key.
     - A head has a multiple of 16 numbers, at most 256.
@@ -115,13 +107,10 @@ def fused_rows(call: AttentionCall) -> Rows | None:
     Raises:
         ModelError: as `Rows` does.
     """
-    query = call.query
-    if query.dtype not in HALF or not _runs_on(query.device):
-        return None
     rows = Rows(call, None, Workspace())
     plain = rows.softcap is None and rows.bias is None and rows.sinks is None
     masked = rows.mask is not None and rows.mask.ndim != 2
-    dim = query.shape[-1]
+    dim = call.query.shape[-1]
     fits = dim % 16 == 0 and dim <= WIDEST and rows.offset == 0
     return rows if plain and fits and not masked else None
 
@@ -170,6 +159,7 @@ def fused_mass(
     return mass
 
 
+@dataclass(eq=False)
 class FusedMasses:
     """Masses by the kernels, in the layers where they have proven themselves.
 
@@ -178,10 +168,9 @@ class FusedMasses:
     in all layers, and `refused` says why.
     """
 
-    def __init__(self) -> None:
-        self.refused: str | None = None
-        # (layer, more than one span, with a mask) → the largest difference from the rows
-        self.differences: dict[tuple[int, bool, bool], float] = {}
+    refused: str | None = None
+    # (layer, more than one span, with a mask) → the largest difference from the rows
+    differences: dict[tuple[int, bool, bool], float] = field(default_factory=dict)
 
     @property
     def layers(self) -> frozenset[int]:
@@ -228,15 +217,16 @@ class FusedMasses:
             return work()
         except torch.OutOfMemoryError:
             raise
-        except (ImportError, RuntimeError, OSError, SubprocessError, *_triton_errors()) as error:
+        except _build_errors() as error:
             self.refused = f"the kernels cannot be built here: {type(error).__name__}: {error}"
         return None
 
 
-def _triton_errors() -> list[type[Exception]]:
-    """What else Triton raises where a kernel cannot be compiled."""
-    errors = sys.modules.get("triton.errors")  # loaded with it, if at all
-    return [errors.TritonError] if errors else []
+def _build_errors() -> tuple[type[Exception], ...]:
+    """What is raised where a kernel cannot be built: no compiler, too little shared memory, …"""
+    triton: Any = sys.modules.get("triton.errors")  # loaded with it, if at all
+    own = (triton.TritonError,) if triton else ()
+    return (ImportError, RuntimeError, OSError, SubprocessError, *own)
 
 
 def mass_difference(

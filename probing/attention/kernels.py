@@ -47,8 +47,8 @@ def sum_rows(
     at = tl.load(positions + trace * width + row, mask=real, other=-1)
     q += trace.to(tl.int64) * q_b + head.to(tl.int64) * q_h
     k += trace.to(tl.int64) * k_b + (head // group).to(tl.int64) * k_h
-    there, given = _block(at[:, None], q_t, dims[None, :], q_d, real[:, None], DIM)
-    query = tl.load(q + there, mask=given, other=0.0)
+    own_places, own_given = _block(at[:, None], q_t, dims[None, :], q_d, real[:, None], DIM)
+    query = tl.load(q + own_places, mask=own_given, other=0.0)
     # Rows see keys up to themselves: below `whole` all of the block do, which needs no comparison.
     first, last = tl.min(tl.where(real, at, tokens), 0), tl.max(at, 0)
     begin, end = span * SPAN, tl.minimum(span * SPAN + SPAN, last + 1)
@@ -62,13 +62,13 @@ def sum_rows(
     total = tl.zeros([ROWS], tl.float32)
     for start in range(begin, whole, KEYS):
         n = start + tl.arange(0, KEYS)
-        there, given = _block(n[None, :], k_t, dims[:, None], k_d, n[None, :] >= 0, DIM)
-        scores = tl.dot(query, tl.load(k + there, mask=given, other=0.0)) * scale
+        places, given = _block(n[None, :], k_t, dims[:, None], k_d, n[None, :] >= 0, DIM)
+        scores = tl.dot(query, tl.load(k + places, mask=given, other=0.0)) * scale
         top, total = _add(top, total, scores)
     for start in range(whole, end, KEYS):
         n = start + tl.arange(0, KEYS)
-        there, given = _block(n[None, :], k_t, dims[:, None], k_d, n[None, :] < tokens, DIM)
-        scores = tl.dot(query, tl.load(k + there, mask=given, other=0.0)) * scale
+        places, given = _block(n[None, :], k_t, dims[:, None], k_d, n[None, :] < tokens, DIM)
+        scores = tl.dot(query, tl.load(k + places, mask=given, other=0.0)) * scale
         seen = n[None, :] <= at[:, None]
         if WINDOWED:
             seen = seen & (n[None, :] > at[:, None] - window)
@@ -97,8 +97,8 @@ def sum_columns(
     n, dims = low + tl.arange(0, KEYS), tl.arange(0, WIDE)
     q += trace.to(tl.int64) * q_b + head.to(tl.int64) * q_h
     k += trace.to(tl.int64) * k_b + (head // group).to(tl.int64) * k_h
-    there, given = _block(n[:, None], k_t, dims[None, :], k_d, n[:, None] < tokens, DIM)
-    key = tl.load(k + there, mask=given, other=0.0)
+    own_places, own_given = _block(n[:, None], k_t, dims[None, :], k_d, n[:, None] < tokens, DIM)
+    key = tl.load(k + own_places, mask=own_given, other=0.0)
     positions += trace * width
     sums += own.to(tl.int64) * width
     # Rows before `begin` see none of the keys; those from `whole` on see all, up to `end`.
@@ -114,8 +114,8 @@ def sum_columns(
         row = start + tl.arange(0, ROWS)
         at = tl.load(positions + row, mask=row < count, other=-1)
         norm = tl.load(sums + row, mask=row < count, other=0.0) * 1.4426950408889634
-        there, given = _block(at[None, :], q_t, dims[:, None], q_d, at[None, :] >= 0, DIM)
-        scores = tl.dot(key, tl.load(q + there, mask=given, other=0.0)) * scale
+        places, given = _block(at[None, :], q_t, dims[:, None], q_d, at[None, :] >= 0, DIM)
+        scores = tl.dot(key, tl.load(q + places, mask=given, other=0.0)) * scale
         seen = n[:, None] <= at[None, :]
         if WINDOWED:
             seen = seen & (n[:, None] > at[None, :] - window)
@@ -124,8 +124,8 @@ def sum_columns(
         row = start + tl.arange(0, ROWS)
         at = tl.load(positions + row, mask=row < count, other=-1)
         norm = tl.load(sums + row, mask=row < count, other=float("inf")) * 1.4426950408889634
-        there, given = _block(at[None, :], q_t, dims[:, None], q_d, at[None, :] >= 0, DIM)
-        scores = tl.dot(key, tl.load(q + there, mask=given, other=0.0)) * scale
+        places, given = _block(at[None, :], q_t, dims[:, None], q_d, at[None, :] >= 0, DIM)
+        scores = tl.dot(key, tl.load(q + places, mask=given, other=0.0)) * scale
         total += tl.exp2(scores - norm[None, :])
     found = tl.sum(total, 1)
     if MASKED:

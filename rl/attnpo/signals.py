@@ -93,9 +93,8 @@ def signal_names() -> list[str]:
 class Passing(InFront):
     """Takes rows of some heads while another makes a forward pass, whose gradient stays whole.
 
-    The model's own kernel gives the output, from the same call as ever; the rows are beside it,
-    without gradient. What a backward pass computes once more (gradient checkpointing) it computes
-    with nothing in front, to the same tensors.
+    The model's own kernel gives the output, from the same call as ever; beside it come rows without
+    gradient. What gradient checkpointing computes once more, it computes with nothing in front.
 
     Args:
         model: a loaded transformers model, on which a capture of these heads has proven itself.
@@ -104,8 +103,7 @@ class Passing(InFront):
 
     def __init__(self, model: torch.nn.Module, heads: Sequence[Head]) -> None:
         super().__init__(model)
-        self.heads, self._workspace = heads, Workspace()
-        self.fused = FusedMasses()  # by which way the masses come, and why
+        self.heads, self._workspace, self.fused = heads, Workspace(), FusedMasses()
         self._pass: CapturePass | None = None
         self.seconds = 0.0  # that scoring took; the rows on a GPU: to launch them
 

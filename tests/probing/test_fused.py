@@ -19,7 +19,7 @@ from probing.attention.fused import AnswerRows, Blocks, fused_mass, fused_rows, 
 from probing.attention.passing import PassingSequences
 from probing.attention.rows import Rows, answer_mass
 from probing.errors import ModelError
-from probing.models.front import AttentionCall, Workspace
+from probing.models.front import AttentionCall, Workspace, fusible
 
 TRITON = find_spec("triton") is not None
 CUDA = TRITON and torch.cuda.is_available()
@@ -35,7 +35,7 @@ FLASH = "flash_attention_2"
 @pytest.fixture
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU counts as a GPU, where nothing is split in half precision."""
-    monkeypatch.setattr(fused, "_runs_on", lambda device: True)
+    monkeypatch.setattr(capture_module, "fusible", lambda query: True)
     monkeypatch.setattr(capture_module, "split_at", lambda *given: None)
 
 
@@ -92,7 +92,7 @@ LAST, FEW, NONE = torch.arange(40, 70), torch.tensor([0, 3, 17, 18, 41, 66]), to
     ],
 )
 @pytest.mark.parametrize("dtype", HALF)
-def test_masses_are_those_of_dense_softmax(everywhere, dim, kv, heads, answers, dtype) -> None:
+def test_masses_are_those_of_dense_softmax(dim, kv, heads, answers, dtype) -> None:
     call = call_of(dim, kv=kv, dtype=dtype)
     plan = AnswerRows(answers, 70)
     expected = dense(call, answers)[:, heads]
@@ -108,7 +108,7 @@ def test_masses_are_those_of_dense_softmax(everywhere, dim, kv, heads, answers, 
 @kernels
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("window", [None, 9, 40])
-def test_masks_of_tokens_and_windows(everywhere, side: str, window: int | None) -> None:
+def test_masks_of_tokens_and_windows(side: str, window: int | None) -> None:
     mask = torch.ones(2, 70, dtype=torch.bool if window else torch.long)
     mask[1, : 35 if side == "left" else 0] = 0
     mask[0, 62 if side == "right" else 70 :] = 0
@@ -119,7 +119,7 @@ def test_masks_of_tokens_and_windows(everywhere, side: str, window: int | None) 
 
 
 @kernels
-def test_what_is_not_finite_stays_so(everywhere) -> None:
+def test_what_is_not_finite_stays_so() -> None:
     call = call_of()
     call.key[0, 0, 5] = float("nan")
     mass = fused_mass(call, fused_rows(call), [0, 2], AnswerRows([LAST, LAST], 70), TINY).cpu()
@@ -152,15 +152,13 @@ def test_the_capture_is_the_same_by_both_ways(request: pytest.FixtureRequest) ->
         assert mass_difference(mass, present) < 1e-4
 
 
-def test_the_rule_names_what_the_kernels_cannot_do(everywhere) -> None:
+def test_the_rule_names_what_the_kernels_cannot_do() -> None:
     def takes(**given: object) -> bool:
         return fused_rows(call_of(**given)) is not None
 
     by_query, by_token = torch.ones(2, 1, 70, 70).tril().bool(), torch.ones(2, 70)
     assert all(takes(dim=dim) for dim in (16, 64, 80, 96, 128, 256))
     assert not any(takes(dim=dim) for dim in (8, 20, 72, 272))
-    assert not takes(dtype=torch.float32)
-    assert takes(dtype=torch.float16) and takes(dtype=torch.bfloat16)
     assert takes(mask=by_token) and not takes(mask=by_query)
     assert takes(name=FLASH, sliding_window=9) and takes(softcap=None)
     for options in (
@@ -176,10 +174,10 @@ def test_the_rule_names_what_the_kernels_cannot_do(everywhere) -> None:
         takes(is_causal=False)
 
 
-def test_a_cpu_computes_rows() -> None:
-    call = call_of()
-    assert DEVICE == "cuda" or fused_rows(call) is None
-    assert fused_rows(call._replace(query=call.query.float())) is None
+def test_half_precision_on_a_gpu_alone() -> None:
+    query = call_of(dtype=torch.bfloat16).query
+    assert fusible(query) == (DEVICE == "cuda")
+    assert not fusible(query.float()) and not fusible(query.cpu())
 
 
 def by_rows(call: AttentionCall, rows: Rows, heads: list[int], answers: AnswerRows) -> torch.Tensor:

@@ -9,12 +9,13 @@ The products are made twice, of the same half-precision queries and keys, summed
 the rows; queries and keys are read where they lie.
 
 `fused_rows` says which calls can take this way. The first of a layer that takes it is held against
-the float32 rows, and again the first of more than one span of keys (`FusedMasses`).
+the float32 rows, and again the first of several blocks, and of several spans (`FusedMasses`).
 """
 
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import e, log2
@@ -30,6 +31,7 @@ from probing.models.front import AttentionCall, Workspace
 
 WIDEST = 256  # numbers of a head
 SPAN = 1024  # keys of a span, whole blocks
+REACHES = (128, SPAN)  # tokens up to which a pass has one block of keys; one span
 # Largest difference that is accepted. The products of half-precision numbers are the same in both
 # ways; the order of sums in float32 is not, and a score may be a small difference of large ones.
 FUSED_TOLERANCE = {torch.bfloat16: 5e-3, torch.float16: 5e-3}
@@ -163,14 +165,14 @@ def fused_mass(
 class FusedMasses:
     """Masses by the kernels, in the layers where they have proven themselves.
 
-    The first call of a layer that they can do, and the first of more than one span of keys, is
-    held against the float32 rows. Where they do not hold, or can not be built here, the rows stay,
+    The first call of a layer that they can do, the first of several blocks and that of several
+    spans of keys are held against the float32 rows. Where they do not hold, or can not be built here, the rows stay,
     in all layers, and `refused` says why.
     """
 
     refused: str | None = None
-    # (layer, more than one span, with a mask) → the largest difference from the rows
-    differences: dict[tuple[int, bool, bool], float] = field(default_factory=dict)
+    # (layer, how many of `REACHES` are passed, with a mask) → the largest difference from the rows
+    differences: dict[tuple[int, int, bool], float] = field(default_factory=dict)
 
     @property
     def layers(self) -> frozenset[int]:
@@ -197,7 +199,7 @@ class FusedMasses:
         rows = None if self.refused else fused_rows(call)
         if rows is None:
             return by_rows()
-        kind = (layer, answers.tokens > SPAN, rows.mask is not None)
+        kind = (layer, bisect_left(REACHES, answers.tokens), rows.mask is not None)
         if kind in self.differences or not answers.width:
             return fused_mass(call, rows, heads, answers)
         expected = by_rows()

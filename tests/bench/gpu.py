@@ -157,7 +157,7 @@ def capture_part(on: Setting) -> Iterator[Row]:
 
                 ways = {"plain": plain, "capture": partial(captured, capture)}
                 if capture.fused.layers:
-                    ways["rows"] = partial(captured, rows)
+                    ways["capture by rows"] = partial(captured, rows)
                 try:
                     yield from _turns(on, shape, kernel, tokens, ways)
                 except torch.OutOfMemoryError:

@@ -217,14 +217,17 @@ def test_only_what_holds_is_used(everywhere, monkeypatch: pytest.MonkeyPatch) ->
         captured(monkeypatch, failing(torch.OutOfMemoryError("too much")))
 
 
-def test_more_than_a_span_is_proven_too(everywhere, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forty tokens reach into one span alone."""
+def test_longer_passes_are_proven_too(everywhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty tokens are in one block, which proves nothing for several, nor for several spans."""
     capture, _ = captured(monkeypatch, by_rows)
-    assert {wide for _, wide, _ in capture.fused.differences} == {False}
-    monkeypatch.setattr(fused, "SPAN", 32)
+    proven = [0]
     with capture:
-        capture(*batch())
-        assert {wide for _, wide, _ in capture.fused.differences} == {False, True}
+        for reaches in ((32, 64), (16, 32)):
+            assert sorted({reach for _, reach, _ in capture.fused.differences}) == proven
+            monkeypatch.setattr(fused, "REACHES", reaches)
+            capture(*batch())
+            proven.append(len(proven))
+        assert sorted({reach for _, reach, _ in capture.fused.differences}) == [0, 1, 2]
         monkeypatch.setattr(fused, "mass_difference", failing(AssertionError("proven twice")))
         capture(*batch())
 

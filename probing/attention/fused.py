@@ -166,8 +166,8 @@ class FusedMasses:
     """Masses by the kernels, in the layers where they have proven themselves.
 
     The first call of a layer that they can do, the first of several blocks and that of several
-    spans of keys are held against the float32 rows. Where they do not hold, or can not be built here, the rows stay,
-    in all layers, and `refused` says why.
+    spans of keys are held against the float32 rows. Where they do not hold, or cannot be built
+    here, the rows stay, in all layers, and `refused` says why.
     """
 
     refused: str | None = None

@@ -198,14 +198,19 @@ def _timed(work: Any, device: torch.device) -> tuple[float, int]:
     """Seconds and peak bytes of one call."""
     cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    started = time.perf_counter()
+    started = _now(device)
     work()
-    if cuda:
-        torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() if cuda else 0
-    return time.perf_counter() - started, peak
+    taken = _now(device) - started
+    return taken, torch.cuda.max_memory_allocated() if cuda else 0
+
+
+def _now(device: torch.device) -> float:
+    """Seconds: of the clock on a GPU, of the process on a CPU, which others may share."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def step_part(on: Setting) -> Iterator[Row]:
@@ -244,12 +249,10 @@ def _train(method: str, shape: str, on: Setting, out: Path) -> tuple[list[float]
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            _timed(lambda: None, on.device)
-            self.began = time.perf_counter()
+            self.began = _now(on.device)
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            _timed(lambda: None, on.device)
-            seconds.append(time.perf_counter() - self.began)
+            seconds.append(_now(on.device) - self.began)
 
     def rollouts(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]

@@ -110,7 +110,8 @@ def _typed(line: dict[str, Any], name: str, kind: type, required: bool) -> Any:
     value = line.get(name)
     if value is None:
         if required:
-            raise BadLine("missing field", f"the field {name!r} is missing")
+            hint = "; kfh import makes traces of records of other forms"
+            raise BadLine("missing field", f"the field {name!r} is missing{hint}")
         return None
     if not isinstance(value, kind):
         raise BadLine("wrong type", f"{name!r} must be {kind.__name__}, is {value!r:.40}")

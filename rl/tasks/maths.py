@@ -26,6 +26,7 @@ from rl.tasks.forms import TEXT, formula, plain, terms, untexted
 from rl.tasks.worker import Worker
 
 TIMEOUT = 5  # seconds for one verdict
+LONGEST_REFERENCE = 200  # characters; a longer one is prose, to which nothing is compared
 LONGEST = 4000  # characters of a formula, and of an answer that states nothing, from its end
 # A text: a word of four letters and what follows it, or one of a script that formulas do not use.
 _WORDS = re.compile(
@@ -73,8 +74,8 @@ def maths_readable(reference: str) -> bool:
 def maths_verdict(reference: str, answer: str) -> bool | None:
     r"""Whether an answer is right; None where it cannot be told.
 
-    That is so where the reference is no answer that can be read (a proof, say), where it is a text
-    that the answer does not state, and where the verifier fails or takes too long.
+    That is so where the reference is no answer that can be read (a proof, a program), where it is
+    a text that the answer does not state, and where the verifier fails or takes too long.
 
     Args:
         reference: the right answer, or a solution that states it (see `final_answer`).
@@ -88,6 +89,8 @@ def maths_verdict(reference: str, answer: str) -> bool | None:
     try:
         if maths_correct(reference, answer, think_end=""):
             return True
+        if len(reference) > LONGEST_REFERENCE:
+            return None
         known = _readable(reference) and not maths_unstated(reference, answer)
     except Exception:  # noqa: BLE001  # parsers raise anything
         return None

@@ -23,7 +23,7 @@ from rl.evaluation.summary import set_figures
 from rl.sampling.responses import Response
 from rl.tasks import maths
 from rl.tasks.answers import boxed_answers
-from rl.tasks.maths import final_answer, maths_correct, maths_unstated
+from rl.tasks.maths import final_answer, maths_correct, maths_unstated, maths_verdict
 from rl.tasks.questions import load_questions
 from rl.tasks.verdicts import question_of
 from rl.tasks.worker import Worker
@@ -241,3 +241,28 @@ def test_no_process_is_left_behind(busy: bool) -> None:
     process.wait()
     process.stdout.close()
     assert gone(pid)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "verdict"),
+    [
+        (r"We add, so it is $\boxed{\frac12}$.", r"Hence \boxed{0.5}.", True),
+        ("She sells 18. #### 18", r"\boxed{17}", False),
+        ("Paris", "It lies in France.", None),  # a text that the answer does not state
+        ("Paris", r"\boxed{Rome}", False),
+        ("def f(x): return x + 1\n" * 20, r"\boxed{7}", None),  # a program
+        (r"\boxed{\frac{1}{", r"\boxed{7}", None),  # cannot be read
+    ],
+)
+def test_a_verdict_is_given_only_where_it_can_be(
+    reference: str, answer: str, verdict: bool | None
+) -> None:
+    assert maths_verdict(reference, answer) is verdict
+
+
+def test_a_verdict_that_takes_too_long_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*given: object) -> bool:
+        raise TimeoutError
+
+    monkeypatch.setattr(maths, "maths_correct", late)
+    assert maths_verdict("4", r"\boxed{4}") is None

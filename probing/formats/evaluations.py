@@ -48,7 +48,9 @@ def lighteval(record: Record) -> Iterator[Draft | BadLine]:
 
     Fields as in its reference (`Doc`: `query`, `choices`, `gold_index`, `id`; `ModelResponse`:
     `input`, `text[]`, `reasonings[]`); each may stand under `__doc__` and so on, or as JSON text.
+    Older ones (`DetailsLogger.Detail`): `full_prompt`, `predictions[]`, `gold[]`, `metrics`.
     """
+    record = _newer(record) if "full_prompt" in record else record
     doc, response, metric = (
         _object(record.get(name, record.get(f"__{name}__")), name)
         for name in ("doc", "model_response", "metric")
@@ -73,6 +75,17 @@ def lighteval(record: Record) -> Iterator[Draft | BadLine]:
             correct=_metric(metric, list(metric)) if len(texts) == 1 else None,
             number=number if len(texts) > 1 else None,
         )
+
+
+def _newer(record: Record) -> Record:
+    """A row of older details in the form of those of today."""
+    texts, gold = record.get("predictions"), record.get("gold")
+    texts = texts[0] if isinstance(texts, list) and texts and isinstance(texts[0], list) else texts
+    return {
+        "doc": {"query": record.get("example"), "gold_index": 0, "choices": gold},
+        "model_response": {"input": record.get("full_prompt"), "text": texts},
+        "metric": record.get("metrics"),
+    }
 
 
 def inspect(record: Record) -> Iterator[Draft | BadLine]:

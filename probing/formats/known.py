@@ -124,7 +124,11 @@ FORMATS = {
     ),
     "lighteval": Format(
         "lighteval details",
-        (("doc", "model_response"), ("__doc__", "__model_response__")),
+        (
+            ("doc", "model_response"),
+            ("__doc__", "__model_response__"),
+            ("full_prompt", "predictions"),
+        ),
         evaluations.lighteval,
         "doc, model_response.text[], metric",
     ),

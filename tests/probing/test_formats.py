@@ -138,7 +138,11 @@ RECORDS: dict[str, list[dict[str, Any]]] = {
             "doc": {"query": ASK, "choices": ["4"], "gold_index": 0, "id": "7", "task_name": "x"},
             "model_response": {"input": [USER], "text": [RIGHT], "reasonings": [THINK]},
             "metric": {"extractive_match": 1},
-        }
+        },
+        {
+            "example": f"{ASK} Again?", "full_prompt": f"Q: {ASK}\nA:", "predictions": [MARKED],
+            "gold": ["5"], "metrics": {"em": 0.0}, "choices": [],
+        },
     ],
     "inspect": [
         {
@@ -208,7 +212,7 @@ def test_each_format_is_known_and_gives_its_texts_and_verdicts(name: str, tmp_pa
     verdicts = {
         "openr1": [True, False], "openthoughts": [True], "s1k": [True, False, True],
         "thought-anchors": [True], "processbench": [False], "prm800k": [True, False],
-        "lm-eval": [True, False], "lighteval": [True], "inspect": [True], "batch": [None],
+        "lm-eval": [True, False], "lighteval": [True, False], "inspect": [True], "batch": [None],
         "vllm": [None], "chat": [None, True, None, None], "conversations": [None],
         "messages": [True, None], "solution": [True], "pair": [True], "string": [None],
     }  # fmt: skip

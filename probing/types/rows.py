@@ -1,0 +1,310 @@
+"""What the published types need of a trace's rows, in one pass and without a T × T matrix.
+
+The steps of `StepRows`, with the same numbers in the code:
+1. Rows are computed, a chunk at a time, of the steps (all their tokens, or so many of each, evenly
+   spread), of the answer, and of the tokens that wrote the answer.
+2. Of each chunk, rows of one step are averaged and summed by the step of their key: M_ij. The
+   answer's own rows and that of the end mark's last token are summed in the same way.
+3. Each row says how far back it looks and what it gives the first token; rows before a token of
+   the answer, which key they look at most.
+4. Each row's last keys, a band along the diagonal, give the windowed distance of its token and,
+   added up by key, the influence on later tokens.
+What is left of a layer is (head, step, step) at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probing.attention.capture import AttentionCapture, CapturePass
+from probing.attention.rows import Chunk, Rows
+from probing.choices import Head
+from probing.models.front import AttentionCall, Workspace
+from probing.traces.tokens import EncodedTrace
+from probing.types.formulas import FUTURE, WINDOW
+
+
+@dataclass(frozen=True, eq=False)
+class StepFigures:
+    """What one pass says of the heads of a trace.
+
+    Args:
+        attention: M_ij, mean attention from a token of step i (of its rows) to one of step j; 0
+            of a step without a token.
+        mark: attention of the last token before the answer to a token of each step.
+        span: mean tokens looked back by the answer, per unit of attention.
+        sink: share of the answer's attention on the first token.
+        distance: as `span`, of all rows.
+        waad: mean windowed distance of a step's tokens.
+        fai: mean influence of a step's tokens on later ones, of those that a row can say it of.
+        looked_at: the key that was looked at most when each token of the answer was written.
+    """
+
+    attention: Float[np.ndarray, "head step step"]
+    mark: Float[np.ndarray, "head step"]
+    span: Float[np.ndarray, "head"]
+    sink: Float[np.ndarray, "head"]
+    distance: Float[np.ndarray, "head"]
+    waad: Float[np.ndarray, "head step"]
+    fai: Float[np.ndarray, "head step"]
+    looked_at: Int[np.ndarray, "head answer"]
+
+
+@dataclass(frozen=True, eq=False)
+class RowPlan:
+    """Which rows are computed of a trace, and what for (1).
+
+    Args:
+        at: their positions, ascending.
+        steps: for each step which of the rows are its own.
+        answer: which are F; all of it.
+        before: which stand before a token of F.
+        mark: which is the last token of the end mark.
+        spans: of the steps.
+    """
+
+    at: Int[Tensor, "row"]
+    steps: list[Int[Tensor, "_"]]
+    answer: Int[Tensor, "answer"]
+    before: Int[Tensor, "answer"]
+    mark: Int[Tensor, "1"]
+    spans: Int[np.ndarray, "step 2"]
+
+    @classmethod
+    def of(cls, trace: EncodedTrace, most: int | None, behind: int) -> RowPlan:
+        """The plan for a trace with an answer; of each step `most` rows, None: all of it.
+
+        Without a bound every row from the first step on is taken. `behind` is the first token
+        behind the end mark.
+        """
+        own = [spread(int(first), int(last), most) for first, last in trace.spans]
+        answer = np.flatnonzero(trace.answer)
+        wanted = [*own, answer, answer - 1, np.array([behind - 1])]
+        if most is None:
+            wanted.append(np.arange(int(trace.spans[:, 0].min(initial=len(trace))), len(trace)))
+        at = np.unique(np.concatenate(wanted))
+
+        def places(of: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.searchsorted(at, of))
+
+        steps = [places(rows) for rows in own]
+        mark = places(np.array([behind - 1]))
+        before = places(answer - 1)
+        return cls(torch.from_numpy(at), steps, places(answer), before, mark, trace.spans)
+
+
+def spread(first: int, last: int, most: int | None) -> Int[np.ndarray, "row"]:
+    """At most so many positions of a span, evenly spread; the middle of each part.
+
+    Example:
+        >>> spread(10, 20, 2).tolist(), spread(10, 12, 4).tolist()
+        ([12, 17], [10, 11])
+    """
+    size = last - first
+    count = size if most is None else min(most, size)
+    return first + (np.arange(count) * 2 + 1) * size // max(2 * count, 1)
+
+
+class StepPass(CapturePass):
+    """Collects `StepFigures` of all heads of one trace, layer by layer."""
+
+    def __init__(self, plan: RowPlan, tokens: int, workspace: Workspace) -> None:
+        super().__init__(torch.zeros((1, tokens), dtype=torch.bool), [], workspace)
+        self.plan = plan
+        self.found: list[dict[str, Tensor]] = []
+
+    def add(self, layer: int, call: AttentionCall, split: Any = None) -> None:
+        """Rows of all heads of this layer; `split` is never given."""
+        rows = Rows(call, None, self.workspace)
+        sums = _LayerSums(self.plan, self.tokens, rows)
+        for chunk in rows.chunks(0, self.plan.at):
+            sums.add(chunk)
+        self.found.append(sums.figures())
+
+    def figures(self) -> StepFigures:
+        """Of all layers, in the order of the heads."""
+        names = [item.name for item in fields(StepFigures)]
+        return StepFigures(**{n: torch.cat([f[n] for f in self.found]).numpy() for n in names})
+
+
+class _LayerSums:
+    """The sums of one layer."""
+
+    def __init__(self, plan: RowPlan, tokens: int, rows: Rows) -> None:
+        self.plan, device = plan, rows.query.device
+        self.at = plan.at.to(device)
+        self.looks = rows.sinks is not None  # rows need not sum to one
+        kv, group, steps = rows.key.shape[1], rows.group, len(plan.spans)
+        self.members = torch.zeros((tokens, steps), device=device)  # of steps, by key
+        for step, (first, last) in enumerate(plan.spans):
+            self.members[first:last, step] = 1 / max(int(last - first), 1)
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros((kv, group, *shape), dtype=dtype, device=device)
+
+        self.blocks = empty(steps + 1, steps)  # the last: of the end mark
+        self.far, self.first, self.total, self.waad = (empty(len(plan.at)) for _ in range(4))
+        self.later = empty(tokens)
+        self.looked_at = empty(len(plan.before), dtype=torch.long)
+        # Classes of rows: each step, and the end mark; and by row which of them, for `add`.
+        self.classes = [*plan.steps, plan.mark]
+
+    def add(self, chunk: Chunk) -> None:
+        """Rows of some heads."""
+        begin, end = chunk.rows.start, chunk.rows.stop
+        at, length = self.at[chunk.rows], chunk.probs.shape[-1]
+        self._by_step(chunk, begin, end, length)  # 2
+        keys = torch.zeros((length, 3), device=at.device)
+        keys[:, 0], keys[:, 1], keys[0, 2] = 1, torch.arange(length, device=at.device), 1
+        total, place, first = (chunk.probs @ keys).movedim(1, 2).unbind(-1)  # 3
+        there = (chunk.kv, slice(None), chunk.rows)
+        self.far[there], self.first[there] = at * total - place, first
+        self.total[there] = total
+        wanted = (self.plan.before >= begin) & (self.plan.before < end)
+        if wanted.any():
+            rows = self.plan.before[wanted] - begin
+            most = chunk.probs[:, rows].max(dim=-1).indices.transpose(1, 2)
+            self.looked_at[chunk.kv, :, wanted] = most
+        self._band(chunk, at, total, there)  # 4
+
+    def _by_step(self, chunk: Chunk, begin: int, end: int, length: int) -> None:
+        """Mean rows of each class, summed by the step of the key."""
+        inside = []
+        for number, own in enumerate(self.classes):
+            mine = own[(own >= begin) & (own < end)] - begin
+            if len(mine):
+                inside.append((number, chunk.probs[:, mine].sum(dim=1) / len(own)))
+        if inside:
+            numbers = torch.tensor([number for number, _ in inside], device=chunk.probs.device)
+            rows = torch.stack([row for _, row in inside], dim=2)  # kv, group, class, key
+            self.blocks[chunk.kv].index_add_(2, numbers, rows @ self.members[:length])
+
+    def _band(self, chunk: Chunk, at: Tensor, total: Tensor, there: Any) -> None:
+        """The last keys of each row: the windowed distance, and what is given to each of them."""
+        back = torch.arange(FUTURE[1] + 1, device=at.device)
+        keys = at[:, None] - back
+        real = keys >= 0
+        index = keys.clamp(min=0)[None, :, None].expand(*chunk.probs.shape[:3], -1)
+        band = chunk.probs.gather(-1, index) * real[:, None]
+        near = (WINDOW - back).clamp(min=0).float()
+        self.waad[there] = WINDOW * total - (band @ near).movedim(1, 2)
+        late = band[..., FUTURE[0] :].transpose(1, 2).flatten(2)
+        to = keys.clamp(min=0)[:, FUTURE[0] :].flatten()
+        self.later[chunk.kv].index_add_(2, to, late)
+
+    def figures(self) -> dict[str, Tensor]:
+        """(head, …) of this layer, on the CPU."""
+        plan, steps = self.plan, len(self.plan.spans)
+        answer = plan.answer
+        looked = self.total[..., answer].sum(-1)
+        found = {
+            "attention": self.blocks[..., :steps, :],
+            "mark": self.blocks[..., steps, :],
+            "span": self.far[..., answer].sum(-1) / looked,
+            "sink": self.first[..., answer].sum(-1) / looked,
+            "distance": self.far.sum(-1) / self.total.sum(-1),
+            "waad": self._mean_rows(self.waad),
+            "fai": self._influence(),
+            "looked_at": self.looked_at,
+        }
+        return {name: value.flatten(0, 1).cpu() for name, value in found.items()}
+
+    def _mean_rows(self, values: Float[Tensor, "kv group row"]) -> Float[Tensor, "kv group step"]:
+        """The mean over the rows of each step; 0 without one."""
+        means = [values[..., own].sum(-1) / max(len(own), 1) for own in self.plan.steps]
+        return torch.stack(means, dim=-1) if means else values[..., :0]
+
+    def _influence(self) -> Float[Tensor, "kv group step"]:
+        """What later rows give to a step's tokens, by row that could give, then by token."""
+        tokens = self.later.shape[-1]
+        count = torch.zeros(tokens + 1, device=self.at.device)
+        ones = torch.ones(len(self.at), device=self.at.device)
+        low, high = (self.at - FUTURE[1]).clamp(min=0), (self.at - FUTURE[0] + 1).clamp(min=0)
+        count.index_add_(0, low, ones).index_add_(0, high, -ones)
+        count = count.cumsum(0)[:tokens].round()
+        known = (count > 0).float()
+        share = self.members * known[:, None]
+        share = share / share.sum(dim=0).clamp(min=1e-12)
+        return (self.later / count.clamp(min=1)) @ share
+
+
+class StepRows(AttentionCapture):
+    """Takes `StepFigures` of traces, all heads; proves itself as a capture does.
+
+    Args:
+        model: a loaded transformers model.
+        most: rows of each step, evenly spread; None: all rows.
+        chunk_bytes: memory of a chunk of rows, see `AttentionCapture`.
+
+    Raises:
+        ModelError: the model's attention cannot be captured.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, most: int | None = None, *, chunk_bytes: int | None = None
+    ) -> None:
+        super().__init__(model, chunk_bytes=chunk_bytes)
+        self.most = most
+
+    def figures(
+        self, trace: EncodedTrace, behind: int | None = None
+    ) -> tuple[StepFigures, Float[Tensor, "token hidden"]]:
+        """One forward pass, within a `with` block; with the last hidden state.
+
+        Args:
+            trace: with an answer that does not stand at its very beginning.
+            behind: the first token behind the end mark; None: the first of F.
+
+        Raises:
+            ValueError: it has no such answer.
+        """
+        if not trace.answer.any() or trace.answer[0]:
+            raise ValueError(f"trace {trace.id}: an answer with a token before it is needed")
+        behind = int(trace.answer.argmax()) if behind is None else behind
+        collected = StepPass(RowPlan.of(trace, self.most, behind), len(trace), self._workspace)
+        ids = torch.from_numpy(trace.ids)[None].to(self._device())
+        hidden = self._run(collected, ids, None, self.trunk)
+        return collected.figures(), hidden[0]
+
+
+class PatternPass(CapturePass):
+    """Adds up the attention on patterns over all rows of one short input (`pattern_score`)."""
+
+    def __init__(self, patterns: Bool[Tensor, "pattern query key"], workspace: Workspace) -> None:
+        super().__init__(torch.zeros((1, patterns.shape[1]), dtype=torch.bool), [], workspace)
+        self.patterns = patterns
+        self.found: list[Float[Tensor, "head pattern"]] = []
+
+    def add(self, layer: int, call: AttentionCall, split: Any = None) -> None:
+        """All rows of all heads of this layer; `split` is never given."""
+        rows = Rows(call, None, self.workspace)
+        patterns = self.patterns.to(call.query.device).float()
+        shape = (rows.key.shape[1], rows.group, len(patterns) + 1)
+        sums = torch.zeros(shape, device=call.query.device)
+        for chunk in rows.chunks(0, torch.arange(self.tokens)):
+            on = patterns[:, chunk.rows, : chunk.probs.shape[-1]]
+            sums[chunk.kv, :, :-1] += torch.einsum("krgn,prn->kgp", chunk.probs, on)
+            sums[chunk.kv, :, -1] += chunk.probs.sum(dim=(1, 3))
+        self.found.append((sums[..., :-1] / sums[..., -1:]).flatten(0, 1).cpu())
+
+
+def pattern_scores(
+    capture: StepRows, ids: Int[Tensor, "token"], patterns: Sequence[Bool[np.ndarray, "query key"]]
+) -> Float[np.ndarray, "head pattern"]:
+    """`pattern_score` of every head on an input, within a `with` block of the capture."""
+    collected = PatternPass(torch.from_numpy(np.stack(patterns)), capture._workspace)
+    capture._run(collected, ids[None].to(capture._device()), None, capture.trunk)
+    return np.asarray(torch.cat(collected.found).numpy())
+
+
+def heads_below(heads: Sequence[Head]) -> Bool[np.ndarray, "head"]:
+    """Which heads are of the lower half of the layers (TRAAC, arXiv 2510.01581)."""
+    layers = sorted({layer for layer, _ in heads})
+    return np.array([layer in layers[: max(1, len(layers) // 2)] for layer, _ in heads])

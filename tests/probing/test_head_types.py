@@ -1,0 +1,167 @@
+"""Published head types and step scorers: each against a dense computation of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from families import tiny
+from scipy.stats import kurtosis, rankdata
+
+from probing.errors import ModelError
+from probing.models.proof import output_head
+from probing.traces.tokens import EncodedTrace
+from probing.types import formulas
+from probing.types.doubt import doubts, step_doubts
+from probing.types.gradient import OutputGradient
+from probing.types.rows import StepRows, heads_below, pattern_scores
+
+SPANS = np.array([[6, 14], [14, 17], [17, 17], [17, 40], [40, 61], [61, 70], [70, 78]])
+BEHIND, TOKENS = 80, 96
+FAMILIES = ["llama", "qwen2-window", "gemma2", "gpt_oss"]
+
+
+def trace() -> EncodedTrace:
+    ids = np.random.default_rng(3).integers(3, 101, TOKENS)
+    ids[85] = ids[30]
+    answer = np.arange(TOKENS) >= BEHIND + 2
+    return EncodedTrace("t", ids, 6, SPANS, answer)
+
+
+def dense(family: str) -> np.ndarray:
+    """Attention of every head by the family's own eager kernel: (head, query, key)."""
+    model = tiny(family, attention="eager")
+    with torch.no_grad():
+        ids = torch.from_numpy(trace().ids)[None]
+        rows = model(input_ids=ids, output_attentions=True, use_cache=False).attentions
+    return torch.cat([layer[0] for layer in rows]).double().numpy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_say_what_dense_attention_says(family: str) -> None:
+    rows, of = dense(family), trace()
+    attention = "eager" if family[0] == "g" else "sdpa"  # these have no other
+    with StepRows(tiny(family, attention=attention), chunk_bytes=8 << 10) as capture:
+        found, _ = capture.figures(of, BEHIND)
+    at, written = np.arange(TOKENS), np.flatnonzero(of.answer)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        parts = [values[..., a:b].mean(-1) if b > a else 0 * values[..., 0] for a, b in SPANS]
+        return np.stack(parts, axis=-1)
+
+    by_step = mean(rows)  # head, query, step
+    expected = {
+        "attention": mean(by_step.swapaxes(1, 2)).swapaxes(1, 2),
+        "mark": by_step[:, BEHIND - 1],
+        "waad": mean(formulas.windowed_distance(rows, at)),
+        "fai": mean_known(formulas.future_influence(rows[:, 6:], at[6:])),
+        "sink": rows[:, written, 0].sum(-1) / rows[:, written].sum((1, 2)),
+    }
+    back = at[:, None] - at
+    expected["span"] = (rows * back)[:, written].sum((1, 2)) / rows[:, written].sum((1, 2))
+    expected["distance"] = (rows * back)[:, 6:].sum((1, 2)) / rows[:, 6:].sum((1, 2))
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(found, name), value, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert (found.looked_at == rows[:, written - 1].argmax(-1)).mean() > 0.999  # but for ties
+    needle = (at >= 6) & (at < 78)
+    share = formulas.copied(found.looked_at, of.ids, written, needle).mean(1)
+    most = rows[:, written - 1].argmax(-1)
+    ours = [[6 <= k < 78 and of.ids[k] == of.ids[t] for k, t in zip(row, written)] for row in most]
+    np.testing.assert_allclose(share, np.mean(ours, axis=1), atol=1e-9)
+
+
+def mean_known(values: np.ndarray) -> np.ndarray:
+    """By step, of the tokens that some row stands 10 to 50 behind."""
+    known = np.arange(TOKENS) + 10 < TOKENS
+    parts = [values[..., a:b][..., known[a:b]] for a, b in SPANS]
+    return np.stack([p.mean(-1) if p.shape[-1] else 0 * values[..., 0] for p in parts], axis=-1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_patterns(family: str) -> None:
+    ids = torch.arange(3, 15).repeat(2)
+    patterns = [formulas.previous_token(24), formulas.induction(24, 12)]
+    assert patterns[1].sum() == 13 and patterns[1][12, 1] and patterns[1][23, 12]
+    eager = tiny(family, attention="eager")
+    with torch.no_grad():
+        rows = eager(input_ids=ids[None], output_attentions=True, use_cache=False).attentions
+    rows = torch.cat([layer[0] for layer in rows]).double().numpy()
+    with StepRows(tiny(family, attention="eager"), chunk_bytes=1 << 10) as capture:
+        found = pattern_scores(capture, ids, patterns)
+    for place, pattern in enumerate(patterns):
+        np.testing.assert_allclose(
+            found[:, place], formulas.pattern_score(rows, pattern), atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_gradient(family: str) -> None:
+    """Against autograd on what goes into each output projection, taken by hooks."""
+    of = trace()
+    written = np.flatnonzero(of.answer)
+    found = OutputGradient(tiny(family))(of.ids, written)
+    model, kept = tiny(family, attention="eager"), []
+
+    def keep(module: torch.nn.Module, given: tuple) -> None:
+        given[0].retain_grad()
+        kept.append(given[0])
+
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.register_forward_pre_hook(keep)
+    ids = torch.from_numpy(of.ids)
+    chances = model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(-1)
+    chances[written - 1, ids[written]].sum().backward()
+    own = [(z * z.grad)[0, written - 1].unflatten(-1, (4, -1)).sum((0, 2)) for z in kept]
+    np.testing.assert_allclose(found, torch.cat(own).detach().numpy(), rtol=1e-3, atol=1e-4)
+    assert np.abs(found).max() > 1e-2
+    frozen = tiny(family).requires_grad_(False)
+    np.testing.assert_allclose(OutputGradient(frozen)(of.ids, written), found, rtol=1e-3, atol=1e-4)
+
+
+def test_doubts() -> None:
+    of, model = trace(), tiny("llama")
+    head = output_head(model)
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(of.ids)[None], use_cache=False).logits[0]
+        hidden = model.model(input_ids=torch.from_numpy(of.ids)[None], use_cache=False)[0][0]
+    p = logits.double().softmax(-1).numpy()
+    surprisal, entropy = doubts(hidden, of.ids, head)
+    np.testing.assert_allclose(surprisal[1:], -np.log(p[np.arange(95), of.ids[1:]]), atol=1e-5)
+    np.testing.assert_allclose(entropy[1:], -(p[:-1] * np.log(p[:-1])).sum(-1), atol=1e-5)
+    means, firsts = step_doubts(surprisal, entropy, SPANS)
+    assert means[1] == pytest.approx(surprisal[14:17].mean()) and means[2] == firsts[2] == 0
+    assert firsts[3] == entropy[17]
+    with pytest.raises(ModelError, match="soft-cap"):
+        output_head(tiny("gemma2", final_logit_softcapping=2.0))
+
+
+def published_vertical(matrix: np.ndarray, near: int, ranked: bool) -> np.ndarray:
+    """v_j by loops over what the paper says."""
+    n = len(matrix)
+    out = np.full(n, np.nan)
+    for j in range(n):
+        column = []
+        for i in range(j + near, n):
+            row = matrix[i, : i - near + 1]
+            column.append(rankdata(row)[j] / len(row) if ranked else matrix[i, j])
+        out[j] = np.mean(column) if column else np.nan
+    return out
+
+
+@pytest.mark.parametrize("ranked", [False, True])
+def test_receiver(ranked: bool) -> None:
+    m = np.tril(np.random.default_rng(0).random((2, 9, 9)).round(1))
+    v = formulas.vertical_scores(m, ranked=ranked)
+    np.testing.assert_allclose(v, [published_vertical(one, 4, ranked) for one in m], atol=1e-12)
+    expected = kurtosis(v[:, :5], axis=1, fisher=True)
+    np.testing.assert_allclose(formulas.receiver_score(v), expected, atol=1e-9)
+    assert np.isnan(formulas.receiver_score(np.full((1, 9), 0.25))).all()
+
+
+def test_forward_influence_and_the_rest() -> None:
+    m = np.tril(np.random.default_rng(1).random((3, 8, 8)))
+    expected = [max(m[h, k + 4 :, k].sum() for h in range(3)) for k in range(8)]
+    np.testing.assert_allclose(formulas.forward_influence(m), expected)
+    assert (
+        heads_below([(0, 0), (0, 1), (3, 0), (7, 0), (7, 1)]).tolist() == [True, True] + [False] * 3
+    )

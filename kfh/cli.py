@@ -35,6 +35,7 @@ COMMANDS = {
         Command("segment", "probe:segment", TRACES, "Cut the reasoning of each trace into steps."),
         Command("label", "label:label", TRACES, "Label steps by cause, rules or judges; compare."),
         Command("probe", "probe:probe", HEADS, "Rank the attention heads; save the head set."),
+        Command("heads", "heads:heads", HEADS, "What else are these heads? Show, import, compare."),
         Command("plot", "show:plot", HEADS, "Draw what folders hold; traces; the paper's page."),
         Command("ablate", "ablate:ablate", HEADS, "Remove steps or change heads; answer again."),
         Command("stability", "robustness:stability", HEADS, "Are the heads of probes the same?"),
@@ -46,7 +47,7 @@ COMMANDS = {
     )
 }
 # What goes on from what is there, called again after an interruption; a training run is asked to.
-GO_ON = {"rollout", "label", "probe", "ablate", "eval", "compare"}
+GO_ON = {"rollout", "label", "probe", "heads", "ablate", "eval", "compare"}
 
 
 class Commands(TyperGroup):

@@ -77,6 +77,7 @@ ORDER = {
         "answers ranking",
         "folder labelling interventions",
         "run robustness viewer",
+        "types",
         "figures",
     ],
     "rl": [

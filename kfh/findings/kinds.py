@@ -22,10 +22,12 @@ from kfh.findings.interventions import read_ablation
 from kfh.findings.probe import read_probe
 from kfh.findings.robustness import read_sample_size, read_stability
 from kfh.findings.runs import comparisons, read_comparison, read_runs
+from kfh.findings.types import read_types
 
 # In the order of the report.
 KINDS = [
     Kind("probe", "run.json", read_probe),
+    Kind("head types", "types.json", read_types),
     Kind("sample size", "sample_size.json", read_sample_size),
     Kind("stability", "stability.json", read_stability),
     Kind("ablation", "ablation.json", read_ablation),

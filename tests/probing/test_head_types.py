@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from families import tiny
+from helpers import model_folder, trace_line, write_lines
 from scipy.stats import kurtosis, rankdata
 
-from probing.errors import ModelError
+from probing.config import ProbeConfig
+from probing.errors import ConfigError, DataError, ModelError
+from probing.folder import ProbeResult
 from probing.models.proof import output_head
+from probing.run import encoded_as, probe
 from probing.traces.tokens import EncodedTrace
 from probing.types import formulas
+from probing.types.config import TYPES, TypesConfig
 from probing.types.doubt import doubts, step_doubts
 from probing.types.gradient import OutputGradient
+from probing.types.job import measure_types
+from probing.types.result import HeadTypes
 from probing.types.rows import StepRows, heads_below, pattern_scores
 
 SPANS = np.array([[6, 14], [14, 17], [17, 17], [17, 40], [40, 61], [61, 70], [70, 78]])
@@ -165,3 +176,108 @@ def test_forward_influence_and_the_rest() -> None:
     assert (
         heads_below([(0, 0), (0, 1), (3, 0), (7, 0), (7, 1)]).tolist() == [True, True] + [False] * 3
     )
+
+
+def test_published_code_gives_the_same() -> None:
+    """What `get_vertical_scores` of the authors' repository gave for this matrix, and kurtosis."""
+    m = np.tril((np.arange(64).reshape(8, 8) * 7 % 11) / 11)
+    for ranked, scores, score in (
+        (False, [0.5, 0.181818, 0.863636, 0.545455], -1.0176208),
+        (True, [0.854167, 0.361111, 1.0, 0.5], -1.7190835),
+    ):
+        v = formulas.vertical_scores(m, ranked=ranked)
+        np.testing.assert_allclose(v[:4], scores, atol=1e-6)
+        assert formulas.receiver_score(v) == pytest.approx(score, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("types")
+    model = model_folder(folder / "model")
+    lines = [trace_line(n, steps=8) for n in range(6)]
+    traces = write_lines(folder / "traces.jsonl", lines)
+    probe(ProbeConfig(model=str(model), traces=traces, out=folder / "probe"))
+    return folder / "probe"
+
+
+def test_job_beside_a_probe(probed: Path) -> None:
+    config = TypesConfig(probed, types=TYPES, rows="all", repeated=8, draws=2)
+    found = measure_types(config)
+    assert {*TYPES} <= {*found.table} and found.table[list(TYPES)].notna().all(axis=None)
+    result = ProbeResult.load(probed)
+    rows = {row["scorer"]: row for row in found.content["scorers"]}
+    # The probe's own control, and the set on the half that it was not chosen on.
+    everything = result.controls.set_index("control").loc["all heads"]
+    assert rows["all heads"]["sra"] == pytest.approx(everything["sra"])
+    for name in ("sra", "sra_low", "sra_high", "sra_select"):
+        point = {"sra": "sra_held_out", "sra_select": "sra_select"}.get(name)
+        if point:
+            assert rows["head set"][point] == pytest.approx(result.set_point[name])
+    assert rows["head set"]["less"] == 0 and rows["FCI"]["less"] == pytest.approx(
+        rows["head set"]["sra_held_out"] - rows["FCI"]["sra_held_out"]
+    )
+    by_type = {row["type"]: row for row in found.content["types"]}
+    strongest = found.table.sort_values("receiver", ascending=False)[["layer", "head"]].to_numpy()
+    assert by_type["receiver"]["strongest"][0][:2] == strongest[0].tolist()
+    assert "heads of the set" in found.content["verdict"][0]
+    loaded = HeadTypes.load(probed)
+    assert loaded.content["verdict"] == found.content["verdict"]
+    assert loaded.table.equals(found.table)
+
+
+def test_qr_and_calibration_of_one_trace(probed: Path) -> None:
+    """By eager attention of the trace, and of its context with the null answer."""
+    result = ProbeResult.load(probed)
+    model, tokenizer = replace(result.config, attention="eager").load()
+    trace = next(result.traces([result.ranked[0]]))
+    of = encoded_as(result.config, tokenizer, trace)
+    first, null = int(of.answer.argmax()), tokenizer("N/A")["input_ids"]
+
+    def looks(ids: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            out = model(input_ids=torch.tensor([ids]), output_attentions=True, use_cache=False)
+        rows = torch.cat([layer[0] for layer in out.attentions]).numpy()[:, first:]
+        means = [rows[..., a:b].mean(-1).mean(-1) for a, b in of.spans]
+        return np.stack(means, axis=1)  # head, step
+
+    expected = looks(of.ids.tolist()) - looks([*of.ids[:first].tolist(), *null])
+    essential = np.array([step.label == "essential" for step in trace.steps])
+    qr = (expected * np.diff(of.spans, axis=1)[:, 0])[:, essential].sum(1)
+    line = json.loads((probed / "types.jsonl").read_text().splitlines()[1])
+    assert line["id"] == trace.id
+    np.testing.assert_allclose(line["heads"]["qr"], qr, atol=1e-5)
+    chosen = expected[result.places(result.chosen)].mean(0)
+    np.testing.assert_allclose(line["steps"]["head set, less the null answer"], chosen, atol=1e-5)
+
+
+def test_job_goes_on_and_refuses(probed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TypesConfig(probed, types=TYPES, rows="all", repeated=8, draws=2)
+    before = (probed / "types.jsonl").read_text().splitlines()
+    (probed / "types.jsonl").write_text("\n".join(before[:-2]) + "\n" + before[-2][:40])
+    again = measure_types(config)
+    assert again.content["speed"]["resumed"] == len(before) - 3
+    assert (probed / "types.jsonl").read_text().splitlines()[1:] == before[1:]
+    with pytest.raises(ConfigError, match="rows"):
+        measure_types(replace(config, rows=2))
+    with pytest.raises(ConfigError, match="did you mean receiver"):
+        TypesConfig(probed, types=("reciever",))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="kfh heads types"):
+        HeadTypes.load(probed.parent)
+    other = tiny("llama", vocab_size=len(ProbeResult.load(probed).config.load()[1]))
+    with torch.no_grad():
+        other.lm_head.weight[0, 0] += 1
+    with pytest.raises(DataError, match="not the model that was probed"):
+        measure_types(config, model=other)
+
+
+def test_few_rows_say_nearly_the_same(probed: Path) -> None:
+    result = ProbeResult.load(probed)
+    model, tokenizer = result.config.load()
+    of = encoded_as(result.config, tokenizer, next(result.traces()))
+    found = {}
+    for most in (None, 8):
+        with StepRows(model, most) as capture:
+            found[most] = formulas.vertical_scores(capture.figures(of)[0].attention)
+    known = ~np.isnan(found[None][0])
+    whole, few = (found[most][:, known].ravel() for most in (None, 8))
+    assert np.corrcoef(whole, few)[0, 1] > 0.9 and not np.allclose(whole, few)

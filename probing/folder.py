@@ -264,7 +264,7 @@ class ProbeResult(Ranking):
         return stored_settings(self.folder / "scores.parquet")
 
     def labels(self) -> dict[str, list[str | None]]:
-        """The labels of the steps of each scored trace, as it was ranked; errors as for `scored`."""
+        """Labels of the steps of each scored trace, as it was ranked; errors as for `scored`."""
         return stored_labels(self.folder / "scores.parquet") if self.scored else {}
 
     def ranked_traces(self, problems: dict[str, str] | None = None) -> Sequence[RankedTrace]:

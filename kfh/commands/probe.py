@@ -58,18 +58,33 @@ def segment(
 
 
 @options
-def probe(config: ProbeConfig) -> None:
+def probe(
+    config: ProbeConfig,
+    types: Annotated[
+        bool,
+        typer.Option("--types", help="Published head types and scorers, too: kfh heads types."),
+    ] = False,
+) -> None:
     """Rank the attention heads of a model on labelled traces and save the head set.
 
     As a job array: --shards i/n scores one share of the traces, and --merge ranks once all n are
     there. Every shard tokenises all traces, for the batches of the whole run, and scores every
     n-th batch, so that the numbers are those of one run.
     """
-    run_probe(config)
+    if types and config.shards:
+        raise ConfigError("--types goes with the whole probe, not with a shard: give it to --merge")
+    if run_probe(config) and types:
+        from kfh.commands.heads import run_types
+        from probing.types.config import TypesConfig
+
+        run_types(TypesConfig(config.out, device=config.device, resume=config.resume))
 
 
-def run_probe(config: ProbeConfig) -> None:
-    """Probe, and say what was left out and found; the heatmap is drawn beside the tables."""
+def run_probe(config: ProbeConfig) -> bool:
+    """Probe, and say what was left out and found; the heatmap is drawn beside the tables.
+
+    Whether this process did so, and not another or later one.
+    """
     from transformers.utils import logging
 
     from probing.models.processes import Processes
@@ -80,7 +95,7 @@ def run_probe(config: ProbeConfig) -> None:
     if result is None:
         if config.shards and Processes(config.device).rank == 0:
             _report_shard(config)
-        return  # another process prints
+        return False  # another process prints
     from kfh.findings.base import heads_text
     from kfh.findings.probe import probe_tables
     from kfh.findings.summary import probe_summary
@@ -103,6 +118,7 @@ def run_probe(config: ProbeConfig) -> None:
     console.print(
         f"→ {result.folder}: heads.json, sra.parquet, scores.parquet, run.json, heatmap.png"
     )
+    return True
 
 
 def _speed_text(speed: dict[str, float], auto: bool = False) -> str:

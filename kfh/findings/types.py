@@ -59,9 +59,7 @@ def _types(content: Row) -> Table:
 def _scorers(content: Row) -> Table:
     rows = []
     for row in sorted(content["scorers"], key=lambda row: -(row["sra"] or 0)):
-        less = Number(
-            row.get("less"), row.get("less_low"), row.get("less_high"), signed=True
-        )
+        less = Number(row.get("less"), row.get("less_low"), row.get("less_high"), signed=True)
         rows.append(
             (
                 SCORERS.get(row["scorer"], row["scorer"]),

@@ -1,4 +1,4 @@
-"""The figure of head types: how they go together, and other scorers of steps beside the head set."""
+"""The figure of head types: how they go together, and other scorers beside the head set."""
 
 from __future__ import annotations
 

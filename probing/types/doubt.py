@@ -31,8 +31,8 @@ def surprisals(
     """−log p of each token by the logits that it was drawn from, in nats, in float32.
 
     Example:
-        >>> surprisals(torch.log(torch.tensor([[0.25, 0.75]])), torch.tensor([0])).tolist()
-        [1.3862943649291992]
+        >>> round(float(surprisals(torch.log(torch.tensor([[0.25, 0.75]])), torch.tensor([0]))), 4)
+        1.3863
     """
     return -logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
 
@@ -69,9 +69,9 @@ def step_doubts(
     0 for a step without a token.
 
     Example:
-        >>> step = np.array([[1, 3]])
-        >>> tuple(x.tolist() for x in step_doubts(np.array([0, 1.0, 3.0]), np.array([0, 2.0, 5.0]), step))
-        ([2.0], [2.0])
+        >>> given = np.array([0, 1.0, 3.0]), np.array([0, 2.0, 5.0])
+        >>> tuple(float(x[0]) for x in step_doubts(*given, np.array([[1, 3]])))
+        (2.0, 2.0)
     """
     means = [surprisal[first:last].mean() if last > first else 0.0 for first, last in spans]
     firsts = [entropy[first] if last > first else 0.0 for first, last in spans]

@@ -85,8 +85,8 @@ def forward_influence(
     Example:
         >>> one, other = np.zeros((2, 3, 3))
         >>> one[2, 0], other[1, 0], other[2, 0], other[2, 1] = 0.5, 0.25, 0.125, 0.25
-        >>> forward_influence(np.stack([one, other]), near=1).tolist()[:2]
-        [0.5, 0.25]
+        >>> tuple(forward_influence(np.stack([one, other]), near=1)[:2].tolist())
+        (0.5, 0.25)
     """
     steps = attention.shape[-1]
     far = np.arange(steps)[:, None] - np.arange(steps) >= near
@@ -158,8 +158,8 @@ def windowed_distance(
     The paper takes the mean of local heads (`focused`); our reading of its constants.
 
     Example:
-        >>> windowed_distance(np.array([[0.5, 0.25, 0.25]]), np.array([2]), window=1).tolist()
-        [0.75]
+        >>> float(windowed_distance(np.array([[0.5, 0.25, 0.25]]), np.array([2]), window=1)[0])
+        0.75
     """
     back = np.clip(at[:, None] - np.arange(rows.shape[-1]), 0, window)
     return np.asarray((rows * back).sum(axis=-1))
@@ -177,8 +177,9 @@ def future_influence(
     0 where no row does. The paper takes the mean of global heads (`focused`).
 
     Example:
-        >>> future_influence(np.array([[1.0, 0.0], [0.75, 0.25]]), np.array([0, 1]), (1, 2)).tolist()
-        [0.75, 0.0]
+        >>> rows = np.array([[1.0, 0.0], [0.75, 0.25]])
+        >>> tuple(future_influence(rows, np.array([0, 1]), (1, 2)).tolist())
+        (0.75, 0.0)
     """
     back = at[:, None] - np.arange(rows.shape[-1])
     window = (back >= future[0]) & (back <= future[1])
@@ -214,8 +215,8 @@ def calibrated(
     calibrates the score of a document so, by the query "N/A").
 
     Example:
-        >>> calibrated(np.array([[1.0, 0.5]]), 2, np.array([[0.25, 0.25]]), 1).tolist()
-        [[0.25, 0.0]]
+        >>> tuple(calibrated(np.array([[1.0, 0.5]]), 2, np.array([[0.25, 0.25]]), 1)[0].tolist())
+        (0.25, 0.0)
     """
     return np.asarray(scores / tokens - null / null_tokens)
 
@@ -235,7 +236,7 @@ def query_score(
         essential: of each step.
 
     Example:
-        >>> query_score(np.array([[0.25, 0.5]]), np.array([2, 1]), np.array([True, False])).tolist()
-        [0.5]
+        >>> float(query_score(np.array([[0.25, 0.5]]), np.array([2, 1]), np.array([True, False])))
+        0.5
     """
     return np.asarray((scores * tokens)[:, essential].sum(axis=1))

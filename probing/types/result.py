@@ -253,7 +253,7 @@ def _correlation_interval(
         return float("nan"), float("nan")
     known = ~np.isnan(values).any(axis=0)
     problems = tuple(group for group, use in zip(measured.groups, known, strict=True) if use)
-    if len({*problems}) < 2:
+    if len({*problems}) < 2 or np.ptp(values[:, known].mean(axis=1)) == 0:
         return float("nan"), float("nan")
     probes = [
         Probed(of, rows[:, known].mean(axis=1), (), rows[:, known], problems)

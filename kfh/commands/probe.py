@@ -62,7 +62,7 @@ def probe(
     config: ProbeConfig,
     types: Annotated[
         bool,
-        typer.Option("--types", help="Published head types and scorers, too: kfh heads types."),
+        typer.Option("--types", help="Head types and scorers, too (kfh heads types)."),
     ] = False,
 ) -> None:
     """Rank the attention heads of a model on labelled traces and save the head set.

@@ -31,7 +31,8 @@ def surprisals(
     """−log p of each token by the logits that it was drawn from, in nats, in float32.
 
     Example:
-        >>> round(float(surprisals(torch.log(torch.tensor([[0.25, 0.75]])), torch.tensor([0]))), 4)
+        >>> logits = torch.log(torch.tensor([[0.25, 0.75]]))
+        >>> round(float(surprisals(logits, torch.tensor([0]))[0]), 4)
         1.3863
     """
     return -logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]

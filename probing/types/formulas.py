@@ -236,7 +236,8 @@ def query_score(
         essential: of each step.
 
     Example:
-        >>> float(query_score(np.array([[0.25, 0.5]]), np.array([2, 1]), np.array([True, False])))
+        >>> scores = np.array([[0.25, 0.5]])
+        >>> float(query_score(scores, np.array([2, 1]), np.array([True, False]))[0])
         0.5
     """
     return np.asarray((scores * tokens)[:, essential].sum(axis=1))

@@ -9,7 +9,9 @@ The steps of `StepRows`, with the same numbers in the code:
    the answer, which key they look at most.
 4. Each row's last keys, a band along the diagonal, give the windowed distance of its token and,
    added up by key, the influence on later tokens.
-What is left of a layer is (head, step, step) at most.
+Where the answer ends the trace, its rows times the values are the rest of the layer's output, as in
+the capture of a probe (`probing.models.split`). What is left of a layer is (head, step, step) at
+most.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.attention.capture import AttentionCapture, CapturePass
-from probing.attention.rows import Chunk, Rows
+from probing.attention.rows import Chunk, Rows, weigh
 from probing.choices import Head
 from probing.models.front import AttentionCall, Workspace
+from probing.models.split import SplitOutput
 from probing.traces.tokens import EncodedTrace
 from probing.types.formulas import FUTURE, WINDOW
 
@@ -81,14 +84,15 @@ class RowPlan:
     def of(cls, trace: EncodedTrace, most: int | None, behind: int) -> RowPlan:
         """The plan for a trace with an answer; of each step `most` rows, None: all of it.
 
-        Without a bound every row from the first step on is taken. `behind` is the first token
-        behind the end mark.
+        Every row from the answer's first on is taken; without a bound every one from the first
+        step on. `behind` is the first token behind the end mark.
         """
         own = [spread(int(first), int(last), most) for first, last in trace.spans]
         answer = np.flatnonzero(trace.answer)
-        wanted = [*own, answer, answer - 1, np.array([behind - 1])]
+        every = int(answer[0])
         if most is None:
-            wanted.append(np.arange(int(trace.spans[:, 0].min(initial=len(trace))), len(trace)))
+            every = int(trace.spans[:, 0].min(initial=every))
+        wanted = [*own, answer - 1, np.array([behind - 1]), np.arange(every, len(trace))]
         at = np.unique(np.concatenate(wanted))
 
         def places(of: np.ndarray) -> Tensor:
@@ -113,19 +117,32 @@ def spread(first: int, last: int, most: int | None) -> Int[np.ndarray, "row"]:
 
 
 class StepPass(CapturePass):
-    """Collects `StepFigures` of all heads of one trace, layer by layer."""
+    """Collects `StepFigures` of all heads of one trace, layer by layer.
 
-    def __init__(self, plan: RowPlan, tokens: int, workspace: Workspace) -> None:
-        super().__init__(torch.zeros((1, tokens), dtype=torch.bool), [], workspace)
+    Args:
+        plan: of the trace.
+        answer: F of the trace, in a batch of one.
+        capture: proven.
+    """
+
+    def __init__(
+        self, plan: RowPlan, answer: Bool[Tensor, "1 token"], capture: AttentionCapture
+    ) -> None:
+        super().__init__(answer, capture.heads, capture._workspace, split=capture.split)
         self.plan = plan
         self.found: list[dict[str, Tensor]] = []
 
-    def add(self, layer: int, call: AttentionCall, split: Any = None) -> None:
-        """Rows of all heads of this layer; `split` is never given."""
-        rows = Rows(call, None, self.workspace)
+    def add(self, layer: int, call: AttentionCall, split: SplitOutput | None = None) -> None:
+        """Rows of all heads of this layer; those of the answer give their part of its output."""
+        rows, at = Rows(call, None, self.workspace), self.plan.at
         sums = _LayerSums(self.plan, self.tokens, rows)
-        for chunk in rows.chunks(0, self.plan.at):
+        before = len(at) if split is None else int((at < split.cut).sum())
+        for chunk in rows.chunks(0, at[:before]) if before else ():
             sums.add(chunk)
+        for chunk in rows.chunks(0, at[before:]) if split else ():
+            weigh(chunk, split.values[0], split.output[0, split.cut :])
+            first, last = before + chunk.rows.start, before + chunk.rows.stop
+            sums.add(chunk._replace(rows=slice(first, last)))
         self.found.append(sums.figures())
 
     def figures(self) -> StepFigures:
@@ -268,7 +285,8 @@ class StepRows(AttentionCapture):
         if not trace.answer.any() or trace.answer[0]:
             raise ValueError(f"trace {trace.id}: an answer with a token before it is needed")
         behind = int(trace.answer.argmax()) if behind is None else behind
-        collected = StepPass(RowPlan.of(trace, self.most, behind), len(trace), self._workspace)
+        answer = torch.from_numpy(trace.answer)[None]
+        collected = StepPass(RowPlan.of(trace, self.most, behind), answer, self)
         ids = torch.from_numpy(trace.ids)[None].to(self._device())
         hidden = self._run(collected, ids, None, self.trunk)
         return collected.figures(), hidden[0]

@@ -53,7 +53,11 @@ def test_rows_say_what_dense_attention_says(family: str) -> None:
     rows, of = dense(family), trace()
     attention = "eager" if family[0] == "g" else "sdpa"  # these have no other
     with StepRows(tiny(family, attention=attention), chunk_bytes=8 << 10) as capture:
-        found, _ = capture.figures(of, BEHIND)
+        found, hidden = capture.figures(of, BEHIND)
+        assert bool(capture.split) == (family in ("llama", "qwen2-window"))
+    with torch.no_grad():
+        own = capture.trunk(input_ids=torch.from_numpy(of.ids)[None], use_cache=False)[0][0]
+    torch.testing.assert_close(hidden, own, rtol=1e-4, atol=1e-4)
     at, written = np.arange(TOKENS), np.flatnonzero(of.answer)
 
     def mean(values: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 1. The probe, its traces and its model; it must be the model that was probed.
 2. Of each ranked trace: one pass whose rows give most types and scorers (`probing.types.rows`);
-   one with an answer without content in the answer's place; and a backward pass where asked for.
+   one with an answer without content in the answer's place, over the kept keys and values of the
+   context where they serve; and a backward pass where asked for.
    A trace's figures are a line of `types.jsonl`; what each head says of each step as a receiver
    lies in the folder `types`. An interrupted run goes on.
 3. Induction and previous-token heads, on random tokens that repeat.
@@ -51,8 +52,9 @@ from probing.types.formulas import (
     vertical_scores,
 )
 from probing.types.gradient import OutputGradient
+from probing.types.patterns import pattern_scores
 from probing.types.result import HeadTypes, summarise
-from probing.types.rows import StepFigures, StepRows, heads_below, pattern_scores
+from probing.types.rows import StepFigures, StepRows, heads_below
 
 LINES, RECEIVERS = "types.jsonl", "types"
 DIGITS = 7  # significant ones, of figures in lines
@@ -149,7 +151,8 @@ class _Work:
     def measure(self, trace: Trace, encoded: EncodedTrace) -> tuple[dict[str, Any], ScoredTrace]:
         """The line of a trace, and what its steps are to each head as a receiver."""
         behind = self._behind(trace, encoded)
-        figures, hidden = self.capture.figures(encoded, behind)
+        cache = None if self.null is None else self.capture.new_cache()
+        figures, hidden = self.capture.figures(encoded, behind, cache)
         heads, steps = self._of_rows(encoded, figures)
         if self.head is not None:
             given = doubts(hidden, encoded.ids, self.head)
@@ -157,7 +160,7 @@ class _Work:
             steps |= zip(names, step_doubts(*given, encoded.spans), strict=True)
         labels = [step.label for step in trace.steps]
         if self.null is not None:
-            of_null = self._calibrated(trace.id, labels, encoded, behind)
+            of_null = self._calibrated(trace.id, labels, encoded, behind, cache)
             heads |= of_null[0]
             steps |= of_null[1]
         if self.gradient is not None:
@@ -193,14 +196,16 @@ class _Work:
         return {k: v for k, v in heads.items() if k in self.config.types}, steps
 
     def _calibrated(
-        self, name: str, labels: list[str | None], encoded: EncodedTrace, behind: int
+        self,
+        name: str,
+        labels: list[str | None],
+        encoded: EncodedTrace,
+        behind: int,
+        cache: Any,
     ) -> tuple[Heads, Steps]:
         """What is left of the step scores without those of an answer that says nothing."""
         assert self.null is not None
-        ids = np.concatenate([encoded.ids[:behind], self.null])
-        given = torch.from_numpy(ids)[None].to(self.capture._device())
-        answer = torch.arange(len(ids), device=given.device)[None] >= behind
-        mass = self.capture(given, answer)[0].cpu().numpy()
+        mass = self.capture.mass_behind(encoded.ids, behind, self.null, cache)
         scored = self.result.scored[name]
         null = np.nan_to_num(step_scores(mass, encoded.spans))
         own = np.nan_to_num(scored.scores)

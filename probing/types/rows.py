@@ -16,7 +16,7 @@ most.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,7 +28,8 @@ from torch import Tensor
 from probing.attention.capture import AttentionCapture, CapturePass
 from probing.attention.rows import Chunk, Rows, weigh
 from probing.choices import Head
-from probing.models.front import AttentionCall, Workspace
+from probing.models.front import AttentionCall
+from probing.models.identity import shortest_window
 from probing.models.split import SplitOutput
 from probing.traces.tokens import EncodedTrace
 from probing.types.formulas import FUTURE, WINDOW
@@ -271,13 +272,14 @@ class StepRows(AttentionCapture):
         self.most = most
 
     def figures(
-        self, trace: EncodedTrace, behind: int | None = None
+        self, trace: EncodedTrace, behind: int | None = None, cache: Any = None
     ) -> tuple[StepFigures, Float[Tensor, "token hidden"]]:
         """One forward pass, within a `with` block; with the last hidden state.
 
         Args:
             trace: with an answer that does not stand at its very beginning.
             behind: the first token behind the end mark; None: the first of F.
+            cache: keeps keys and values for `mass_behind`; None: nothing is kept.
 
         Raises:
             ValueError: it has no such answer.
@@ -288,38 +290,67 @@ class StepRows(AttentionCapture):
         answer = torch.from_numpy(trace.answer)[None]
         collected = StepPass(RowPlan.of(trace, self.most, behind), answer, self)
         ids = torch.from_numpy(trace.ids)[None].to(self._device())
-        hidden = self._run(collected, ids, None, self.trunk)
+        hidden = self._run(collected, ids, None, self._keeping(cache))
         return collected.figures(), hidden[0]
 
+    def new_cache(self) -> Any:
+        """A cache for a pass; None where it would not serve a shorter context.
 
-class PatternPass(CapturePass):
-    """Adds up the attention on patterns over all rows of one short input (`pattern_score`)."""
+        So it is where layers look through a window, or the RoPE changes with the length.
+        """
+        from transformers import DynamicCache
 
-    def __init__(self, patterns: Bool[Tensor, "pattern query key"], workspace: Workspace) -> None:
-        super().__init__(torch.zeros((1, patterns.shape[1]), dtype=torch.bool), [], workspace)
-        self.patterns = patterns
-        self.found: list[Float[Tensor, "head pattern"]] = []
+        if self.lengths or shortest_window(self.model.config) is not None:
+            return None
+        return DynamicCache()
 
-    def add(self, layer: int, call: AttentionCall, split: Any = None) -> None:
-        """All rows of all heads of this layer; `split` is never given."""
-        rows = Rows(call, None, self.workspace)
-        patterns = self.patterns.to(call.query.device).float()
-        shape = (rows.key.shape[1], rows.group, len(patterns) + 1)
-        sums = torch.zeros(shape, device=call.query.device)
-        for chunk in rows.chunks(0, torch.arange(self.tokens)):
-            on = patterns[:, chunk.rows, : chunk.probs.shape[-1]]
-            sums[chunk.kv, :, :-1] += torch.einsum("krgn,prn->kgp", chunk.probs, on)
-            sums[chunk.kv, :, -1] += chunk.probs.sum(dim=(1, 3))
-        self.found.append((sums[..., :-1] / sums[..., -1:]).flatten(0, 1).cpu())
+    def mass_behind(
+        self, ids: Int[np.ndarray, "token"], behind: int, others: Int[np.ndarray, "_"], cache: Any
+    ) -> Float[np.ndarray, "head token"]:
+        """The masses of another answer in the answer's place, within a `with` block.
+
+        Args:
+            ids: of the trace.
+            behind: the first token that is left away.
+            others: what stands there.
+            cache: of the pass over the trace, which is cut there; None: the context goes through
+                the model once more.
+        """
+        answer = torch.from_numpy(others)[None].to(self._device())
+        if cache is None:
+            context = torch.from_numpy(ids[:behind])[None].to(self._device())
+            whole = torch.cat([context, answer], dim=1)
+            at = torch.arange(whole.shape[1], device=whole.device)[None] >= behind
+            return np.asarray(self(whole, at)[0].cpu().numpy())
+        cache.crop(behind - len(ids))  # so many fewer
+        collected = BehindPass(len(others), behind, self)
+        self._run(collected, answer, None, self._keeping(cache))
+        return np.asarray(collected.mass()[0].cpu().numpy())
+
+    def _keeping(self, cache: Any) -> Callable[..., Any]:
+        """The trunk, with this cache."""
+        if cache is None:
+            return self.trunk
+
+        def forward(**given: Any) -> Any:
+            return self.trunk(**{**given, "use_cache": True, "past_key_values": cache})
+
+        return forward
 
 
-def pattern_scores(
-    capture: StepRows, ids: Int[Tensor, "token"], patterns: Sequence[Bool[np.ndarray, "query key"]]
-) -> Float[np.ndarray, "head pattern"]:
-    """`pattern_score` of every head on an input, within a `with` block of the capture."""
-    collected = PatternPass(torch.from_numpy(np.stack(patterns)), capture._workspace)
-    capture._run(collected, ids[None].to(capture._device()), None, capture.trunk)
-    return np.asarray(torch.cat(collected.found).numpy())
+class BehindPass(CapturePass):
+    """Sums the rows of tokens behind a context that lies in a cache, for all heads."""
+
+    def __init__(self, tokens: int, context: int, capture: AttentionCapture) -> None:
+        answer = torch.ones((1, tokens), dtype=torch.bool)
+        super().__init__(answer, capture.heads, capture._workspace)
+        self.tokens = context + tokens  # of the keys
+
+    def enter_layer(self, call: AttentionCall) -> int:
+        """The number of the layer of a call; its queries are the last of its keys."""
+        layer = len(self.layers)
+        self.layers[layer] = call.query.shape[1]
+        return int(getattr(call.module, "layer_idx", layer))
 
 
 def heads_below(heads: Sequence[Head]) -> Bool[np.ndarray, "head"]:

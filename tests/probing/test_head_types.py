@@ -24,8 +24,9 @@ from probing.types.config import TYPES, TypesConfig
 from probing.types.doubt import doubts, step_doubts
 from probing.types.gradient import OutputGradient
 from probing.types.job import measure_types
+from probing.types.patterns import pattern_scores
 from probing.types.result import HeadTypes
-from probing.types.rows import StepRows, heads_below, pattern_scores
+from probing.types.rows import StepRows, heads_below
 
 SPANS = np.array([[6, 14], [14, 17], [17, 17], [17, 40], [40, 61], [61, 70], [70, 78]])
 BEHIND, TOKENS = 80, 96
@@ -83,6 +84,19 @@ def test_rows_say_what_dense_attention_says(family: str) -> None:
     most = rows[:, written - 1].argmax(-1)
     ours = (most >= 6) & (most < 78) & (of.ids[most] == of.ids[written])
     np.testing.assert_allclose(share, ours.mean(1), atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2-window", "gpt_neox"])
+def test_another_answer_over_the_kept_context(family: str) -> None:
+    of, null = trace(), np.array([5, 9, 11])
+    with StepRows(tiny(family)) as capture:
+        cache = capture.new_cache()
+        assert (cache is None) == (family == "qwen2-window")
+        capture.figures(of, BEHIND, cache)
+        found = capture.mass_behind(of.ids, BEHIND, null, cache)
+        whole = capture.mass_behind(of.ids, BEHIND, null, None)
+    assert found.shape == whole.shape == (16, BEHIND + 3)
+    np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)
 
 
 def mean_known(values: np.ndarray) -> np.ndarray:

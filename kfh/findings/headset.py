@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kfh.findings.base import Row, header_facts, heads_text
-from kfh.tables import Table
+from kfh.tables import Cell, Table
 from probing.choices import METRIC_NAMES, METRICS
 from probing.headset import HeadSet
 from probing.numbers import NONE, Number, number
@@ -12,7 +12,7 @@ from probing.numbers import NONE, Number, number
 def set_facts(head_set: HeadSet) -> list[tuple[str, str]]:
     """Where a set comes from and how it was chosen, by name."""
     chosen, traces = head_set.selection or {}, head_set.traces or {}
-    by = chosen.get("by")
+    by = str(chosen.get("by"))
     facts = [
         ("heads", heads_text(head_set.pairs)),
         ("model", head_set.model.describe()),
@@ -31,7 +31,7 @@ def set_facts(head_set: HeadSet) -> list[tuple[str, str]]:
 
 def set_tables(head_set: HeadSet) -> list[Table]:
     """The heads with their figures; the set on the other half, and the controls."""
-    heads = [
+    heads: list[tuple[Cell, ...]] = [
         (
             f"{head.layer}.{head.head}",
             Number(head.sra, *(head.sra_interval or (None, None))),
@@ -45,7 +45,7 @@ def set_tables(head_set: HeadSet) -> list[Table]:
     columns = ("head", "SRA", "balanced", "gating", "p", "SRA held out")
     tables = [Table("Heads; in brackets 95 % over problems", columns, heads)]
     chosen = head_set.selection or {}
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     if point := chosen.get("ensemble_held_out"):
         rows.append(("the set, held out", *_cells(point)))
     rows += [(name, *_cells(row)) for name, row in (chosen.get("controls") or {}).items()]
@@ -62,7 +62,7 @@ def _cells(row: Row) -> list[Number]:
 def compared_table(found: Row) -> Table:
     """Correlations and overlap of two maps."""
     shared = found["overlap"]
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         ("Spearman's ρ", Number.column(found, "spearman", 2, signed=True)),
         ("Pearson's r", Number.column(found, "pearson", 2, signed=True)),
         ("ceiling by their noise", number(found["ceiling"], 2)),

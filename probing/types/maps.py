@@ -279,7 +279,7 @@ def compare_maps(one: HeadMap, other: HeadMap, top: int, seed: int = 0) -> dict[
     for of, name, best in zip((one, other), names, strongest, strict=True):
         known = of.probe or Probed(name, of.values, ())
         sides.append(replace(known, name=name, chosen=tuple(one.heads[place] for place in best)))
-    found = compare_pair(*sides, one.heads, seed)
+    found = compare_pair(sides[0], sides[1], one.heads, seed)
     whole = [None if of.values is None else reliability(of, seed)[1] for of in sides]
     found["ceiling"] = None if None in whole else ceiling(*whole)  # type: ignore[arg-type]
     found["overlap"] = vars(overlap({*strongest[0]}, {*strongest[1]}, len(one.heads)))

@@ -37,6 +37,7 @@ from probing.ranking.metrics import Measured, RankedTrace
 from probing.ranking.rank import add_figures
 from probing.ranking.select import ensembles, select_top
 from probing.robustness.stability import Probed, correlation_interval, overlap, spearman
+from probing.settings import to_json
 from probing.types.config import TypesConfig
 
 FILE, TABLE = "types.json", "types.parquet"
@@ -159,8 +160,8 @@ def summarise(
     names = ["sra", "balanced", *config.types]
     known = np.nan_to_num(table[names].to_numpy(float).T, nan=-np.inf)
     matrix = [[json_number(spearman(a, b)) for b in known] for a in known]
-    content = {
-        "settings": {**asdict(config), "folder": str(config.folder)},
+    content: dict[str, Any] = {
+        "settings": to_json(config),
         "model": vars(result.card),
         "counts": {
             "heads": len(table),
@@ -174,7 +175,6 @@ def summarise(
         "calibration": _calibration(table, result) if "qr" in values else None,
         "verdict": [*_verdict_types(rows, result.chosen, len(table)), *_verdict_scorers(scorers)],
     }
-    content["settings"]["traces"] = str(config.traces) if config.traces else None
     return HeadTypes(table, json_value(content))
 
 
@@ -255,11 +255,11 @@ def _correlation_interval(
     problems = tuple(group for group, use in zip(measured.groups, known, strict=True) if use)
     if len({*problems}) < 2 or np.ptp(values[:, known].mean(axis=1)) == 0:
         return float("nan"), float("nan")
-    probes = [
+    one, other = (
         Probed(of, rows[:, known].mean(axis=1), (), rows[:, known], problems)
         for of, rows in ((name, values), ("sra", sra))
-    ]
-    return correlation_interval(*probes, spearman, seed=measured.config.seed)
+    )
+    return correlation_interval(one, other, spearman, seed=measured.config.seed)
 
 
 def _ordered(values: Float[np.ndarray, "head"]) -> Float[np.ndarray, "head"]:
@@ -342,7 +342,7 @@ def _verdict_types(
 
 def _verdict_scorers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Which scorers the head set beats on problems that it was not chosen on."""
-    beaten, open_ = [], []
+    beaten, open_ = list[str](), list[str]()
     for row in rows[1:]:
         if row.get("control") or row["scorer"].startswith(SET):
             continue

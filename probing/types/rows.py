@@ -140,10 +140,11 @@ class StepPass(CapturePass):
         before = len(at) if split is None else int((at < split.cut).sum())
         for chunk in rows.chunks(0, at[:before]) if before else ():
             sums.add(chunk)
-        for chunk in rows.chunks(0, at[before:]) if split else ():
-            weigh(chunk, split.values[0], split.output[0, split.cut :])
-            first, last = before + chunk.rows.start, before + chunk.rows.stop
-            sums.add(chunk._replace(rows=slice(first, last)))
+        if split is not None:
+            for chunk in rows.chunks(0, at[before:]):
+                weigh(chunk, split.values[0], split.output[0, split.cut :])
+                first, last = before + chunk.rows.start, before + chunk.rows.stop
+                sums.add(chunk._replace(rows=slice(first, last)))
         self.found.append(sums.figures())
 
     def figures(self) -> StepFigures:

@@ -10,6 +10,7 @@ from probing.choices import (
     BATCH_TOKENS,
     EMBEDDED,
     PERMUTATIONS,
+    POCKET,
     Answer,
     Backend,
     BatchTokens,
@@ -45,7 +46,9 @@ class ProbeConfig(ModelSource, TraceReading, StepCutting, TraceChoosing):
     """
 
     traces: Path = choice(
-        Path("pocket"), "Labelled trace file (JSONL, .gz too); pocket, pocket-long: embedded."
+        Path("pocket"),
+        "Labelled trace file (JSONL, .gz too); pocket, pocket-long: embedded. "
+        "Default: those of the embedded model.",
     )
     out: Path = choice(Path("runs/probe"), "Folder for the results.")
     answer: Answer = choice("all", "Answer tokens that look back.", panel=RANKING)
@@ -98,6 +101,8 @@ class ProbeConfig(ModelSource, TraceReading, StepCutting, TraceChoosing):
                 raise ConfigError("--shards scores one shard, --merge joins all: give one of them")
         for name in ("traces", "out"):
             object.__setattr__(self, name, Path(getattr(self, name)))
+        if str(self.traces) == POCKET and self.model in EMBEDDED:
+            object.__setattr__(self, "traces", Path(self.model))
         if (name := str(self.traces)) in EMBEDDED:
             if self.model not in (name, str(pocket_model(name))):
                 raise ConfigError("--model needs --traces: labelled traces, best of that model")

@@ -7,7 +7,7 @@ The steps of `AttentionCapture.__call__`, with the same numbers in the code:
 2. For the answer tokens alone, in chunks, the softmax rows are computed from the same queries,
    keys and mask, in float32.
 3. Each row is added to its trace's mass: mass[h, n] = Σ_{m ∈ F} a_{m→n}, the inner sum of the
-   step score (AttnPO, arXiv 2602.09953, section 3; docs/PAPER.md, eq. 1).
+   step score (AttnPO, section 3; docs/PAPER.md, eq. 1). On GPUs see `probing.attention.fused`.
 4. Where the answer ends each trace, the kernel of (1) gets the queries before it alone, and the
    rows times the values are the rest of the output (`probing.models.split`).
 5. After the deepest layer needed the forward pass stops.
@@ -30,11 +30,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from probing.attention.fused import AnswerRows, FusedMasses
 from probing.attention.rows import Rows, answer_mass, rows_against_kernel
 from probing.choices import Head
 from probing.errors import ModelError, NotFiniteError
-from probing.models.front import AttentionCall, InFront, Workspace, check_heads, own_output
-from probing.models.lengths import Lengths, fresh_rope
+from probing.models.front import AttentionCall, InFront, Workspace, check_heads, fusible, own_output
+from probing.models.lengths import Lengths, in_eval
 from probing.models.proof import PROOF_TOLERANCE, Difference, proof_input, relative
 from probing.models.split import SplitOutput, split_at, split_start
 
@@ -76,6 +77,7 @@ class AttentionCapture(InFront):
         self.lengths = Lengths.of(model)  # which traces may share a pass
         self.proven = 0  # tokens of the longest trace that it was proven on
         self.split: frozenset[int] = frozenset()  # layers that were proven with their output split
+        self.fused = FusedMasses()  # by which way the masses come, and why
         self._workspace = Workspace(chunk_bytes)
         self._pass: CapturePass | None = None
         self.layers: dict[int, int] = {}  # attention layer → its number of heads
@@ -118,7 +120,8 @@ class AttentionCapture(InFront):
         # Left of its tokens a trace holds what no kernel gives alike: there nothing is split.
         right = attention_mask is None or bool(attention_mask[:, 0].all())
         split, early = self.split if right else frozenset(), self.early_exit
-        collected = CapturePass(answer, self.heads, self._workspace, early_exit=early, split=split)
+        given = (answer, self.heads, self._workspace, self.fused)
+        collected = CapturePass(*given, early_exit=early, split=split)
         self._run(collected, input_ids, attention_mask, forward or self.trunk)
         return collected.mass()
 
@@ -151,7 +154,7 @@ class AttentionCapture(InFront):
             input_ids, answer, attention_mask = proof_input(self._vocabulary(), device)
         if not answer.any():
             raise ValueError("a proof needs at least one row: no token of the answer is chosen")
-        collected = CapturePass(answer, self.heads, self._workspace, verify=True)
+        collected = CapturePass(answer, self.heads, self._workspace, self.fused, verify=True)
         change = self._verified(collected, input_ids, attention_mask)
         name, dtype = type(self.model).__name__, self.dtype
         for layer, difference in collected.differences.items():
@@ -166,8 +169,8 @@ class AttentionCapture(InFront):
         self, input_ids: Tensor, answer: Tensor, attention_mask: Tensor | None
     ) -> None:
         """Learn which layers may be split: all that the rule splits here, or none."""
-        layers = frozenset(self.layers)
-        collected = CapturePass(answer, self.heads, self._workspace, verify=True, split=layers)
+        own = (answer, self.heads, self._workspace, self.fused)
+        collected = CapturePass(*own, verify=True, split=frozenset(self.layers))
         if attention_mask is not None and not attention_mask[:, 0].all():
             return
         change = self._verified(collected, input_ids, attention_mask)
@@ -241,15 +244,9 @@ class AttentionCapture(InFront):
         self, input_ids: Tensor, attention_mask: Tensor | None, forward: Callable[..., Any]
     ) -> Tensor:
         """The last hidden state, in eval mode; the model's mode is given back."""
-        training = self.model.training
-        self.model.eval()
-        fresh_rope(self.model)
-        try:
-            output = forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        finally:
-            self.model.train(training)
-        hidden: Tensor = output[0]
-        return hidden
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        with in_eval(self.model):
+            return forward(**given)[0]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -286,6 +283,7 @@ class CapturePass:
         answer: the answer tokens of each trace.
         heads: `(layer, head)` in the order of the result; none: only learn the layers.
         workspace: where chunks are computed.
+        fused: whether kernels give the masses, and what is known of them.
         early_exit: stop after the deepest layer needed.
         verify: hold each layer's rows against the kernel's output.
         split: layers whose output may be split, see `probing.models.split`.
@@ -296,25 +294,25 @@ class CapturePass:
         answer: Bool[Tensor, "batch token"],
         heads: Sequence[Head],
         workspace: Workspace | None = None,
+        fused: FusedMasses | None = None,
         *,
         early_exit: bool = False,
         verify: bool = False,
         split: frozenset[int] = frozenset(),
     ) -> None:
-        self.heads = heads
-        self.workspace = workspace or Workspace()
+        self.heads, self.tokens = heads, answer.shape[1]
+        self.workspace, self.fused = workspace or Workspace(), fused or FusedMasses()
         self.early_exit = early_exit and bool(heads)
-        self.verifying = verify
         self.layers: dict[int, int] = {}  # those entered, and the number of their heads
         self.differences: dict[int, Difference] = {}
-        self.tokens = answer.shape[1]
         # Positions of the answer of each trace; planned on the CPU, whatever the device.
         self.rows: list[Int[Tensor, "row"]] = [row.nonzero()[:, 0] for row in answer.cpu()]
+        self.answers = AnswerRows(self.rows, self.tokens)  # for the kernels
         self.chosen: dict[int, list[int]] = {}  # layer → places in `heads`
         for place, (layer, _) in enumerate(heads):
             self.chosen.setdefault(layer, []).append(place)
         self.masses: dict[int, Tensor] = {}
-        self.split = split
+        self.verifying, self.split = verify, split
         self.start = split_start(self.rows, self.tokens) if split else None
         self.cuts: frozenset[int] = frozenset()  # layers that were split
 
@@ -352,18 +350,22 @@ class CapturePass:
 
     def add(self, layer: int, call: AttentionCall, split: SplitOutput | None = None) -> None:
         """Sum the answer's softmax rows of the chosen heads of this layer; fill its output."""
-        places = self.chosen.get(layer)
-        if not places:
+        heads = [self.heads[place][1] for place in self.chosen.get(layer, ())]
+        if not heads:
             return
-        heads = [self.heads[place][1] for place in places]
-        # All heads in order need no copy of queries and keys.
-        everything = heads == list(range(self.layers[layer]))
-        rows = Rows(call, None if everything or split else heads, self.workspace)
-        mass = answer_mass(rows, self.rows, self.tokens, split)
+        everything = heads == list(range(self.layers[layer]))  # no copy of queries and keys
+        chosen = None if everything or split else heads
+
+        def by_rows() -> Tensor:
+            return answer_mass(Rows(call, chosen, self.workspace), self.rows, self.tokens, split)
+
         if split:
             self.cuts |= {layer}
-            mass = mass if everything else mass[:, heads]
-        self.masses[layer] = mass
+            self.masses[layer] = by_rows() if everything else by_rows()[:, heads]
+        elif fusible(call.query):
+            self.masses[layer] = self.fused.mass(layer, call, heads, self.answers, by_rows)
+        else:
+            self.masses[layer] = by_rows()
 
     def verify(
         self,
@@ -392,8 +394,7 @@ class CapturePass:
         missing = sorted(set(self.chosen) - set(self.masses))
         if missing:
             raise ModelError(f"layers {missing} were not reached in this pass")
-        first = next(iter(self.masses.values()))
-        out = first.new_empty((first.shape[0], len(self.heads), first.shape[2]))
-        for layer, places in self.chosen.items():
-            out[:, places] = self.masses[layer].to(out.device)
-        return out
+        device = next(iter(self.masses.values())).device
+        found = torch.cat([self.masses[layer].to(device) for layer in self.chosen], dim=1)
+        order = [place for places in self.chosen.values() for place in places]
+        return found if order == sorted(order) else found[:, torch.tensor(order).argsort()]

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.attention.capture import CapturePass
+from probing.attention.fused import FusedMasses
 from probing.choices import Head
 from probing.errors import ModelError
 from probing.models.front import AttentionCall, InFront, Workspace, eager_of
@@ -57,6 +58,7 @@ class PassingSequences(InFront):
         super().__init__(model)
         self.heads = list(heads)
         self.proven: set[bool] = set()  # at the start of a row; behind something else
+        self.fused = FusedMasses()  # by which way the masses come, and why
         self._workspace, self._pieces = Workspace(), list[_Piece]()
         self._answers: Mapping[bytes, Bool[np.ndarray, "token"]] = {}
         self.masses: dict[bytes, Float[np.ndarray, "head token"]] = {}
@@ -99,7 +101,8 @@ class PassingSequences(InFront):
             if key in self._answers and key not in self.masses:
                 answer = torch.from_numpy(self._answers[key])[None]
                 verify = (place.start > 0) not in self.proven
-                collected = CapturePass(answer, self.heads, self._workspace, verify=verify)
+                own = (answer, self.heads, self._workspace, self.fused)
+                collected = CapturePass(*own, verify=verify)
                 self._pieces.append(_Piece(row, place, key, collected))
 
     def _end(self, model: torch.nn.Module, args: Any, output: Any) -> None:

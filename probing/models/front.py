@@ -14,6 +14,8 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -152,6 +154,19 @@ def _implementations(trunk: torch.nn.Module) -> set[str]:
             "kernel: --attention sdpa (or eager)"
         )
     return {str(name) for name in names}
+
+
+def fusible(query: Tensor) -> bool:
+    """Whether Triton's kernels multiply such queries: in half precision, on a GPU that does so
+    (NVIDIA Ampere or later), with Triton installed. Products of float32 would be TF32."""
+    return query.dtype in (torch.bfloat16, torch.float16) and _has_triton(query.device)
+
+
+@cache
+def _has_triton(device: torch.device) -> bool:
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def own_output(

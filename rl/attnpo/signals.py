@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.attention.capture import AttentionCapture, CapturePass
+from probing.attention.fused import FusedMasses
 from probing.attention.scores import (
     batch_masses,
     batches_by_length,
@@ -92,9 +93,8 @@ def signal_names() -> list[str]:
 class Passing(InFront):
     """Takes rows of some heads while another makes a forward pass, whose gradient stays whole.
 
-    The model's own kernel gives the output, from the same call as ever; the rows are beside it,
-    without gradient. What a backward pass computes once more (gradient checkpointing) it computes
-    with nothing in front, to the same tensors.
+    The model's own kernel gives the output, from the same call as ever; beside it come rows without
+    gradient. What gradient checkpointing computes once more, it computes with nothing in front.
 
     Args:
         model: a loaded transformers model, on which a capture of these heads has proven itself.
@@ -103,7 +103,7 @@ class Passing(InFront):
 
     def __init__(self, model: torch.nn.Module, heads: Sequence[Head]) -> None:
         super().__init__(model)
-        self.heads, self._workspace = heads, Workspace()
+        self.heads, self._workspace, self.fused = heads, Workspace(), FusedMasses()
         self._pass: CapturePass | None = None
         self.seconds = 0.0  # that scoring took; the rows on a GPU: to launch them
 
@@ -111,7 +111,7 @@ class Passing(InFront):
     def over(self, answer: Bool[Tensor, "response token"]) -> Iterator[CapturePass]:
         """The one pass that is made in this block collects into what it gives."""
         with self:
-            self._pass = CapturePass(answer, self.heads, self._workspace)
+            self._pass = CapturePass(answer, self.heads, self._workspace, self.fused)
             try:
                 yield self._pass
             finally:

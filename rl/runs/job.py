@@ -174,8 +174,8 @@ def _places(
     places = {step: folder / f"checkpoint-{step}" for step in steps}
     places[config.steps] = folder / "model"
     for place in places.values():
-        if not (place / "config.json").is_file():
-            raise DataError(f"{place}: no trained model (config.json)")
+        if not any((place / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise DataError(f"{place}: no trained model (config.json, or adapter_config.json)")
     tokens = (run.metrics["tokens"] * int(run.info["responses"])).cumsum()
     seconds = run.seconds if np.isfinite(run.seconds) else None
     models = {step: str(place.resolve()) for step, place in places.items()}

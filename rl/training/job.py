@@ -44,6 +44,7 @@ from rl.tasks.base import Question, QuestionSet
 from rl.tasks.prompts import render_prompt
 from rl.tasks.questions import load_questions
 from rl.training.callbacks import Interrupt, MetricsFile, Reprobe
+from rl.training.lora import lora_options, name_base
 from rl.training.recipe import TrainConfig
 
 RUN_FILE = "run.json"
@@ -159,6 +160,7 @@ def build_trainer(
         "heads": heads,
         "label_func": questions.label_func,
         "train_dataset": prompts,
+        **lora_options(config),
         **options,
     }
     try:
@@ -170,6 +172,7 @@ def build_trainer(
         raise ConfigError(
             f"the trainer cannot be set up with report_to = {args.report_to}: {error}"
         ) from error
+    name_base(trainer.accelerator.unwrap_model(trainer.model), config.model)
     trainer.remove_callback(PrinterCallback)  # prints every metric of every step
     return trainer
 

@@ -20,6 +20,7 @@ from probing.errors import ConfigError
 from probing.files.headers import text_hash
 from probing.settings import check, choice, unknown
 
+EVERY_LINEAR = "all-linear"  # peft's word: each but the language-model head
 RECIPES = Path(__file__).parent / "recipes"
 # What may be another when a run goes on: how long it is, and when it writes.
 MAY_CHANGE = frozenset(
@@ -49,7 +50,8 @@ class TrainConfig:
     Each field's help says what it is; `trainer` holds settings of `AttnPOConfig`.
 
     Raises:
-        ConfigError: a value out of range, or `probe_every` without traces.
+        ConfigError: a value out of range, `probe_every` without traces, or what an adapter is like
+            without one.
     """
 
     model: str = choice(help="Hub id, folder or .gguf file; pocket, pocket-long: embedded.")
@@ -64,6 +66,14 @@ class TrainConfig:
     attention: Kernel = choice(
         "auto", "Its kernel: sdpa, eager, flash_attention_2; auto: the model's own."
     )
+    lora_r: int = choice(
+        0, "Rank of a LoRA adapter that is trained in place of all weights; 0: none.", least=0
+    )
+    lora_alpha: int | None = choice(None, "Its scale is this over lora_r; default: 2 · lora_r.")
+    lora_dropout: float = choice(0.0, "Of what goes into the adapter.", least=0.0, most=1.0)
+    lora_target_modules: str = choice(
+        EVERY_LINEAR, "The linear layers that it is made for, by name, with a comma between."
+    )
     probe_every: int = choice(0, "Probe the policy again every so many steps; 0: never.", least=0)
     probe_traces: str | None = choice(None, "The labelled traces for that.")
     trust_remote_code: bool = choice(False, "Run code that comes with the model.")
@@ -75,6 +85,9 @@ class TrainConfig:
         check(self)
         if self.probe_every and not self.probe_traces:
             raise ConfigError("probe_every needs probe_traces")
+        given = (self.lora_alpha, self.lora_dropout, self.lora_target_modules)
+        if not self.lora_r and given != (None, 0.0, EVERY_LINEAR):
+            raise ConfigError("lora_alpha, lora_dropout and lora_target_modules need lora_r")
 
     def to_json(self) -> dict[str, Any]:
         """All settings as they stand in run.json, flat as in a recipe."""

@@ -8,8 +8,9 @@ Nothing is downloaded. On a machine with torch and transformers alone, bring thr
 (`pip download --no-deps jaxtyping wadler-lindig lazy-loader`) and put them on PYTHONPATH: parts 1
 and 2 need no more. Three parts (`--parts`), each within four minutes:
 1. `rows`: masses of sampled layers against the family's own eager attention, in this precision.
-2. `capture`: the trunk alone and with the capture of all heads, in turn, by length and kernel:
-   median ratio of pairs, peak memory beyond the trunk. F is the last eighth.
+2. `capture`: the trunk alone, with the capture of all heads, and with masses from float32 rows
+   (`probing.attention.fused` off), in turn, by length and kernel: median ratio to the trunk of the
+   same turn, peak memory beyond the trunk. F is the last eighth.
 3. `step`: a training step of `attnpo`, `tlmre` and TRL's own GRPO on the same made-up rollouts,
    sampling left out, and the share of scoring. Needs TRL; where it is missing, that is said.
 Prints one Markdown table.
@@ -21,8 +22,9 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,56 +139,78 @@ def rows_part(on: Setting) -> Iterator[Row]:
 
 @torch.no_grad()
 def capture_part(on: Setting) -> Iterator[Row]:
-    """2. The trunk with and without the capture, in turn."""
+    """2. The trunk with and without the capture, in turn; and by rows, where kernels fuse them."""
     for shape in on.shapes:
         for kernel in on.kernels:
             model = model_of(shape, on, kernel)
-            trunk, capture = trunk_of(model), AttentionCapture(model)
+            trunk, capture, rows = trunk_of(model), AttentionCapture(model), AttentionCapture(model)
+            rows.fused.refused = "not wanted"
             for tokens in on.lengths:
                 ids, answer = made_up(model, tokens)
 
                 def plain(ids: Any = ids, trunk: Any = trunk) -> None:
                     trunk(input_ids=ids, use_cache=False)
 
-                def with_capture(ids: Any = ids, answer: Any = answer, of: Any = capture) -> None:
-                    with of:
-                        of(ids, answer)
+                def captured(by: Any, ids: Any = ids, answer: Any = answer) -> None:
+                    with by:
+                        by(ids, answer)
 
+                ways = {"plain": plain, "capture": partial(captured, capture)}
+                if capture.fused.layers:
+                    ways["capture by rows"] = partial(captured, rows)
                 try:
-                    yield _pairs(on, shape, kernel, tokens, plain, with_capture)
+                    yield from _turns(on, shape, kernel, tokens, ways)
                 except torch.OutOfMemoryError:
                     yield shape, f"capture, {kernel}", tokens, "", "", "out of memory"
-            del model, trunk, capture
+            why = capture.fused.refused or f"layers {len(capture.fused.layers)}"
+            yield shape, f"fused kernels, {kernel}", 0, "", "", f"{why}; {_furthest(capture)}"
+            del model, trunk, capture, rows
 
 
-def _pairs(on: Setting, shape: str, kernel: str, tokens: int, plain: Any, ours: Any) -> Row:
-    """The row of one length."""
-    plain(), ours()  # warm up
-    ratios, seconds, peaks = [], [], {}
+def _furthest(capture: AttentionCapture) -> str:
+    """How far the kernels' masses were from those of the rows."""
+    found = capture.fused.differences.values()
+    return f"largest difference {max(found):.1e}" if found else "none was run"
+
+
+def _turns(
+    on: Setting, shape: str, kernel: str, tokens: int, ways: dict[str, Callable[[], None]]
+) -> Iterator[Row]:
+    """The rows of one length, each way beside the plain one."""
+    for work in ways.values():
+        work()  # warm up
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    peaks = {}
     for _ in range(on.pairs):
-        taken = {}
-        for name, work in (("plain", plain), ("ours", ours)):
-            taken[name], peaks[name] = _timed(work, on.device)
-        ratios.append(taken["ours"] / taken["plain"])
-        seconds.append(taken["ours"])
-    beyond = (peaks["ours"] - peaks["plain"]) / 2**20
-    memory = f"{beyond:+,.0f} MB" if on.device.type == "cuda" else ""
-    ratio = f"{statistics.median(ratios):.3f} × trunk"
-    return shape, f"capture, {kernel}", tokens, f"{statistics.median(seconds):.3f}", memory, ratio
+        for name, work in ways.items():
+            seconds, peaks[name] = _timed(work, on.device)
+            taken[name].append(seconds)
+    for name in list(ways)[1:]:
+        beyond = (peaks[name] - peaks["plain"]) / 2**20
+        memory = f"{beyond:+,.0f} MB" if on.device.type == "cuda" else ""
+        pairs = zip(taken[name], taken["plain"], strict=True)
+        ratio = statistics.median(ours / plain for ours, plain in pairs)
+        what, median = f"{name}, {kernel}", statistics.median(taken[name])
+        yield shape, what, tokens, f"{median:.3f}", memory, f"{ratio:.3f} × trunk"
 
 
 def _timed(work: Any, device: torch.device) -> tuple[float, int]:
     """Seconds and peak bytes of one call."""
     cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    started = time.perf_counter()
+    started = _now(device)
     work()
-    if cuda:
-        torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() if cuda else 0
-    return time.perf_counter() - started, peak
+    taken = _now(device) - started
+    return taken, torch.cuda.max_memory_allocated() if cuda else 0
+
+
+def _now(device: torch.device) -> float:
+    """Seconds: of the clock on a GPU, of the process on a CPU, which others may share."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def step_part(on: Setting) -> Iterator[Row]:
@@ -225,12 +249,10 @@ def _train(method: str, shape: str, on: Setting, out: Path) -> tuple[list[float]
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            _timed(lambda: None, on.device)
-            self.began = time.perf_counter()
+            self.began = _now(on.device)
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            _timed(lambda: None, on.device)
-            seconds.append(time.perf_counter() - self.began)
+            seconds.append(_now(on.device) - self.began)
 
     def rollouts(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]

@@ -186,6 +186,8 @@ class Small:
 
     def __init__(self, capture: Any, holds: int) -> None:
         self.capture, self.holds, self.passes = capture, holds, []
+        # Of its own: from Python 3.12 on a protocol sees no `__getattr__`.
+        self.heads, self.lengths = capture.heads, capture.lengths
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.capture, name)

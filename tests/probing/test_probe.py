@@ -34,6 +34,7 @@ from probing.attention.scores import (
     score_batch,
 )
 from probing.attention.store import ScoreStore, stored_labels
+from probing.choices import EMBEDDED
 from probing.config import ProbeConfig
 from probing.errors import ConfigError, DataError, KfhError, ModelError
 from probing.figures.probe import (
@@ -378,6 +379,14 @@ def test_head_sets(finished: tuple, tmp_path: Path) -> None:
             HeadSet.load(path)
     with pytest.raises(DataError, match="cannot be read"):
         HeadSet.load(tmp_path / "none.json")
+
+
+def test_an_embedded_model_brings_its_own_traces() -> None:
+    for name in EMBEDDED:
+        config = ProbeConfig(model=name)
+        assert config.traces == pocket_traces(name) and config.model == str(pocket_model(name))
+    with pytest.raises(ConfigError, match="needs --traces"):
+        ProbeConfig(model="pocket", traces=Path("pocket-long"))
 
 
 def test_shipped_head_set() -> None:

@@ -52,6 +52,7 @@ from probing.ranking.select import ensembles, halves, select_greedy, select_top
         "ranking.null",
         "intervals",
         "attention.scores",
+        "attention.fused",
         "traces.tokens",
         "traces.segmenters",
     ],

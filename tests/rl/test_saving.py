@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from checkpoints import adapter_folder, gguf_file, gguf_model, gpt2_folder
 from datasets import Dataset
 from helpers import byte_tokenizer, model_folder
 from huggingface_hub.utils import filter_repo_objects
+from pocket_runs import config as pocket_config
 from safetensors.torch import load_file
 
 from probing.errors import ConfigError, ModelError
@@ -22,7 +24,7 @@ from probing.models.checkpoint import check_trainable
 from probing.models.load import ModelSource, load_model
 from rl.attnpo.trainer import AttnPOTrainer
 from rl.training.job import train, trainer_settings
-from rl.training.recipe import find_recipe, read_recipe, train_config
+from rl.training.recipe import find_recipe, parse_settings, read_recipe, train_config
 
 # A random model writes no `</think>`, but this.
 SMALL = {
@@ -99,6 +101,46 @@ def test_an_adapter_is_trained_as_a_whole_model(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "model" / "adapter_config.json").exists()
     assert content["status"] == "done"
     assert model.config.adapter_hash == load_model(str(lora), device="cpu").config.adapter_hash
+
+
+LORA = {"lora_r": 2, "lora_target_modules": "q_proj, up_proj", "learning_rate": 0.05}
+
+
+@pytest.mark.slow
+@pytest.mark.pocket
+def test_an_adapter_is_trained_saved_alone_and_loaded_with_its_base(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    out = tmp_path / "run"
+    steps = {"save_strategy": "steps", "save_steps": 1, **LORA}
+    made = pocket_config(out, **steps)
+    assert train(replace(made, model="pocket"))["status"] == "done"
+    before = load_model("pocket", device="cpu").state_dict()
+    for name in ("checkpoint-1", "checkpoint-2", "model"):
+        assert not list((out / name).glob("model*.safetensors"))
+        after = load_model(str(out / name), device="cpu").state_dict()
+        moved = {key for key in before if not torch.equal(before[key], after[key])}
+        assert {key.split(".")[-2] for key in moved} == {"q_proj", "up_proj"}
+        ranks = {torch.linalg.matrix_rank(after[k] - before[k], rtol=1e-3).item() for k in moved}
+        assert max(ranks) <= 2
+    longer = replace(pocket_config(out, max_steps=3, **steps), model="pocket")
+    again = train(longer, resume=True)
+    assert (again["status"], again["final"]["step"]) == ("done", 3)
+    with pytest.raises(ConfigError, match="is an adapter: train it on"):
+        train(replace(made, model=str(out / "model"), out=tmp_path / "second"))
+
+
+def test_an_adapter_names_the_file_that_it_was_made_for(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    start = gguf_file(tmp_path / "tiny.gguf", gguf_model(tie_word_embeddings=True))
+    train(settings(tmp_path / "run", start, max_steps=1, **LORA))
+    found = json.loads((tmp_path / "run" / "model" / "adapter_config.json").read_text())
+    assert found["base_model_name_or_path"] == str(start.resolve())
+    assert (found["r"], found["lora_alpha"]) == (2, 4)
+    assert load_model(str(tmp_path / "run" / "model"), device="cpu").config.adapter_hash
+    with pytest.raises(ConfigError, match="need lora_r"):
+        settings(tmp_path / "run", start, lora_alpha=8)
+    with pytest.raises(ConfigError, match="did you mean lora_r"):
+        parse_settings(["lora.r=16"])
 
 
 class Hub:

@@ -1,4 +1,4 @@
-"""`kfh heads`: what else heads are; head sets shown; maps of others read and compared."""
+"""`kfh heads`, `kfh stability`, `kfh sample-size`: heads beside a probe, measured and printed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from kfh.commands.show import Formats, save_all
+from kfh.commands.show import Formats, Traces, save_all
 from kfh.console import console, print_tables, progress_bar
 from kfh.options import options
-from probing.choices import FORMATS
+from probing.choices import DRAWS, FORMATS, LADDER, Metric
+from probing.errors import ConfigError
 from probing.types.config import TypesConfig
 
 heads = typer.Typer(
@@ -37,7 +38,7 @@ def run_types(config: TypesConfig, formats: Formats = FORMATS) -> None:
     """Measure, print, draw."""
     from transformers.utils import logging
 
-    from kfh.findings.types import types_caveats, types_tables
+    from kfh.findings.heads import types_caveats, types_tables
     from probing.figures.types import types_figure
     from probing.types.job import measure_types
 
@@ -62,7 +63,7 @@ SetPlace = Annotated[str, typer.Argument(metavar="SET", help="Head file, or a sh
 @options
 def show(place: SetPlace) -> None:
     """Show a head set with its evidence: figures, controls, caveats, where it comes from."""
-    from kfh.findings.headset import set_facts, set_tables
+    from kfh.findings.heads import set_facts, set_tables
     from probing.headset import HeadSet
 
     head_set = HeadSet.load(place, warn=False)
@@ -125,7 +126,7 @@ def compare(
     seed: Annotated[int, typer.Option(help="Of resampling.")] = 0,
 ) -> None:
     """Hold two head maps against each other: correlation with its ceiling, overlap with chance."""
-    from kfh.findings.headset import compared_table, compared_words
+    from kfh.findings.heads import compared_table, compared_words
     from probing.types.maps import compare_maps, read_map
 
     found = compare_maps(read_map(one), read_map(other), top, seed)
@@ -164,3 +165,64 @@ def pull(
     head_set.save(out)
     print_tables([], head_set.caveats)
     console.print(f"{heads_text(head_set.pairs)} of {head_set.model.describe()} → {out}")
+
+
+@options
+def stability(
+    folders: Annotated[
+        tuple[Path, ...], typer.Argument(metavar="DIR", help="Folders that kfh probe wrote.")
+    ],
+    names: Annotated[
+        tuple[str, ...], typer.Option(help="Of the probes, comma between; default: their folders'.")
+    ] = (),
+    metric: Annotated[Metric, typer.Option(help="Of the heads.")] = "sra",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/stability"),
+    formats: Formats = FORMATS,
+    seed: Annotated[int, typer.Option(help="Of bootstrap and halves.")] = 0,
+) -> None:
+    """Hold probes of one model's shape against each other: are they the same heads?"""
+    from kfh.findings.heads import stability_caveats, stability_tables
+    from probing.figures.robustness import stability_figure
+    from probing.robustness.stability import compare_probes, write_stability
+
+    with progress_bar("comparing", len(folders) * (len(folders) - 1) // 2) as advance:
+        content = compare_probes(folders, names or None, metric, seed, lambda: advance(1, 0))
+    print_tables(stability_tables(content), stability_caveats(content))
+    console.print(f"→ {write_stability(content, out)}", soft_wrap=True)
+    save_all({"stability": stability_figure(content)}, out, formats)
+
+
+@options
+def sample_size(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that kfh probe wrote.")],
+    traces: Traces = None,
+    metric: Annotated[
+        Metric | None, typer.Option(help="Of the heads; default: the probe's --by.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="Heads in a set; default: the probe's.")] = None,
+    sizes: Annotated[
+        tuple[int, ...], typer.Option(help="Numbers of problems to draw, comma between.")
+    ] = LADDER,
+    draws: Annotated[int, typer.Option(help="Subsets of each size.")] = DRAWS,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default: DIR.")] = None,
+    formats: Formats = FORMATS,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Rank the heads again on fewer problems: how many traces are enough?"""
+    from kfh.findings.heads import sample_size_caveats, sample_size_table
+    from probing.figures.robustness import sample_size_figure
+    from probing.robustness.sample_size import measure_folder, write_sample_size
+
+    if not sizes or min(sizes) < 1:
+        raise ConfigError(f"--sizes takes numbers of problems from 1 on, not {sizes}")
+    ladder = sorted(set(sizes))
+    with progress_bar("drawing", 0) as advance:
+        content = measure_folder(
+            folder, traces, top, metric, draws, seed, ladder, lambda: advance(1, 0)
+        )
+    print_tables([sample_size_table(content)], sample_size_caveats(content))
+    if content["enough"] is not None:  # else the caveat says it
+        console.print(content["sentence"], style="bold", soft_wrap=True)
+    place = out or folder
+    console.print(f"→ {write_sample_size(content, place)}", soft_wrap=True)
+    save_all({"sample_size": sample_size_figure(content)}, place, formats)

@@ -18,11 +18,10 @@ from __future__ import annotations
 
 from kfh.findings.base import Kind, side_by_side
 from kfh.findings.evaluation import read_evaluation
+from kfh.findings.heads import read_sample_size, read_stability, read_types
 from kfh.findings.interventions import read_ablation
 from kfh.findings.probe import read_probe
-from kfh.findings.robustness import read_sample_size, read_stability
 from kfh.findings.runs import comparisons, read_comparison, read_runs
-from kfh.findings.types import read_types
 
 # In the order of the report.
 KINDS = [

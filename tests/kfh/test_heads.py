@@ -11,7 +11,7 @@ from helpers import check_texts, kfh, model_folder, said, trace_line, write_line
 
 from kfh.commands.show import probe_figures
 from kfh.findings.base import Place
-from kfh.findings.types import read_types
+from kfh.findings.heads import read_types
 from probing.errors import DataError
 
 

@@ -77,7 +77,8 @@ def probe(
         from kfh.commands.heads import run_types
         from probing.types.config import TypesConfig
 
-        run_types(TypesConfig(config.out, device=config.device, resume=config.resume))
+        settings = TypesConfig(config.out, device=config.device, resume=config.resume)
+        run_types(settings, ("png",))  # as the heatmap
 
 
 def run_probe(config: ProbeConfig) -> bool:

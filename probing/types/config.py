@@ -46,6 +46,9 @@ class TypesConfig:
     repeated: int = choice(50, "Random tokens that are repeated for induction.", least=2)
     draws: int = choice(10, "Inputs of random tokens.", least=1)
     top: int = choice(10, "Strongest heads of a type that the head set is held against.", least=1)
+    causes: Path | None = choice(
+        None, "Label file of kfh label by cause: what its steps cost the answer is a scorer, too."
+    )
     traces: Path | None = choice(None, "The probe's trace file, where it has moved.")
     device: str = choice("auto", "auto, cpu, cuda, …")
     seed: int = choice(0, "Of random tokens and intervals.")

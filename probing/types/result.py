@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from probing.attention.scores import ScoredTrace
 from probing.choices import METRICS, Head
@@ -38,10 +38,11 @@ from probing.ranking.rank import add_figures
 from probing.ranking.select import ensembles, select_top
 from probing.robustness.stability import Probed, correlation_interval, overlap, spearman
 from probing.settings import to_json
+from probing.traces.labels import read_labels
 from probing.types.config import TypesConfig
 
 FILE, TABLE = "types.json", "types.parquet"
-SET, RECEIVER = "head set", "receiver heads"
+SET, RECEIVER, CAUSE = "head set", "receiver heads", "drop by cause"
 Lines = Mapping[str, Mapping[str, Any]]
 
 
@@ -196,12 +197,16 @@ def _in_order(
         count = min(config.receivers, max(1, len(kurtosis) // 10))
         places = select_top(mean_over_traces(kurtosis), count)
     names = [SET, *lines[ids[0]]["steps"], *([RECEIVER] if places is not None else [])]
+    drops = _drops(config.causes, {name: result.scored[name].tokens for name in ids})
+    names += [CAUSE] if drops else []
     scorers = []
     for name in ids:
         scored = result.scored[name]
         parts = [scored.scores[chosen].mean(axis=0), *lines[name]["steps"].values()]
         if places is not None:
             parts.append(receivers[name].scores[places].mean(axis=0))
+        if drops:
+            parts.append(drops[name])
         given = ScoredTrace(
             name, np.array(parts), scored.tokens, scored.answer_tokens, scored.total_tokens
         )
@@ -209,6 +214,34 @@ def _in_order(
         assert row  # it was ranked before
         scorers.append(row)
     return _Measured(config, result, lines, [ranked[name] for name in ids], scorers, names)
+
+
+def _drops(
+    path: Path | None, tokens: Mapping[str, Int[np.ndarray, "step"]]
+) -> dict[str, Float[np.ndarray, "step"]]:
+    """What the answer loses without each step, nats a token, as a label file by cause has it.
+
+    Args:
+        path: of the file; None: nothing is known.
+        tokens: of the steps of each trace; one without tokens needs no figure.
+
+    Raises:
+        DataError: it has no score for a step.
+    """
+    if path is None:
+        return {}
+    details = read_labels(path).details
+    found = {}
+    for name, sizes in tokens.items():
+        scores = {step: about.get("score") for step, about in details.get(name, {}).items()}
+        lost = [step for step in np.flatnonzero(sizes).tolist() if scores.get(step) is None]
+        if lost:
+            raise DataError(
+                f"{path}: no score of step {lost[0]} of trace {name}: is it the label file by "
+                "cause (kfh label) of the traces that were probed?"
+            )
+        found[name] = np.array([scores.get(step) or 0.0 for step in range(len(sizes))])
+    return found
 
 
 def _type_row(

@@ -288,6 +288,20 @@ def test_job_goes_on_and_refuses(probed: Path, monkeypatch: pytest.MonkeyPatch) 
         measure_types(config, model=other)
 
 
+def test_drops_by_cause_are_a_scorer(probed: Path, tmp_path: Path) -> None:
+    config = TypesConfig(probed, types=TYPES, rows="all", repeated=8, draws=2)
+    lines = [
+        {"id": trace.id, "step": step, "label": own.label, "score": float(own.label == "essential")}
+        for trace in ProbeResult.load(probed).traces()
+        for step, own in enumerate(trace.steps)
+    ]
+    causes = write_lines(tmp_path / "causes.jsonl", lines)
+    rows = measure_types(replace(config, causes=causes)).content["scorers"]
+    assert {row["scorer"]: row["sra"] for row in rows}["drop by cause"] == 1
+    with pytest.raises(DataError, match=r"no score of step 7 of trace t/5"):
+        measure_types(replace(config, causes=write_lines(tmp_path / "less.jsonl", lines[:-1])))
+
+
 def test_few_rows_say_nearly_the_same(probed: Path) -> None:
     result = ProbeResult.load(probed)
     model, tokenizer = result.config.load()

@@ -71,7 +71,7 @@ def equal_table(pairs: Sequence[Row]) -> Table:
     cells: list[list[Cell]] = [
         [
             pair_name(pair),
-            f"{pair['settings']} × {pair['seeds']}",
+            f"{pair['settings']}, {pair['others']} × {pair['seeds']}",
             Number.of(pair["gap"], 1, signed=True, scale=100),
             *(Number.of(pair["tokens"].get(level), 1, signed=True) for level in levels),
         ]

@@ -32,6 +32,7 @@ from probing.attention.rows import Rows
 from probing.choices import MODES, Head
 from probing.errors import ConfigError, ModelError
 from probing.models.front import AttentionCall, InFront, Workspace, check_heads, own_output
+from probing.models.lengths import in_eval
 from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
 from probing.settings import unknown
 
@@ -309,14 +310,12 @@ class HeadEdits(InFront):
                 out: Tensor = self.model(ids, attention_mask=mask, use_cache=False).logits
             return out[queries]
 
-        training = self.model.training
-        self.model.eval()
-        plain: Tensor = self.model(ids, attention_mask=mask, use_cache=False).logits[queries]
-        idle = relative(logits(HeadEdit("scale", heads, ANSWER, 1.0)), plain)
-        by_one = relative(logits(HeadEdit("scale", heads, ANSWER, 1.0), computed=True), plain)
-        blocked = relative(logits(HeadEdit("scale", heads, ANSWER, 0.0)), plain)
-        silent = relative(logits(HeadEdit("zero", heads)), plain)
-        self.model.train(training)
+        with in_eval(self.model):
+            plain: Tensor = self.model(ids, attention_mask=mask, use_cache=False).logits[queries]
+            idle = relative(logits(HeadEdit("scale", heads, ANSWER, 1.0)), plain)
+            by_one = relative(logits(HeadEdit("scale", heads, ANSWER, 1.0), computed=True), plain)
+            blocked = relative(logits(HeadEdit("scale", heads, ANSWER, 0.0)), plain)
+            silent = relative(logits(HeadEdit("zero", heads)), plain)
         name, allowed = type(self.model).__name__, PROOF_TOLERANCE.get(plain.dtype, 1e-4)
         if idle or not by_one <= allowed:
             raise ModelError(

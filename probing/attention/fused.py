@@ -30,7 +30,7 @@ from probing.attention.rows import Rows
 from probing.models.front import AttentionCall, Workspace
 
 WIDEST = 256  # numbers of a head
-SPAN = 1024  # keys of a span, whole blocks
+SPAN = 4096  # keys of a span, whole blocks
 REACHES = (128, SPAN)  # tokens up to which a pass has one block of keys; one span
 # Largest difference that is accepted. The products of half-precision numbers are the same in both
 # ways; the order of sums in float32 is not, and a score may be a small difference of large ones.
@@ -49,10 +49,9 @@ class Blocks(NamedTuple):
 
 # By the numbers of a head, up to the next power of two. What is held and on its way must fit the
 # shared memory of a multiprocessor: 80 KB (128) to 96 KB (256) of the 99 KB that the smallest have.
-# Worth a trial on a GPU: 128: (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 4); up to 64:
-# (128, 128, 4, 3); 256: (128, 64, 8, 2) where there are 228 KB; a span of 512 or 2048 keys.
+# Those of 128 are the fastest of thirteen on an H200 (docs/LOG.md); the others are not tuned.
 BLOCKS = dict.fromkeys((16, 32, 64), Blocks(warps=4))
-BLOCKS |= {128: Blocks(), 256: Blocks(64, 64, 4, 2)}
+BLOCKS |= {128: Blocks(stages=2), 256: Blocks(64, 64, 4, 2)}
 
 
 @dataclass(eq=False)

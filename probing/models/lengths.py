@@ -95,14 +95,16 @@ def fresh_rope(model: torch.nn.Module) -> None:
 
 @contextmanager
 def in_eval(model: torch.nn.Module) -> Iterator[None]:
-    """The model in eval mode, its RoPE as new; its mode is given back."""
-    training = model.training
-    model.eval()
+    """The model in eval mode, its RoPE as new; each module's mode is given back."""
+    training = [module for module in model.modules() if module.training]
+    if training:  # setting the mode of some hundred modules takes as long as a layer's launches
+        model.eval()
     fresh_rope(model)
     try:
         yield
     finally:
-        model.train(training)
+        for module in training:  # `model.train()` would wake those that were in eval mode
+            module.training = True
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from probing.choices import THINK_END
 from probing.files.headers import HEADER, file_header, refuse_overwriting, write_json
 from probing.models.decode import Sampling
+from probing.models.lengths import in_eval
 from probing.settings import Progress, no_progress, to_json
 from rl.evaluation.config import EvalConfig
 from rl.evaluation.summary import Base, Overall, SetFigures, overall, set_figures
@@ -142,9 +143,7 @@ def responses_of(
         for response in verified:
             responses.setdefault(response.id, []).append(response)
 
-    was_training = model.training
-    model.eval()
-    try:
+    with in_eval(model):
         ask(
             TransformersSampler(model, tokenizer, batch),
             tokenizer,
@@ -156,8 +155,6 @@ def responses_of(
             keep,
             advance,
         )
-    finally:
-        model.train(was_training)
     return responses
 
 

@@ -1,8 +1,8 @@
 """Where the methods of a comparison stand: from the courses of its runs to figures with intervals.
 
 The rules of a fair trial: every run has the same budget of steps; pressures are chosen on problems
-that no figure uses; two methods are held against each other over as many settings each (those that
-both were tried with, where one was tried with more); a run that collapses counts.
+that no figure uses; two methods are held against each other over as many settings each, and only
+the one that is to be beaten may have had more (`alike`); a run that collapses counts.
 """
 
 from __future__ import annotations
@@ -49,11 +49,12 @@ class Standing:
 
 @dataclass(frozen=True)
 class Against:
-    """One method against another over `settings` pressures of each, and `seeds` that both have."""
+    """One method against another, and the `seeds` that both have."""
 
     method: str
     against: str
-    settings: int
+    settings: int  # pressures that it was tried with
+    others: int  # that the other was tried with
     seeds: int
     speed_ups: tuple[SpeedUp, ...]
     gap: Estimate | None  # accuracy at equal length, a mean over the lengths that both reach
@@ -163,11 +164,13 @@ def stand(contenders: Sequence[Contender]) -> Standings:
 
 
 def alike(ours: Contender, theirs: Contender) -> tuple[Contender, Contender] | None:
-    """The two with as many settings each and the seeds that both have; None: that cannot be.
+    """The two with the settings that are fair, and the seeds that both have; None: that cannot be.
 
-    Where one was tried with more settings, those that both were tried with.
+    Those that both were tried with, where numbers differ. But where ours were several, all of
+    theirs count: more tries can but help them. (One setting is no tuning: there the same one.)
     """
-    if len(ours.pressures) != len(theirs.pressures):
+    own, others = len(ours.pressures), len(theirs.pressures)
+    if own > others or own == 1 < others:
         both = [pressure for pressure in ours.pressures if pressure in theirs.pressures]
         if not both:
             return None
@@ -183,6 +186,7 @@ def _against(ours: Contender, theirs: Contender, lengths: Sequence[float]) -> Ag
         ours.method,
         theirs.method,
         len(ours.pressures),
+        len(theirs.pressures),
         len(ours.seeds),
         tuple(up for up in ups if up is not None),
         frontier_gap(ours, theirs, lengths),

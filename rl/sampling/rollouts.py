@@ -12,6 +12,7 @@ from trl.data_utils import is_conversational
 
 from probing.errors import ConfigError
 from probing.models.decode import Draws, Sampling, decode, encode_prompt
+from probing.models.lengths import in_eval
 
 # What else TRL's settings say of sampling, with the values that change nothing.
 _UNHEEDED = {
@@ -61,11 +62,6 @@ def compact_rollouts(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
     settings = Sampling(
         temperature=args.temperature, top_p=args.top_p, max_tokens=args.max_completion_length
     )
-    training = model.training
-    model.eval()
-    try:
-        with trainer.accelerator.autocast():
-            new = decode(model, ids, settings, Draws(seeds), frozenset(trainer.eos_token_ids))
-    finally:
-        model.train(training)
+    with in_eval(model), trainer.accelerator.autocast():
+        new = decode(model, ids, settings, Draws(seeds), frozenset(trainer.eos_token_ids))
     return {"prompt_ids": ids, "completion_ids": new, "logprobs": None}

@@ -22,7 +22,7 @@ from probing.attention.capture import AttentionCapture
 from probing.attention.scores import batches_by_length, score_traces
 from probing.errors import ConfigError, ModelError
 from probing.models.decode import Draws, Sampling, decode
-from probing.models.lengths import Lengths, fresh_rope, held_at
+from probing.models.lengths import Lengths, fresh_rope, held_at, in_eval
 from probing.traces.tokens import EncodedTrace
 from rl.attnpo.passes import refuse_longer
 
@@ -248,3 +248,14 @@ def test_a_proof_on_the_first_longer_trace(monkeypatch: pytest.MonkeyPatch) -> N
     assert capture.proven == LIMIT
     with pytest.raises(ModelError, match="is not the one that the model used"):
         scores(capture, TRACES)
+
+
+def test_each_module_gets_its_own_mode_back() -> None:
+    model = tiny("llama").train()
+    frozen = model.model.layers[1]
+    frozen.eval()
+    before = [module.training for module in model.modules()]
+    assert any(before) and not all(before)
+    with in_eval(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == before

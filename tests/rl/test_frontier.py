@@ -81,7 +81,7 @@ def test_accuracy_at_equal_length_and_length_at_equal_accuracy() -> None:
     dear = contender("tlmre", {0.2: 0.6, 0.3: 0.9}, cost=0.3)
     standings = stand([dear, cheap])
     pair = standings.pairs[0]
-    assert (pair.method, pair.against, pair.settings) == ("attnpo", "tlmre", 2)
+    assert (pair.method, pair.against, pair.settings, pair.others) == ("attnpo", "tlmre", 2, 2)
     chosen = {point.length: point for point in frontier(dear, standings.lengths)}
     assert chosen[40.0].accuracy.value == pytest.approx(0.9 - 0.3 * 0.2 * 40 / 60, abs=0.006)
     assert pair.gap is not None and pair.gap.low > 0  # no noise: the interval is the value
@@ -108,6 +108,11 @@ def test_methods_tried_with_other_numbers_of_settings_meet_on_those_they_share()
     pair = alike(one, three)
     assert pair is not None and pair[1].pressures == (0.3,) and pair[1].seeds == (0, 1)
     assert pair[1].correct.shape == pair[0].correct.shape
+    two = contender("attnpo", {0.2: 0.6, 0.3: 0.9})  # what is to be beaten may have had more tries
+    pair = alike(two, three)
+    assert pair is not None and [len(each.pressures) for each in pair] == [2, 3]
+    pair = alike(three, two)
+    assert pair is not None and [each.pressures for each in pair] == [(0.2, 0.3)] * 2
     assert alike(contender("laser", {100.0: 0.6}), three) is None
     notes = stand([three, contender("laser", {100.0: 0.6})]).notes
     assert len(notes) == 1 and "not held against each other" in notes[0]

@@ -40,10 +40,11 @@ COMMANDS = {
         Command("label", "label:label", TRACES, "Label steps by cause, rules or judges; compare."),
         Command("estimate", "bring.estimate:estimate", HEADS, "What a probe will take."),
         Command("probe", "probe:probe", HEADS, "Rank the attention heads; save the head set."),
+        Command("heads", "heads:heads", HEADS, "What else are these heads? Show, import, compare."),
         Command("plot", "show:plot", HEADS, "Draw what folders hold; traces; the paper's page."),
         Command("ablate", "ablate:ablate", HEADS, "Remove steps or change heads; answer again."),
-        Command("stability", "robustness:stability", HEADS, "Are the heads of probes the same?"),
-        Command("sample-size", "robustness:sample_size", HEADS, "How many traces are enough?"),
+        Command("stability", "heads:stability", HEADS, "Are the heads of probes the same?"),
+        Command("sample-size", "heads:sample_size", HEADS, "How many traces are enough?"),
         Command("train", "train:train", TRAINING, "Train with step-level credit, or a baseline."),
         Command("eval", "evaluate:evaluate", TRAINING, "Accuracy and length on question sets."),
         Command("compare", "compare:compare", TRAINING, "Methods × seeds on the pocket model."),
@@ -52,7 +53,7 @@ COMMANDS = {
     )
 }
 # What goes on from what is there, called again after an interruption; a training run is asked to.
-GO_ON = {"rollout", "label", "probe", "ablate", "eval", "compare"}
+GO_ON = {"rollout", "label", "probe", "heads", "ablate", "eval", "compare"}
 
 
 class Commands(TyperGroup):

@@ -263,6 +263,10 @@ class ProbeResult(Ranking):
         """All that decided the step scores, as `scores.parquet` has it; errors as for `scored`."""
         return stored_settings(self.folder / "scores.parquet")
 
+    def labels(self) -> dict[str, list[str | None]]:
+        """Labels of the steps of each scored trace, as it was ranked; errors as for `scored`."""
+        return stored_labels(self.folder / "scores.parquet") if self.scored else {}
+
     def ranked_traces(self, problems: dict[str, str] | None = None) -> Sequence[RankedTrace]:
         """The labelled steps of each ranked trace with their scores, as the probe ranked them.
 
@@ -276,7 +280,7 @@ class ProbeResult(Ranking):
             DataError: as for `scored`; a trace is missing. On reading one: its scores are damaged,
                 or of other heads.
         """
-        labels = stored_labels(self.folder / "scores.parquet") if self.scored else {}
+        labels = self.labels()
         if lost := [name for name in self.ranked if name not in self.scored]:
             raise DataError(f"{self.folder}: scores.parquet has no trace {lost[0]}; probe again")
 

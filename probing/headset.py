@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
@@ -15,6 +16,8 @@ from probing.files.headers import HEADER, SCHEMA, data_path, file_header, read_o
 from probing.files.reading import shaped
 from probing.models.identity import ModelCard
 from probing.settings import check_keys, unknown
+
+FILE = "heads.json"  # on the hub
 
 
 class HeadSetWarning(UserWarning):
@@ -149,6 +152,60 @@ class HeadSet:
             if not (0 <= layer < head_set.model.layers and 0 <= head < head_set.model.heads):
                 raise DataError(f"{path}: {head_set.model.describe()} has no head {layer}.{head}")
         return head_set
+
+    def push_to_hub(self, repo: str, *, private: bool = False, client: Any = None) -> str:
+        """Share the set on the Hugging Face hub: `heads.json`, and a card made from its evidence.
+
+        The file is shared as it is: the paths and the command that it names are seen by all who
+        see the repository.
+
+        Args:
+            repo: OWNER/NAME; made where it is not there.
+            private: whether a new one is.
+            client: instead of the hub's own (`huggingface_hub.HfApi`).
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            ConfigError: the hub does not take it.
+        """
+        from probing.files.card import card_text
+        from probing.files.hub import upload
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder) / FILE)
+            content = (Path(folder) / FILE).read_bytes()
+        files = {FILE: content, "README.md": card_text(self, repo).encode()}
+        message = f"Key-Focus Heads of {self.model.id}"
+        return upload(repo, files, message, private=private, client=client)
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo: str,
+        config: Any = None,
+        *,
+        revision: str | None = None,
+        client: Any = None,
+        warn: bool = True,
+    ) -> HeadSet:
+        """Fetch a shared set and check it; arguments and errors as for `load`.
+
+        Args:
+            repo: OWNER/NAME.
+            config: of the model to use it with.
+            revision: branch, tag or commit; None: the newest.
+            client: instead of the hub's own (`huggingface_hub.HfApi`).
+            warn: whether to warn of caveats.
+
+        Raises:
+            DataError: it cannot be fetched, or is no head set.
+            ModelError: the set is of a model with another shape.
+        """
+        from probing.files.hub import download
+
+        return cls.load(download(repo, FILE, revision, client=client), config, warn=warn)
 
     def others(self, seed: int) -> list[Head]:
         """As many heads as the set has, drawn from the model's others.

@@ -41,7 +41,7 @@ from sources import (
 
 # measure: (limit, goal)
 LIMITS: dict[str, tuple[float, float]] = {
-    "lines of Python": (35_000, 21_300),
+    "lines of Python": (41_000, 21_300),
     "lines of the longest module": (400, 400),
     "functions of 60 lines or more": (0, 0),
     "modules in the largest room": (10, 10),
@@ -77,6 +77,7 @@ ORDER = {
         "answers ranking",
         "folder labelling interventions",
         "cost run robustness viewer formats",
+        "types",
         "figures",
     ],
     "rl": [

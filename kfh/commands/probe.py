@@ -69,6 +69,10 @@ def probe(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it will take, as kfh estimate does.")
     ] = False,
+    types: Annotated[
+        bool,
+        typer.Option("--types", help="Head types and scorers, too (kfh heads types)."),
+    ] = False,
 ) -> None:
     """Rank the attention heads of a model on traces with labels and save the head set.
 
@@ -79,12 +83,19 @@ def probe(
     there. Every shard tokenises all traces, for the batches of the whole run, and scores every
     n-th batch, so that the numbers are those of one run.
     """
+    if types and config.shards:
+        raise ConfigError("--types goes with the whole probe, not with a shard: give it to --merge")
     if dry_run:
         from kfh.bring.estimate import run_estimate
 
         run_estimate(config, cause)
         return
-    run_probe(*from_raw(config, cause))
+    if run_probe(*from_raw(config, cause)) and types:
+        from kfh.commands.heads import run_types
+        from probing.types.config import TypesConfig
+
+        settings = TypesConfig(config.out, device=config.device, resume=config.resume)
+        run_types(settings, ("png",))  # as the heatmap
 
 
 def from_raw(config: ProbeConfig, cause: CauseConfig) -> tuple[ProbeConfig, Loaded]:
@@ -115,8 +126,10 @@ def from_raw(config: ProbeConfig, cause: CauseConfig) -> tuple[ProbeConfig, Load
     return replace(config, labels=str(out)), loaded
 
 
-def run_probe(config: ProbeConfig, loaded: Loaded = (None, None)) -> None:
+def run_probe(config: ProbeConfig, loaded: Loaded = (None, None)) -> bool:
     """Probe, and say what was left out and found; the heatmap is drawn beside the tables.
+
+    Whether this process did so, and not another or later one.
 
     Args:
         loaded: model and tokenizer; those that are None are loaded.
@@ -132,7 +145,7 @@ def run_probe(config: ProbeConfig, loaded: Loaded = (None, None)) -> None:
     if result is None:
         if config.shards and Processes(config.device).rank == 0:
             _report_shard(config)
-        return  # another process prints
+        return False  # another process prints
     from kfh.findings.base import heads_text
     from kfh.findings.probe import probe_tables
     from kfh.findings.summary import probe_summary
@@ -155,6 +168,7 @@ def run_probe(config: ProbeConfig, loaded: Loaded = (None, None)) -> None:
     console.print(
         f"→ {result.folder}: heads.json, sra.parquet, scores.parquet, run.json, heatmap.png"
     )
+    return True
 
 
 def _speed_text(speed: dict[str, float], auto: bool = False) -> str:

@@ -137,6 +137,7 @@ def probe_figures(
     from probing.errors import DataError
     from probing.figures import probe, robustness
     from probing.figures.trace import strip_of
+    from probing.figures.types import types_figure
     from probing.files.headers import read_object
     from probing.folder import ProbeResult
 
@@ -150,6 +151,8 @@ def probe_figures(
         if traces or trace:
             raise
         warn(f"no strip of a trace: {error}")
+    if (folder / "types.json").is_file():
+        figures["types"] = types_figure(read_object(folder / "types.json"))
     if (folder / "sample_size.json").is_file():
         figures["sample_size"] = robustness.sample_size_figure(
             read_object(folder / "sample_size.json")

@@ -18,14 +18,15 @@ from __future__ import annotations
 
 from kfh.findings.base import Kind, side_by_side
 from kfh.findings.evaluation import read_evaluation
+from kfh.findings.heads import read_sample_size, read_stability, read_types
 from kfh.findings.interventions import read_ablation
 from kfh.findings.probe import read_probe
-from kfh.findings.robustness import read_sample_size, read_stability
 from kfh.findings.runs import comparisons, read_comparison, read_runs
 
 # In the order of the report.
 KINDS = [
     Kind("probe", "run.json", read_probe),
+    Kind("head types", "types.json", read_types),
     Kind("sample size", "sample_size.json", read_sample_size),
     Kind("stability", "stability.json", read_stability),
     Kind("ablation", "ablation.json", read_ablation),

@@ -16,3 +16,4 @@ from .robustness import stability_figure as stability_figure
 from .style import save_figure as save_figure
 from .trace import step_strip as step_strip
 from .trace import strip_of as strip_of
+from .types import types_figure as types_figure

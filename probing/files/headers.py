@@ -33,6 +33,7 @@ PROBLEM_DIGITS = 16  # two of a million problems share a hash with a chance of 3
 # Kind of result → the file that holds it, and the kind that the file's header names.
 RESULTS = {
     "probe": ("run.json", "probe run"),
+    "head types": ("types.json", "head types"),
     "training": ("run.json", "training run"),
     "ablation": ("ablation.json", "ablation"),
     "stability": ("stability.json", "stability of heads"),

@@ -10,12 +10,15 @@ Two differences are taken, relative to the largest output of a layer:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from probing.errors import ModelError
+from probing.models.front import trunk_of
+from probing.models.lengths import in_eval
 
 PROOF_TOKENS = 40
 # Largest relative differences that the proof accepts.
@@ -72,3 +75,34 @@ def relative(a: Tensor, b: Tensor) -> float:
     a, b = a.float(), b.float()
     difference = (a - b).abs().max() / b.abs().max().clamp_min(1e-30)
     return float(difference.nan_to_num(torch.inf))
+
+
+def output_head(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
+    """What makes logits of a model's last hidden state: its output embedding, shown to be all.
+
+    So that the logits of some tokens can be had of a pass through the trunk alone.
+
+    Raises:
+        ModelError: it has none, or does more (a soft-cap, a scale).
+    """
+    name = type(model).__name__
+    head: Callable[[Tensor], Tensor] | None
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is None:
+        raise ModelError(f"{name} has no output embedding: the chances of its tokens are not known")
+    trunk = trunk_of(model)
+    ids, _, _ = proof_input(_vocabulary(head), next(trunk.parameters()).device)
+    with torch.no_grad(), in_eval(model):
+        own = model(input_ids=ids[:1], use_cache=False).logits
+        ours = head(trunk(input_ids=ids[:1], use_cache=False)[0])
+    if not relative(ours, own) <= PROOF_TOLERANCE.get(own.dtype, 1e-4):
+        raise ModelError(
+            f"{name} does more to its logits than the output embedding (a soft-cap, a scale): the "
+            "chances of its tokens are not known from its last hidden state"
+        )
+    return head
+
+
+def _vocabulary(head: Callable[[Tensor], Tensor]) -> int:
+    weight: Tensor = head.weight  # type: ignore[attr-defined]
+    return len(weight)

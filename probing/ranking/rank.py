@@ -99,7 +99,7 @@ def rank_heads(
             traces, measured, config.null, config.permutations, seed, lambda: advance(1, 0)
         )
     table = pd.DataFrame(heads, columns=["layer", "head"])
-    _add_figures(table, measured, split, seed)
+    add_figures(table, measured, split, seed)
     for metric, (p, _) in null.items():
         table[f"{metric}_p"] = p
     controls, counts = _controls(measures.controls, split, seed), _counts(measured, split)
@@ -188,7 +188,7 @@ def beaten(control: float, low: float | None) -> bool:
     return low is not None and control < low  # false for what is not a number, too
 
 
-def _add_figures(
+def add_figures(
     rows: pd.DataFrame, measured: Measured, split: tuple[list[int], list[int]], seed: int
 ) -> None:
     """Add the columns of every metric: its mean, its interval, and its mean on each half."""
@@ -205,7 +205,7 @@ def _add_figures(
 def _controls(measured: Measured, split: tuple[list[int], list[int]], seed: int) -> pd.DataFrame:
     """Figures of the controls, as of heads."""
     rows = pd.DataFrame({"control": list(CONTROLS)})
-    _add_figures(rows, measured, split, seed)
+    add_figures(rows, measured, split, seed)
     # Only scores in the unit of attention can be held against S_base.
     gating = [column for column in rows if column.startswith("gating")]
     rows.loc[rows["control"] != "all heads", gating] = np.nan

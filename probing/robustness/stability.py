@@ -285,11 +285,11 @@ def read_probes(
                 f"{other.card.describe()}: heads of models of different shapes have no places in "
                 "common. Compare checkpoints or fine-tunes of one model, or trace sets."
             )
-    probes = [_probed(name, result, metric) for name, result in zip(names, results, strict=True)]
+    probes = [probed(name, result, metric) for name, result in zip(names, results, strict=True)]
     return probes, first.pairs
 
 
-def _probed(name: str, result: ProbeResult, metric: str) -> Probed:
+def probed(name: str, result: ProbeResult, metric: str) -> Probed:
     about: dict[str, Any] = {
         "folder": str(result.folder),
         "model": result.card.id,
@@ -337,7 +337,7 @@ def compare_probes(
     probes, pairs = read_probes(folders, names, metric)
     described = []
     for probe in probes:
-        half, whole = _reliability(probe, seed)
+        half, whole = reliability(probe, seed)
         described.append(
             {
                 "name": probe.name,
@@ -373,14 +373,14 @@ def compare_with_first(folders: Sequence[Path], seed: int = 0) -> list[dict[str,
         KfhError: as for `read_probes`.
     """
     probes, pairs = read_probes(folders, None, ProbeResult.load(folders[0]).config.by)
-    reliable = [_reliability(probe, seed)[1] for probe in probes]
+    reliable = [reliability(probe, seed)[1] for probe in probes]
     return [
         {**compare_pair(probes[0], other, pairs, seed), "ceiling": _ceiling(reliable[0], its)}
         for other, its in zip(probes[1:], reliable[1:], strict=True)
     ]
 
 
-def _reliability(probe: Probed, seed: int) -> tuple[float | None, float | None]:
+def reliability(probe: Probed, seed: int) -> tuple[float | None, float | None]:
     """Correlation of halves, and the reliability of the whole; None where nothing is known."""
     half = float("nan") if probe.values is None else half_correlation(probe, seed=seed)
     return json_number(half), json_number(spearman_brown(half))

@@ -22,13 +22,11 @@ from probing.attention.capture import CapturePass
 from probing.attention.rows import Rows
 from probing.attention.scores import pad_batch, step_baseline
 from probing.choices import Head
-from probing.errors import ModelError
 from probing.models.front import AttentionCall, InFront, Workspace, own_output
 from probing.models.lengths import in_eval
-from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
+from probing.models.proof import output_head
 from probing.traces.tokens import EncodedTrace
-
-CHUNK = 256  # tokens whose logits are made at once
+from probing.types.doubt import CHUNK, entropies
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +93,7 @@ class Witness(InFront):
         super().__init__(model)
         self.heads, self._workspace = heads, Workspace()
         self._pass: _ByStep | None = None
-        self._prove()
+        self._head = output_head(model)
 
     @torch.no_grad()
     def looks(
@@ -131,22 +129,6 @@ class Witness(InFront):
             found.append(Evidence(trace.spans, trace.answer, own, entropy[row, :n]))
         return found
 
-    def _prove(self) -> None:
-        """The logits of entropies are those that the model samples from."""
-        ids, _, _ = proof_input(self._vocabulary(), self._device())
-        head = getattr(self.model, "get_output_embeddings", lambda: None)()
-        if head is None:
-            raise ModelError(f"{type(self.model).__name__} has no output embedding: no entropies")
-        self._head = head
-        with torch.no_grad(), in_eval(self.model):
-            own = self.model(input_ids=ids[:1], use_cache=False).logits
-            ours = head(self.trunk(input_ids=ids[:1], use_cache=False)[0])
-        if not relative(ours, own) <= PROOF_TOLERANCE.get(own.dtype, 1e-4):
-            raise ModelError(
-                f"{type(self.model).__name__} does more to its logits than the output embedding "
-                "(a soft-cap, a scale): their entropies are not known; choose another signal"
-            )
-
     @property
     def _busy(self) -> bool:
         return self._pass is not None
@@ -173,13 +155,3 @@ def lookers(trace: EncodedTrace) -> Int[np.ndarray, "token"]:
         number[first:last] = step
     number[trace.answer] = len(trace.spans)
     return number
-
-
-def entropies(logits: Float[Tensor, "*row vocabulary"]) -> Float[Tensor, "*row"]:
-    """−Σ p log p in nats, in float32.
-
-    Example: of two tokens alike, log 2.
-        >>> round(float(entropies(torch.zeros(2))), 4)
-        0.6931
-    """
-    return torch.distributions.Categorical(logits=logits.float(), validate_args=False).entropy()

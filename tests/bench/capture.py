@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 PAIR = {"trunk": "trunk (sdpa)", "whole": "kfh, kernel whole", "capture": "kfh, all heads"}
+TYPES = {"types": "head types, 4 rows a step"}
+STEP = 40  # tokens, of the steps of head types
 PEERS = ("eager", "transformer-lens")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=0, help="one more length, capture alone")
     parser.add_argument("--runs", type=int, default=5, help="rounds of trunk and captures")
     parser.add_argument("--peers", action="store_true", help="eager and TransformerLens too")
+    parser.add_argument("--types", action="store_true", help="the pass of head types too")
     parser.add_argument("--peer-tokens", type=int, default=4096, help="longest trace for peers")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -71,9 +74,11 @@ def report(args: argparse.Namespace) -> None:
                 f"| {tokens} | kfh, all heads | {alone['seconds']:.2f} | | {alone['peak']:.0f} | |"
             )
             continue
-        pair = ask(args, {"method": "pair", "tokens": tokens, "runs": args.runs})
-        memory = {m: ask(args, {"method": m, "tokens": tokens})["peak"] for m in PAIR}
-        for method, name in PAIR.items():
+        methods = {**PAIR, **(TYPES if args.types else {})}
+        job = {"method": "pair", "methods": [*methods], "tokens": tokens, "runs": args.runs}
+        pair = ask(args, job)
+        memory = {m: ask(args, {"method": m, "tokens": tokens})["peak"] for m in methods}
+        for method, name in methods.items():
             beyond = memory[method] - memory["trunk"]
             row(tokens, name, pair[method], pair["ratios"][method], memory[method], beyond)
         for method in PEERS if args.peers and tokens <= args.peer_tokens else ():
@@ -123,7 +128,7 @@ def work(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     ids, answer = _trace(model_id, job["tokens"], next(model.parameters()).device)
     short = slice(0, 128)
     runs = {}
-    for method in PAIR if job["method"] == "pair" else (job["method"],):
+    for method in job["methods"] if job["method"] == "pair" else (job["method"],):
         runs[method] = _runner(method, model)
         runs[method](ids[:, short], answer[:, -128:])  # warm up
     seconds: dict[str, list[float]] = {method: [] for method in runs}
@@ -201,6 +206,16 @@ def _runner(method: str, model: Any) -> Any:
                 return capture(ids, answer)
 
         return capture_all
+    if method == "types":
+        from probing.types.rows import StepRows
+
+        rows = StepRows(model, 4)
+
+        def all_types(ids: Any, answer: Any) -> Any:
+            with rows:
+                return rows.figures(_steps(ids, answer))
+
+        return all_types
     if method == "eager":
 
         @torch.no_grad()
@@ -221,6 +236,17 @@ def _runner(method: str, model: Any) -> Any:
         return torch.stack([a[:, :, answer[0]].sum(2) for a in cache.values()], 1)
 
     return lens
+
+
+def _steps(ids: Any, answer: Any) -> Any:
+    """A sequence as a trace whose steps have the same number of tokens."""
+    import numpy as np
+
+    from probing.traces.tokens import EncodedTrace
+
+    of, ends = answer[0].cpu().numpy(), np.arange(0, int(answer[0].cpu().int().argmax()), STEP)
+    spans = np.stack([ends[:-1], ends[1:]], axis=1)
+    return EncodedTrace("bench", ids[0].cpu().numpy(), 0, spans, of)
 
 
 def _trace(model_id: str, tokens: int, device: Any) -> tuple[Any, Any]:

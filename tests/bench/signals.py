@@ -33,6 +33,7 @@ from probing.intervals import Estimate, estimate_mean, estimate_rate
 from probing.models.load import load_model, load_tokenizer
 from probing.traces.file import Step
 from probing.traces.tokens import EncodedTrace
+from probing.types.formulas import focused, future_influence, windowed_distance
 from rl.attnpo.completions import Batch, Cutter, Outcomes, encoded
 from rl.attnpo.credit import credit
 from rl.attnpo.rescale import Rescaling
@@ -48,8 +49,6 @@ from rl.signals.evidence import Evidence, Witness
 GROUP = 8
 KINDS = ("redundant", "derivation", "corrective", "confirming", "recap")
 TOP = 0.2  # share of tokens of arXiv 2506.01939
-NEAR, FAR = 10, 50  # tokens: window of distances, and of the future (arXiv 2510.13554)
-THIRD = 0.3  # of the heads are local, as many global
 STEP = 10_000  # of training: all schedules are open
 FOR_EACH = Rescaling(alpha=0)  # the recipe's constants on the pocket model
 
@@ -136,19 +135,12 @@ def look_with_all_heads(study: Study, model: Any) -> None:
 
 
 def rhythm(rows: np.ndarray) -> np.ndarray:
-    """WAAD and FAI of each token (arXiv 2510.13554), as its abstract describes them.
-
-    Mean backward distance, at most NEAR, over the local heads; mean attention from the tokens NEAR
-    to FAR later, over the global heads. Local and global: the least and the largest mean distance.
-    """
-    n = rows.shape[1]
-    distance = np.clip(np.arange(n)[:, None] - np.arange(n), 0, None)
-    order = np.argsort((rows * distance).sum(axis=(1, 2)))
-    count = max(1, round(THIRD * len(rows)))
-    waad = (rows[order[:count]] * np.minimum(distance, NEAR)).sum(axis=2).mean(axis=0)
-    window = (distance >= NEAR) & (distance <= FAR)
-    total = (rows[order[-count:]].mean(axis=0) * window).sum(axis=0)
-    return np.stack([waad, total / np.maximum(window.sum(axis=0), 1)])
+    """WAAD of the local heads and FAI of the global ones, of each token (arXiv 2510.13554)."""
+    at = np.arange(rows.shape[1])
+    back = np.clip(at[:, None] - at, 0, None)
+    local, distant = focused((rows * back).sum(axis=(1, 2)))
+    waad = windowed_distance(rows[local], at).mean(axis=0)
+    return np.stack([waad, future_influence(rows[distant], at).mean(axis=0)])
 
 
 def hide_each_step(study: Study, model: Any, count: int) -> None:

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from kfh.cli import app
 from kfh.findings.evaluation import benchmark_caveats, evaluation_caveats, evaluation_table
+from kfh.findings.heads import sample_size_caveats
 from kfh.findings.page import read_sections
-from kfh.findings.robustness import sample_size_caveats
 from kfh.findings.runs import comparison_caveats
 from kfh.tables import markdown_text
 from probing.config import ProbeConfig

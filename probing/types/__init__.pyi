@@ -1,0 +1,12 @@
+from .config import TypesConfig as TypesConfig
+from .formulas import calibrated as calibrated
+from .formulas import copied as copied
+from .formulas import forward_influence as forward_influence
+from .formulas import future_influence as future_influence
+from .formulas import pattern_score as pattern_score
+from .formulas import query_score as query_score
+from .formulas import receiver_score as receiver_score
+from .formulas import vertical_scores as vertical_scores
+from .formulas import windowed_distance as windowed_distance
+from .job import measure_types as measure_types
+from .result import HeadTypes as HeadTypes

@@ -1,0 +1,315 @@
+"""Published head types and step scorers: each against a dense computation of its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import tiny
+from helpers import model_folder, trace_line, write_lines
+from scipy.stats import kurtosis, rankdata
+
+from probing.config import ProbeConfig
+from probing.errors import ConfigError, DataError, ModelError
+from probing.folder import ProbeResult
+from probing.models.proof import output_head
+from probing.run import encoded_as, probe
+from probing.traces.tokens import EncodedTrace
+from probing.types import formulas
+from probing.types.config import TYPES, TypesConfig
+from probing.types.doubt import doubts, step_doubts
+from probing.types.gradient import OutputGradient
+from probing.types.job import measure_types
+from probing.types.patterns import pattern_scores
+from probing.types.result import HeadTypes
+from probing.types.rows import StepRows, heads_below
+
+SPANS = np.array([[6, 14], [14, 17], [17, 17], [17, 40], [40, 61], [61, 70], [70, 78]])
+BEHIND, TOKENS = 80, 96
+FAMILIES = ["llama", "qwen2-window", "gemma2", "gpt_oss"]
+
+
+def trace() -> EncodedTrace:
+    ids = np.random.default_rng(3).integers(3, 101, TOKENS)
+    ids[85] = ids[30]
+    answer = np.arange(TOKENS) >= BEHIND + 2
+    return EncodedTrace("t", ids, 6, SPANS, answer)
+
+
+def dense(family: str) -> np.ndarray:
+    """Attention of every head by the family's own eager kernel: (head, query, key)."""
+    model = tiny(family, attention="eager")
+    with torch.no_grad():
+        ids = torch.from_numpy(trace().ids)[None]
+        rows = model(input_ids=ids, output_attentions=True, use_cache=False).attentions
+    return torch.cat([layer[0] for layer in rows]).double().numpy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_say_what_dense_attention_says(family: str) -> None:
+    rows, of = dense(family), trace()
+    attention = "eager" if family[0] == "g" else "sdpa"  # these have no other
+    with StepRows(tiny(family, attention=attention), chunk_bytes=8 << 10) as capture:
+        found, hidden = capture.figures(of, BEHIND)
+        assert bool(capture.split) == (family in ("llama", "qwen2-window"))
+    with torch.no_grad():
+        own = capture.trunk(input_ids=torch.from_numpy(of.ids)[None], use_cache=False)[0][0]
+    torch.testing.assert_close(hidden, own, rtol=1e-4, atol=1e-4)
+    at, written = np.arange(TOKENS), np.flatnonzero(of.answer)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        parts = [values[..., a:b].mean(-1) if b > a else 0 * values[..., 0] for a, b in SPANS]
+        return np.stack(parts, axis=-1)
+
+    by_step = mean(rows)  # head, query, step
+    expected = {
+        "attention": mean(by_step.swapaxes(1, 2)).swapaxes(1, 2),
+        "mark": by_step[:, BEHIND - 1],
+        "waad": mean(formulas.windowed_distance(rows, at)),
+        "fai": mean_known(formulas.future_influence(rows[:, 6:], at[6:])),
+        "sink": rows[:, written, 0].sum(-1) / rows[:, written].sum((1, 2)),
+    }
+    back = at[:, None] - at
+    expected["span"] = (rows * back)[:, written].sum((1, 2)) / rows[:, written].sum((1, 2))
+    expected["distance"] = (rows * back)[:, 6:].sum((1, 2)) / rows[:, 6:].sum((1, 2))
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(found, name), value, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert (found.looked_at == rows[:, written - 1].argmax(-1)).mean() > 0.999  # but for ties
+    needle = (at >= 6) & (at < 78)
+    share = formulas.copied(found.looked_at, of.ids, written, needle).mean(1)
+    most = rows[:, written - 1].argmax(-1)
+    ours = (most >= 6) & (most < 78) & (of.ids[most] == of.ids[written])
+    np.testing.assert_allclose(share, ours.mean(1), atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2-window", "gpt_neox"])
+def test_another_answer_over_the_kept_context(family: str) -> None:
+    of, null = trace(), np.array([5, 9, 11])
+    with StepRows(tiny(family)) as capture:
+        cache = capture.new_cache()
+        assert (cache is None) == (family == "qwen2-window")
+        capture.figures(of, BEHIND, cache)
+        found = capture.mass_behind(of.ids, BEHIND, null, cache)
+        whole = capture.mass_behind(of.ids, BEHIND, null, None)
+    assert found.shape == whole.shape == (16, BEHIND + 3)
+    np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)
+
+
+def mean_known(values: np.ndarray) -> np.ndarray:
+    """By step, of the tokens that some row stands 10 to 50 behind."""
+    known = np.arange(TOKENS) + 10 < TOKENS
+    parts = [values[..., a:b][..., known[a:b]] for a, b in SPANS]
+    return np.stack([p.mean(-1) if p.shape[-1] else 0 * values[..., 0] for p in parts], axis=-1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_patterns(family: str) -> None:
+    ids = torch.arange(3, 15).repeat(2)
+    patterns = [formulas.previous_token(24), formulas.induction(24, 12)]
+    assert patterns[1].sum() == 13 and patterns[1][12, 1] and patterns[1][23, 12]
+    eager = tiny(family, attention="eager")
+    with torch.no_grad():
+        rows = eager(input_ids=ids[None], output_attentions=True, use_cache=False).attentions
+    rows = torch.cat([layer[0] for layer in rows]).double().numpy()
+    with StepRows(tiny(family, attention="eager"), chunk_bytes=1 << 10) as capture:
+        found = pattern_scores(capture, ids, patterns)
+    for place, pattern in enumerate(patterns):
+        np.testing.assert_allclose(
+            found[:, place], formulas.pattern_score(rows, pattern), atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_gradient(family: str) -> None:
+    """Against autograd on what goes into each output projection, taken by hooks."""
+    of = trace()
+    written = np.flatnonzero(of.answer)
+    found = OutputGradient(tiny(family))(of.ids, written)
+    model, kept = tiny(family, attention="eager"), []
+
+    def keep(module: torch.nn.Module, given: tuple) -> None:
+        given[0].retain_grad()
+        kept.append(given[0])
+
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.register_forward_pre_hook(keep)
+    ids = torch.from_numpy(of.ids)
+    chances = model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(-1)
+    chances[written - 1, ids[written]].sum().backward()
+    own = [(z * z.grad)[0, written - 1].unflatten(-1, (4, -1)).sum((0, 2)) for z in kept]
+    np.testing.assert_allclose(found, torch.cat(own).detach().numpy(), rtol=1e-3, atol=1e-4)
+    assert np.abs(found).max() > 1e-2
+    frozen = tiny(family).requires_grad_(False)
+    np.testing.assert_allclose(OutputGradient(frozen)(of.ids, written), found, rtol=1e-3, atol=1e-4)
+
+
+def test_doubts() -> None:
+    of, model = trace(), tiny("llama")
+    head = output_head(model)
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(of.ids)[None], use_cache=False).logits[0]
+        hidden = model.model(input_ids=torch.from_numpy(of.ids)[None], use_cache=False)[0][0]
+    p = logits.double().softmax(-1).numpy()
+    surprisal, entropy = doubts(hidden, of.ids, head)
+    np.testing.assert_allclose(surprisal[1:], -np.log(p[np.arange(95), of.ids[1:]]), atol=1e-5)
+    np.testing.assert_allclose(entropy[1:], -(p[:-1] * np.log(p[:-1])).sum(-1), atol=1e-5)
+    means, firsts = step_doubts(surprisal, entropy, SPANS)
+    assert means[1] == pytest.approx(surprisal[14:17].mean()) and means[2] == firsts[2] == 0
+    assert firsts[3] == entropy[17]
+    with pytest.raises(ModelError, match="soft-cap"):
+        output_head(tiny("gemma2", final_logit_softcapping=2.0))
+
+
+def published_vertical(matrix: np.ndarray, near: int, ranked: bool) -> np.ndarray:
+    """v_j by loops over what the paper says."""
+    n = len(matrix)
+    out = np.full(n, np.nan)
+    for j in range(n):
+        column = []
+        for i in range(j + near, n):
+            row = matrix[i, : i - near + 1]
+            column.append(rankdata(row)[j] / len(row) if ranked else matrix[i, j])
+        out[j] = np.mean(column) if column else np.nan
+    return out
+
+
+@pytest.mark.parametrize("ranked", [False, True])
+def test_receiver(ranked: bool) -> None:
+    m = np.tril(np.random.default_rng(0).random((2, 9, 9)).round(1))
+    v = formulas.vertical_scores(m, ranked=ranked)
+    np.testing.assert_allclose(v, [published_vertical(one, 4, ranked) for one in m], atol=1e-12)
+    expected = kurtosis(v[:, :5], axis=1, fisher=True)
+    np.testing.assert_allclose(formulas.receiver_score(v), expected, atol=1e-9)
+    assert np.isnan(formulas.receiver_score(np.full((1, 9), 0.25))).all()
+
+
+def test_forward_influence_and_the_rest() -> None:
+    m = np.tril(np.random.default_rng(1).random((3, 8, 8)))
+    expected = [max(m[h, k + 4 :, k].sum() for h in range(3)) for k in range(8)]
+    np.testing.assert_allclose(formulas.forward_influence(m), expected)
+    assert (
+        heads_below([(0, 0), (0, 1), (3, 0), (7, 0), (7, 1)]).tolist() == [True, True] + [False] * 3
+    )
+
+
+def test_published_code_gives_the_same() -> None:
+    """What `get_vertical_scores` of the authors' repository gave for this matrix, and kurtosis."""
+    m = np.tril((np.arange(64).reshape(8, 8) * 7 % 11) / 11)
+    for ranked, scores, score in (
+        (False, [0.5, 0.181818, 0.863636, 0.545455], -1.0176208),
+        (True, [0.854167, 0.361111, 1.0, 0.5], -1.7190835),
+    ):
+        v = formulas.vertical_scores(m, ranked=ranked)
+        np.testing.assert_allclose(v[:4], scores, atol=1e-6)
+        assert formulas.receiver_score(v) == pytest.approx(score, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("types")
+    model = model_folder(folder / "model")
+    lines = [trace_line(n, steps=8) for n in range(6)]
+    traces = write_lines(folder / "traces.jsonl", lines)
+    probe(ProbeConfig(model=str(model), traces=traces, out=folder / "probe"))
+    return folder / "probe"
+
+
+def test_job_beside_a_probe(probed: Path) -> None:
+    config = TypesConfig(probed, types=TYPES, rows="all", repeated=8, draws=2)
+    found = measure_types(config)
+    assert {*TYPES} <= {*found.table} and found.table[list(TYPES)].notna().all(axis=None)
+    result = ProbeResult.load(probed)
+    rows = {row["scorer"]: row for row in found.content["scorers"]}
+    # The probe's own control, and the set on the half that it was not chosen on.
+    everything = result.controls.set_index("control").loc["all heads"]
+    assert rows["all heads"]["sra"] == pytest.approx(everything["sra"])
+    for name in ("sra", "sra_low", "sra_high", "sra_select"):
+        point = {"sra": "sra_held_out", "sra_select": "sra_select"}.get(name)
+        if point:
+            assert rows["head set"][point] == pytest.approx(result.set_point[name])
+    assert rows["head set"]["less"] == 0 and rows["FCI"]["less"] == pytest.approx(
+        rows["head set"]["sra_held_out"] - rows["FCI"]["sra_held_out"]
+    )
+    by_type = {row["type"]: row for row in found.content["types"]}
+    strongest = found.table.sort_values("receiver", ascending=False)[["layer", "head"]].to_numpy()
+    assert by_type["receiver"]["strongest"][0][:2] == strongest[0].tolist()
+    assert "heads of the set" in found.content["verdict"][0]
+    loaded = HeadTypes.load(probed)
+    assert loaded.content["verdict"] == found.content["verdict"]
+    assert loaded.table.equals(found.table)
+
+
+def test_qr_and_calibration_of_one_trace(probed: Path) -> None:
+    """By eager attention of the trace, and of its context with the null answer."""
+    result = ProbeResult.load(probed)
+    model, tokenizer = replace(result.config, attention="eager").load()
+    trace = next(result.traces([result.ranked[0]]))
+    of = encoded_as(result.config, tokenizer, trace)
+    first, null = int(of.answer.argmax()), tokenizer("N/A")["input_ids"]
+
+    def looks(ids: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            out = model(input_ids=torch.tensor([ids]), output_attentions=True, use_cache=False)
+        rows = torch.cat([layer[0] for layer in out.attentions]).numpy()[:, first:]
+        means = [rows[..., a:b].mean(-1).mean(-1) for a, b in of.spans]
+        return np.stack(means, axis=1)  # head, step
+
+    expected = looks(of.ids.tolist()) - looks([*of.ids[:first].tolist(), *null])
+    essential = np.array([step.label == "essential" for step in trace.steps])
+    qr = (expected * np.diff(of.spans, axis=1)[:, 0])[:, essential].sum(1)
+    line = json.loads((probed / "types.jsonl").read_text().splitlines()[1])
+    assert line["id"] == trace.id
+    np.testing.assert_allclose(line["heads"]["qr"], qr, atol=1e-5)
+    chosen = expected[result.places(result.chosen)].mean(0)
+    np.testing.assert_allclose(line["steps"]["head set, less the null answer"], chosen, atol=1e-5)
+
+
+def test_job_goes_on_and_refuses(probed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TypesConfig(probed, types=TYPES, rows="all", repeated=8, draws=2)
+    before = (probed / "types.jsonl").read_text().splitlines()
+    (probed / "types.jsonl").write_text("\n".join(before[:-2]) + "\n" + before[-2][:40])
+    again = measure_types(config)
+    assert again.content["speed"]["resumed"] == len(before) - 3
+    assert (probed / "types.jsonl").read_text().splitlines()[1:] == before[1:]
+    with pytest.raises(ConfigError, match="rows"):
+        measure_types(replace(config, rows=2))
+    with pytest.raises(ConfigError, match="did you mean receiver"):
+        TypesConfig(probed, types=("reciever",))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="kfh heads types"):
+        HeadTypes.load(probed.parent)
+    other = tiny("llama", vocab_size=len(ProbeResult.load(probed).config.load()[1]))
+    with torch.no_grad():
+        other.lm_head.weight[0, 0] += 1
+    with pytest.raises(DataError, match="not the model that was probed"):
+        measure_types(config, model=other)
+
+
+def test_drops_by_cause_are_a_scorer(probed: Path, tmp_path: Path) -> None:
+    config = TypesConfig(probed, types=TYPES, rows="all", repeated=8, draws=2)
+    lines = [
+        {"id": trace.id, "step": step, "label": own.label, "score": float(own.label == "essential")}
+        for trace in ProbeResult.load(probed).traces()
+        for step, own in enumerate(trace.steps)
+    ]
+    causes = write_lines(tmp_path / "causes.jsonl", lines)
+    rows = measure_types(replace(config, causes=causes)).content["scorers"]
+    assert {row["scorer"]: row["sra"] for row in rows}["drop by cause"] == 1
+    with pytest.raises(DataError, match=r"no score of step 7 of trace t/5"):
+        measure_types(replace(config, causes=write_lines(tmp_path / "less.jsonl", lines[:-1])))
+
+
+def test_few_rows_say_nearly_the_same(probed: Path) -> None:
+    result = ProbeResult.load(probed)
+    model, tokenizer = result.config.load()
+    of = encoded_as(result.config, tokenizer, next(result.traces()))
+    found = {}
+    for most in (None, 8):
+        with StepRows(model, most) as capture:
+            found[most] = formulas.vertical_scores(capture.figures(of)[0].attention)
+    known = ~np.isnan(found[None][0])
+    whole, few = (found[most][:, known].ravel() for most in (None, 8))
+    assert np.corrcoef(whole, few)[0, 1] > 0.9 and not np.allclose(whole, few)

@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FLOORS = ("probing", "rl", "kfh")
 ENTITIES = {"<": "&lt;", "|": "&#124;"}
 
+# Modules that import what only their place has: what they plug into, or Triton. No settings there.
+ELSEWHERE = ("_plugin", ".kernels")
+
 
 def rooms() -> list[str]:
     """Every package of the three floors, the floors themselves among them."""
@@ -101,7 +104,7 @@ def settings_page() -> str:
 def settings_classes() -> Iterator[type]:
     """The dataclasses of probing and rl whose name ends in `Config`, where they are defined."""
     for name in (name for room in rooms() for name in modules(room)):
-        if name.startswith("kfh") or name.endswith("_plugin"):  # which needs what it plugs into
+        if name.startswith("kfh") or name.endswith(ELSEWHERE):
             continue
         for value in list(vars(importlib.import_module(name)).values()):
             here = isinstance(value, type) and value.__module__ == name

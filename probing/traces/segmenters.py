@@ -10,7 +10,8 @@ a phrase counts at the start of a sentence, whatever its kind (2), and a charact
 With `openings="loose"` (1) takes whole words and both apostrophes, and (2) lets blanks and marks of
 a list stand before the phrase, with which the step then begins: for indented or bulleted text.
 `line`, `sentence` and `paragraph` cut at a pattern instead of (1–3) and do not merge; no step of
-theirs is blank.
+theirs is blank. `sentencex` does so where the library of that name sees a sentence end: it knows
+abbreviations, in the text's own language.
 
 A segmenter of your own is a function `text → list[Step]`, given as `segmenter=cut`, or by name as
 `--segmenter module:cut`. Its name and the hash of its source go into the headers of what is made.
@@ -20,8 +21,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,8 @@ SegmentFunction = Callable[[str], Sequence[Step]]
 
 DENSE = 2.5  # characters that one of a script without spaces stands for
 SHORT_TAIL = 15  # a backward piece with at most so many characters beside its phrase goes right
+
+LIBRARY = "sentencex"
 
 _NEWLINE = r"(?:\r\n|[\n\r\x85\u2028\u2029])"
 _BLANK = r"[^\S\n\r\x85\u2028\u2029]"  # on a line: also a space that does not break, or a wide one
@@ -66,7 +71,7 @@ class Segmenter:
     """How steps are cut; stored in whatever is made from them.
 
     Args:
-        name: `attnpo`, `line`, `sentence` or `paragraph`.
+        name: `attnpo`, `line`, `sentence`, `paragraph` or `sentencex`.
         min_chars: pieces shorter than this are merged (`attnpo` only).
         phrases: a phrase file of the user's, or a language (`attnpo` only); default the published
             list, which is English. `auto`: of each text its own language.
@@ -93,9 +98,17 @@ class Segmenter:
                 f"openings {self.openings} are for phrases (attnpo); the segmenter {self.name} "
                 "knows none"
             )
-        if self.function is None and self.name not in ("attnpo", *_ENDS):
-            known = ["attnpo", *_ENDS, "a phrase file (*.json)", "a function (module:name)"]
+        if self.function is None and self.name not in ("attnpo", *_ENDS, LIBRARY):
+            known = [
+                "attnpo",
+                *_ENDS,
+                LIBRARY,
+                "a phrase file (*.json)",
+                "a function (module:name)",
+            ]
             raise ConfigError(unknown("segmenter", self.name, known))
+        if self.name == LIBRARY and not find_spec(LIBRARY):
+            raise ConfigError(f"the segmenter {LIBRARY} needs: pip install 'kfh[sentences]'")
         if self.min_chars < 0:
             raise ConfigError(f"min_chars must not be negative, is {self.min_chars}")
 
@@ -144,6 +157,8 @@ class Segmenter:
         """Name and settings, with the hash of phrases or function, for headers and head sets."""
         if self.function:
             return {**part_json(self.function), "name": self.name}
+        if self.name == LIBRARY:
+            return {"name": self.name, "version": version(LIBRARY)}
         if self.name != "attnpo":
             return {"name": self.name}
         return {
@@ -162,7 +177,10 @@ class Segmenter:
         if self.function:
             return _checked(self.function(text), text, self.name)
         if self.name in _ENDS:
-            return _cut_at_ends(text, _ENDS[self.name], _NO_STEP[self.name])
+            ends = (match.end() for match in _ENDS[self.name].finditer(text))
+            return _cut_at_ends(text, ends, _NO_STEP[self.name])
+        if self.name == LIBRARY:
+            return _cut_at_ends(text, _sentence_ends(text), _NO_STEP["sentence"])
         phrases, minimum = self.phrases_of(text), self.min_chars
         if phrases.places == "sentences":
             minimum = math.ceil(minimum / DENSE)
@@ -187,7 +205,7 @@ def segment(
 
     Args:
         text: what stands before `</think>`.
-        segmenter: a name (`attnpo`, `line`, `sentence`, `paragraph`), the path of a phrase
+        segmenter: a name (`attnpo`, `line`, `sentence`, `paragraph`, `sentencex`), the path of a phrase
             file, a `Segmenter`, or a function `text → list[Step]`.
         min_chars: minimum length of a step in characters (`attnpo` only).
         openings: where a phrase opens a step, `strict` or `loose` (`attnpo` only).
@@ -256,15 +274,23 @@ def _checked(steps: Sequence[Step], text: str, name: str) -> list[Step]:
     return list(steps)
 
 
-def _cut_at_ends(text: str, ends: re.Pattern[str], no_step: re.Pattern[str]) -> list[Step]:
+def _cut_at_ends(text: str, ends: Iterable[int], no_step: re.Pattern[str]) -> list[Step]:
     """Steps between the ends; what is no step goes to the one behind it, at the end before it."""
     cuts = [0]
-    for match in ends.finditer(text):
-        if match.end() > match.start() and not no_step.fullmatch(text, cuts[-1], match.end()):
-            cuts.append(match.end())
+    for end in ends:
+        if cuts[-1] < end < len(text) and not no_step.fullmatch(text, cuts[-1], end):
+            cuts.append(end)
     if len(cuts) > 1 and not text[cuts[-1] :].strip():
         cuts.pop()
     return [Step(start, end) for start, end in pairwise([*cuts, len(text)])]
+
+
+def _sentence_ends(text: str) -> Iterator[int]:
+    """Where sentences end by the library sentencex, in the language of the text."""
+    from sentencex import get_sentence_boundaries
+
+    for found in get_sentence_boundaries(language_of(text), text):
+        yield found["end_index"]
 
 
 @dataclass

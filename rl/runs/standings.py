@@ -31,7 +31,7 @@ from rl.runs.intervals import hierarchical_bootstrap, share
 
 BASELINE = "tlmre"
 # Lengths that are reported, as shares of the redundant tokens before training.
-SHARES = (0.8, 0.6, 0.5, 0.4, 0.3)
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 LEVELS = (0.80, 0.85, 0.90, 0.95)  # accuracies at which lengths are compared
 
 

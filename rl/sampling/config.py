@@ -115,7 +115,7 @@ class CollectConfig(AskConfig, StepCutting):
     )
     segmenter: str | SegmentFunction = choice(
         "attnpo",
-        "attnpo, line, sentence, paragraph, *.json, module:name; none: cut no steps.",
+        "attnpo, line, sentence, sentencex, paragraph, *.json, module:name; none: cut no steps.",
         panel=STEPS,
     )
 

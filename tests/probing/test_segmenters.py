@@ -251,13 +251,30 @@ WORDS += ["\r\n", "\u00a0", "\u3000", "* ", "1. ", "’", "\u2029", "。"]
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(WORDS)).map("".join) | st.text(), st.integers(0, 200))
 def test_any_text_is_tiled(text: str, min_chars: int) -> None:
-    for name in ("attnpo", "line", "sentence", "paragraph"):
+    for name in ("attnpo", "line", "sentence", "sentencex", "paragraph"):
         steps = segment(text, name, min_chars=min_chars)
         assert tiles(steps, text) if text else steps == []
         if name != "attnpo" and text.strip():
             assert all(text[step.start : step.end].strip() for step in steps), "a blank step"
     loose = segment(text, min_chars=min_chars, openings="loose")
     assert tiles(loose, text) if text else loose == []
+
+
+def test_sentences_of_the_library() -> None:
+    """It knows abbreviations, in the text's language; blanks and numbers of a list are no step."""
+    text = "By Dr. Smith, x = 3.14 (e.g. here) holds! Is it so?\n\n1. First, add. Then 5."
+    found = [text[step.start : step.end] for step in segment(text, "sentencex")]
+    first = ["By Dr. Smith, x = 3.14 (e.g. here) holds! ", "Is it so?", "\n\n1. First, add. "]
+    assert found == [*first, "Then 5."]
+    chinese = "先算二加三。等等，检查！答案是五。"
+    assert [s.start for s in segment(chinese, "sentencex")] == [0, 6, 12]
+    assert Segmenter("sentencex").to_json().keys() == {"name", "version"}
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmenters, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"kfh\[sentences\]"):
+        Segmenter("sentencex")
 
 
 def test_ten_thousand_generated_traces_are_tiled() -> None:

@@ -205,8 +205,8 @@ def segment(
 
     Args:
         text: what stands before `</think>`.
-        segmenter: a name (`attnpo`, `line`, `sentence`, `paragraph`, `sentencex`), the path of a phrase
-            file, a `Segmenter`, or a function `text → list[Step]`.
+        segmenter: a name (`attnpo`, `line`, `sentence`, `paragraph`, `sentencex`), the path
+            of a phrase file, a `Segmenter`, or a function `text → list[Step]`.
         min_chars: minimum length of a step in characters (`attnpo` only).
         openings: where a phrase opens a step, `strict` or `loose` (`attnpo` only).
 

@@ -67,7 +67,8 @@ class StepCutting:
     _: KW_ONLY
     segmenter: str | SegmentFunction = choice(
         GIVEN,
-        "given: the file's steps; or attnpo, line, sentence, sentencex, paragraph, *.json, module:name.",
+        "given: the file's steps; or attnpo, line, sentence, sentencex, paragraph, *.json, "
+        "module:name.",
         panel=STEPS,
     )
     min_chars: int = choice(

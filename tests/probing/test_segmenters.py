@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import probing.traces.segmenters as segmenters
 from probing.errors import ConfigError, DataError
 from probing.traces.file import Step
 from probing.traces.phrases import Phrases, opening

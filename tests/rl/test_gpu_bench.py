@@ -16,7 +16,7 @@ def test_small_shapes_run_and_print_one_table(
     gpu.main()
     said = capsys.readouterr().out
     rows = [line for line in said.splitlines() if line.startswith("| small")]
-    assert len(rows) == 1 + 2 + 3
+    assert len(rows) == 1 + 3 + 3  # a row of what the kernels did: nothing, here
     difference = re.search(r"rows against eager.*\| ([\d.e-]+) relative", said)
     assert difference and float(difference[1]) < 1e-5
     assert re.search(r"step of attnpo .* × TRL, .* × tlmre; scoring [1-9]", said)

@@ -36,7 +36,7 @@ def courses(contenders: Sequence[Contender]) -> Figure | None:
     for contender in contenders:
         for index in range(len(contender.pressures)):
             long = averaged_courses(contender.redundant[index])
-            right = averaged_courses(contender.correct[index])
+            right = averaged_courses(contender.correct[index], shares=True)
             _line(length, contender, index, contender.steps, long, looks)
             _line(accuracy, contender, index, contender.steps, right, looks)
             _line(plane, contender, index, long.mean, right, looks, band=False)

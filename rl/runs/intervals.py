@@ -124,8 +124,13 @@ def share(right: NDArray[np.float64]) -> Estimate:
     """
     if len(right) == 1 or np.ptp(right) == 0:
         return estimate_share(right.T.tolist())
-    interval = hierarchical_bootstrap(lambda mean: mean, right)
-    return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
+    return within_0_and_1(hierarchical_bootstrap(lambda mean: mean, right))
+
+
+def within_0_and_1(interval: Estimate) -> Estimate:
+    """An interval of a share, without what no share can be; an unknown end stays so."""
+    low, high = (float(np.clip(end, 0, 1)) for end in (interval.low, interval.high))
+    return replace(interval, low=low, high=high)
 
 
 def over_seeds(values: NDArray[np.float64]) -> Estimate:
@@ -172,13 +177,15 @@ def averaged(columns: Sequence[pd.Series]) -> Curve:
     return Curve.of(joined.index.to_numpy(), figures)
 
 
-def averaged_courses(values: NDArray[np.float64]) -> Curve:
+def averaged_courses(values: NDArray[np.float64], *, shares: bool = False) -> Curve:
     """A value at each checkpoint: mean and band over seeds and problems.
 
     Args:
         values: (seed, checkpoint, problem).
+        shares: they are of right answers; so the band ends at 0 and 1.
     """
     found = [
         seedwise(lambda mean: mean[..., 0], values[:, [place]]) for place in range(values.shape[1])
     ]
+    found = [within_0_and_1(figure) for figure in found] if shares else found
     return Curve.of(np.arange(len(found)), found)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from probing.errors import DataError
+from probing.intervals import Estimate
 from rl.runs.folders import Course
 from rl.runs.frontier import Contender, at, frontier, length_gap, reach, shortest_with, speed_up
-from rl.runs.intervals import hierarchical_bootstrap, seedwise
+from rl.runs.intervals import averaged_courses, hierarchical_bootstrap, seedwise, within_0_and_1
 from rl.runs.standings import alike, stand
 
 STEPS = np.arange(0, 101, 10)
@@ -116,6 +117,19 @@ def test_methods_tried_with_other_numbers_of_settings_meet_on_those_they_share()
     assert alike(contender("laser", {100.0: 0.6}), three) is None
     notes = stand([three, contender("laser", {100.0: 0.6})]).notes
     assert len(notes) == 1 and "not held against each other" in notes[0]
+
+
+def test_no_accuracy_is_below_0_or_above_1() -> None:
+    wild = contender("attnpo", {0.3: 0.9})
+    right = np.zeros_like(wild.correct)
+    right[:, [0, 2]] = 1  # two of three seeds are always right
+    wild = replace(wild, correct=right)
+    for point in frontier(wild, (60.0,)):
+        assert 0 == point.accuracy.low <= point.accuracy.value <= point.accuracy.high == 1
+    band = averaged_courses(wild.correct[0], shares=True)
+    assert band.low.min() == 0 and band.high.max() == 1
+    unknown = within_0_and_1(Estimate(0.5, np.nan, np.nan, 3))
+    assert np.isnan(unknown.low) and np.isnan(unknown.high)
 
 
 def test_a_run_that_collapses_counts() -> None:

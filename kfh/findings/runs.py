@@ -146,7 +146,7 @@ def read_comparison(place: Place) -> Section:
     """A comparison: the tables of methods, differences with intervals, accuracy against length."""
     from rl.runs.course_figures import courses
     from rl.runs.figures import tradeoff
-    from rl.runs.folders import read_evaluations
+    from rl.runs.folders import CURVE_FILE, read_course, read_evaluations
 
     section = Section("Comparison of methods")
     path = place.folder / COMPARISON
@@ -154,11 +154,19 @@ def read_comparison(place: Place) -> Section:
     readable = []
     for folder in place.parts:
         try:
-            evaluations += read_evaluations(folder)
-            readable.append(folder)
+            found = read_evaluations(folder)
+            if (folder / CURVE_FILE).exists():
+                read_course(folder)
         except DataError as error:
             section.damaged.append(str(error))
-    contenders = read_contenders(readable)
+        else:
+            evaluations += found
+            readable.append(folder)
+    try:
+        contenders = read_contenders(readable)
+    except DataError as error:  # runs of other settings, or none of the policy before training
+        section.damaged.append(str(error))
+        contenders = []
     if path.is_file():
         content = read_object(path)
         section.facts = header_facts(content[HEADER])

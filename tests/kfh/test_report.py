@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -377,6 +378,19 @@ def test_what_is_damaged_is_named_and_the_rest_reported(folder):
     for path in (folder, bad / "run.json", folder / "eval" / "eval.json"):
         assert str(path) in text
     assert "| good | attnpo |" in text
+
+
+def test_a_damaged_course_is_named_and_the_others_compared(tmp_path):
+    kept, out = Path(__file__).parents[2] / "data" / "results" / "trial", tmp_path / "trial"
+    shutil.copytree(kept, out)
+    (out / "tlmre@0.2-0" / "curve.parquet").write_bytes(b"not parquet")
+    (section,) = read_sections(out)
+    assert len(section.damaged) == 1 and "tlmre@0.2-0" in section.damaged[0]
+    shown = str([table.rows for table in section.tables])
+    assert "tlmre@0.3" in shown and "tlmre@0.2" not in shown
+    (out / "initial" / "curve.parquet").unlink()  # without it no course can be held against it
+    (section,) = read_sections(out)
+    assert "before training" in section.damaged[-1] and section.tables
 
 
 def test_files_of_different_runs_are_not_reported_as_one(folder):

@@ -81,7 +81,7 @@ class Cost:
 class _Read:
     """The traces that were read, and the first of them as tokens."""
 
-    report: SourceReport = field(default_factory=SourceReport)
+    report: SourceReport
     encoded: list[EncodedTrace] = field(default_factory=list)
     causes: list[CauseTrace] = field(default_factory=list)
     traces: int = 0
@@ -117,6 +117,7 @@ def cost_of(
     model: PreTrainedModel,
     tokenizer: Any,
     cause: CauseConfig | None = None,
+    report: SourceReport | None = None,
 ) -> Cost:
     """What a probe of these settings will take; nothing is written.
 
@@ -124,11 +125,12 @@ def cost_of(
         config: with a trace file that has steps, or is cut into them.
         model, tokenizer: loaded.
         cause: how steps are labelled first; None: labels are there.
+        report: is told of the traces as they are read.
 
     Raises:
         DataError: a bad trace, or none with a step.
     """
-    read = _Read()
+    read = _Read(report or SourceReport())
     for trace in cut_traces(config.source, read.report):  # 1
         read.take(trace, config, tokenizer, cause)
     encoded, scale = read.encoded, read.scale

@@ -35,7 +35,7 @@ def run_estimate(config: ProbeConfig, cause: CauseConfig) -> None:
 
     from probing.cost import cost_of
     from probing.traces.reports import CutReport
-    from probing.traces.source import SourceReport, cut_traces
+    from probing.traces.source import SourceReport
 
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
@@ -43,11 +43,12 @@ def run_estimate(config: ProbeConfig, cause: CauseConfig) -> None:
         by_cause = config.labels == CAUSE
         if by_cause:
             config = with_steps(replace(config, labels="steps"))
-        report = SourceReport()
-        for _ in cut_traces(config.source, report):
-            pass
-        report_cut(report.reading.cut if report.reading.cut.sizes else CutReport())
-        print_cost(cost_of(config, *config.load(), cause if by_cause else None))
+        report, loaded = SourceReport(), config.load()
+        try:
+            cost = cost_of(config, *loaded, cause if by_cause else None, report)
+        finally:  # what the cut did tells why there is nothing to measure, too
+            report_cut(report.reading.cut if report.reading.cut.sizes else CutReport())
+        print_cost(cost)
 
 
 def print_cost(cost: Cost) -> None:

@@ -290,6 +290,7 @@ def read_probes(
 
 
 def probed(name: str, result: ProbeResult, metric: str) -> Probed:
+    """A finished probe's figures, to resample by problem; raises DataError without the metric."""
     about: dict[str, Any] = {
         "folder": str(result.folder),
         "model": result.card.id,

@@ -16,40 +16,26 @@ from dataclasses import dataclass
 
 from rl.chains.writing import Chances, Solution, Writer
 
-NAMES = tuple(
-    [
-        "Ada",
-        "Amy",
-        "Ana",
-        "Ben",
-        "Bob",
-        "Dan",
-        "Eva",
-        "Ian",
-        "Jack",
-        "Joe",
-        "Kim",
-        "Leo",
-        "Lily",
-        "Max",
-        "Mia",
-        "Nina",
-        "Sam",
-        "Tom",
-    ]
-)
+_NAMES = "Ada Amy Ana Ben Bob Dan Eva Ian Jack Joe Kim Leo Lily Max Mia Nina Sam Tom"
+NAMES = tuple(_NAMES.split())
 THINGS = ("coins", "cards", "books", "shells", "pens", "stamps")
 # What is given, what is said of two, what is asked.
 THEMES = (
     *(
-        (f"{{}} has {{}} {thing}.", f"{{}} has {{}} more {thing} than {{}}.", f"How many {thing} "
-        "does {} have?")
-        for thing in THINGS
+        tuple(
+            sentence.replace("THINGS", things)
+            for sentence in (
+                "{} has {} THINGS.",
+                "{} has {} more THINGS than {}.",
+                "How many THINGS does {} have?",
+            )
+        )
+        for things in THINGS
     ),
     ("{} is {} years old.", "{} is {} years older than {}.", "How old is {}?"),
     ("{} lives on floor {}.", "{} lives {} floors above {}.", "On which floor does {} live?"),
     ("{} sits in row {}.", "{} sits {} rows behind {}.", "In which row does {} sit?"),
-)  # fmt: skip
+)
 LEAST, MOST = 2, 9  # of the numbers in a problem
 
 DERIVATION = "{} {}'s {} plus {} gives {} {}."

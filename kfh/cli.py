@@ -47,7 +47,7 @@ COMMANDS = {
         Command("sample-size", "heads:sample_size", HEADS, "How many traces are enough?"),
         Command("train", "train:train", TRAINING, "Train with step-level credit, or a baseline."),
         Command("eval", "evaluate:evaluate", TRAINING, "Accuracy and length on question sets."),
-        Command("compare", "compare:compare", TRAINING, "Methods × seeds on the pocket model."),
+        Command("compare", "compare:compare", TRAINING, "Methods × seeds on one model and task."),
         Command("export", "bring.exports:bring_back", REPORT, "Labels and scores for others."),
         Command("report", "show:report", REPORT, "One page of what was found, with its caveats."),
     )
@@ -129,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: errors that the user can mend are printed without a traceback."""
     from probing.errors import KfhError
 
+    if "" not in sys.path:  # modules of the user's, in the folder that the command runs in
+        sys.path.append("")
     try:
         app(arguments)
     except KfhError as error:

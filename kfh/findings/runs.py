@@ -238,8 +238,6 @@ def _of_all_tokens(table: Table) -> Table:
         return text.replace(REDUNDANT, "tokens").replace("redundant", "tokens")
 
     title = said(table.title.replace(BEYOND, ""))
-    if title != table.title:
-        title += "; tokens: all of a response, since the task knows no shortest correct one"
     return replace(table, title=title, columns=tuple(map(said, table.columns)))
 
 
@@ -290,13 +288,15 @@ def comparison_caveats(content: Row) -> list[str]:
         content: of comparison.json.
     """
     caveats = standings_caveats(content["standings"]) if content.get("standings") else []
+    length = content.get("length", REDUNDANT)
+    if length != REDUNDANT:
+        caveats.append("The task knows no shortest correct response: tokens are all of a response.")
     for item in content["differences"]:
         pair = f"{item['method']} against {item['against']} ({item['decoding']})"
         shorter, accuracy = item["redundant"], item["accuracy"]
         if not (exists(shorter["high"]) and shorter["high"] < 0):
             caveats.append(
-                f"{pair}: {content.get('length', REDUNDANT)} "
-                f"{Number.of(shorter, 1, signed=True)} %; not shown to be "
+                f"{pair}: {length} {Number.of(shorter, 1, signed=True)} %; not shown to be "
                 f"fewer{': the control is not beaten' if item['against'] in CONTROLS else ''}."
             )
         if exists(accuracy["value"]) and accuracy["value"] < 0:

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import gpt2_folder
 from helpers import kfh, model_folder, said, write_lines
 from transformers import AutoModelForCausalLM
 
 import rl.runs.job
+from probing.errors import ConfigError, ModelError
+from probing.models.decode import Sampling, decode
 from probing.models.load import ModelSource, load_model
 from probing.traces.file import read_traces
+from rl.evaluation.config import EvalConfig
 from rl.runs.folders import read_course
 
 pytest.importorskip("peft")
@@ -113,18 +117,30 @@ def test_an_own_task_and_model_go_through_every_command(
 ) -> None:
     (tmp_path / "own_task.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    own, run = ("--task", f"own_task:{name}"), tmp_path / "run"
-    made = ("--model", base, *own)
-    done("train", *made, "--method", method, "--out", run, *SETS, "--set", "max_steps=1")
+    full, made = name == "Full", ("--model", base, "--task", f"own_task:{name}")
+    monkeypatch.setattr(rl.runs.job, "start", at_once)
+    out = tmp_path / "compare"
+    pressed = ("--validation", f"own_task:{name}") if full else ()
+    where = ("--reported", f"own_task:{name}", *pressed, "--max-tokens", 24, "--out", out)
+    steps = ("--steps", 1, "--every", 1, "--seeds", 1, "--methods", method)
+    done("compare", *made, *where, *steps, *SETS)
+    table = (out / "table.md").read_text()
+    counted = "redundant tokens" if full else "tokens are all of a response"
+    assert counted in table and ("No --validation" in table) != full
+    assert ("redundant tokens" in table) == full
+    assert "could not be read" not in table or full
+    course = read_course(out / f"{method}-0")
+    assert course["reported"].steps.tolist() == [1] and ("validation" in course) == full
+    run = out / f"{method}-0"
     content = json.loads((run / "run.json").read_text())
     assert content["settings"]["recipe"].startswith("any ")
     assert content["settings"]["data"] == f"own_task:{name}" and content["method"] == method
     assert content["data"]["task"]["name"] == f"own_task:{name}"
+    assert (run / "model" / "adapter_config.json").is_file()
 
     lora = ("--adapter", run / "model")
     shown = done("eval", *made, *lora, *ASKED, "--samples", 2, "--out", tmp_path / "eval")
     found = json.loads((tmp_path / "eval" / "eval.json").read_text())["benchmarks"]["naming"]
-    full = name == "Full"
     assert found["accuracy"]["value"] > 0.2 and bool(found["pocket"]) == full
     assert ("redundant steps" in shown) == ("redundant tokens" in shown) == full
 
@@ -139,21 +155,6 @@ def test_an_own_task_and_model_go_through_every_command(
     if not full:
         refused = kfh("rollout", *made, *ASKED, "--segmenter", "task", "--out", tmp_path / "x")
         assert "knows no labels" in said(refused)
-
-    monkeypatch.setattr(rl.runs.job, "start", at_once)
-    out = tmp_path / "compare"
-    pressed = ("--validation", f"own_task:{name}") if full else ()
-    where = ("--reported", f"own_task:{name}", *pressed, "--max-tokens", 24, "--out", out)
-    steps = ("--steps", 2, "--every", 1, "--seeds", 1, "--methods", f"tlmre,{method}")
-    done("compare", *made, *where, *steps, *SETS)
-    table = (out / "table.md").read_text()
-    counted = "redundant tokens" if full else "tokens: all of a response"
-    assert counted in table and ("No --validation" in table) != full
-    assert "redundant" not in table.replace("redundant steps", "") or full
-    assert "could not be read" not in table or full
-    course = read_course(out / f"{method}-0")
-    assert course["reported"].steps.tolist() == [1, 2] and ("validation" in course) == full
-    assert (out / f"{method}-0" / "model" / "adapter_config.json").is_file()
 
 
 def test_a_file_is_read_by_another_task_and_asked_otherwise(
@@ -194,3 +195,19 @@ def test_an_adapter_stands_beside_its_model(base: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(merged(ids).logits, lora(ids).logits)
     assert (merged(ids).logits - load_model(str(base), device="cpu")(ids).logits).abs().max() > 0.01
     assert merged.config.adapter_hash
+    with pytest.raises(ModelError, match="no adapter there"):
+        ModelSource(str(base), adapter=str(base)).load()
+    with pytest.raises(ConfigError, match="merged here; backend openai"):
+        EvalConfig("x", data=("y",), out=tmp_path, adapter="z", backend="openai")
+
+
+def test_a_wrapped_model_is_told_the_positions_as_its_base_is(tmp_path: Path) -> None:
+    """Its own signature hides them; positions of a table differ where a row is padded."""
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForCausalLM.from_pretrained(gpt2_folder(tmp_path / "gpt2", 64)).eval()
+    prompts, settings = [[5, 9, 11, 17, 4, 8], [7]], Sampling.greedy(8)
+    before = decode(model, prompts, settings, None, frozenset())
+    assert before[1] == decode(model, prompts[1:], settings, None, frozenset())[0]
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+    assert decode(wrapped, prompts, settings, None, frozenset()) == before

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from probing.errors import DataError
+from probing.errors import ConfigError, DataError
 from probing.files.headers import refuse_overwriting
 from probing.models.decode import encode_prompt
 from probing.models.identity import tokenizer_fingerprint
@@ -41,6 +41,7 @@ CUT_OFF = "cut off at the limit of tokens"
 NO_END = "without the end of the reasoning"
 NO_ANSWER = "without an answer after the reasoning"
 WRONG = "wrong"
+UNREAD = "not read whole by the task, so without true labels"
 HARD = "of problems solved too seldom"
 BEYOND = "beyond --per-problem"
 
@@ -96,6 +97,11 @@ def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> C
     """
     refuse_overwriting(config.out, *config.data)
     sets = load_sets(config)  # 1
+    for questions in sets if config.by_task else ():
+        if not questions.task.labels:
+            raise ConfigError(
+                f"--segmenter task: {questions.name} does not know the labels of its steps"
+            )
     tokenizer = prompt_tokenizer(config)
     sampler = open_backend(config, tokenizer, keep_ids=True)
     report = CollectReport(prompts=_prompts(sampler, tokenizer))
@@ -114,7 +120,8 @@ def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> C
         )
         report.sampled += new
         stores.append(store)
-    chosen = [_select(config, store, report) for store in stores]  # 3
+    pairs = zip(sets, stores, strict=True)
+    chosen = [_select(config, questions, store, report) for questions, store in pairs]  # 3
     if not report.traces:
         reasons = ", ".join(f"{number} {why}" for why, number in report.left_out.items())
         raise DataError(
@@ -136,15 +143,20 @@ def _prompts(sampler: Sampler, tokenizer: Any) -> str:
 
 
 def _select(
-    config: CollectConfig, store: ResponseStore, report: CollectReport
+    config: CollectConfig, questions: QuestionSet, store: ResponseStore, report: CollectReport
 ) -> set[tuple[str, int]]:
     """(question, sample) of the responses that become traces; the others are counted.
 
     The store holds no texts: what the text decides is looked at in one pass over the file.
     """
-    whys = {
-        (response.id, response.sample): _reason(config, response) for response in store.stream()
-    }
+    asked = {question.id: question for question in questions.questions}
+    whys = {}
+    for response in store.stream():
+        why = _reason(config, response)
+        if not why and config.by_task:
+            read = questions.task.readable(asked[response.id], response.text)
+            why = "" if read else UNREAD
+        whys[response.id, response.sample] = why
     chosen: set[tuple[str, int]] = set()
     for name, responses in store.responses.items():
         easy = share_correct(responses) >= config.easy
@@ -266,7 +278,10 @@ class _TraceMaker:
             think_end=config.think_end,
             think_end_at=config.think_end_at,
         )
-        if config.cutter:
+        if config.by_task:
+            steps = tuple(questions.task.label(question, text))
+            trace = replace(trace, steps=steps)
+        elif config.cutter:
             trace = segment_trace(trace, config.cutter)
             self.report.cut.add([step.kind for step in trace.steps])
         return trace

@@ -115,7 +115,8 @@ class CollectConfig(AskConfig, StepCutting):
     )
     segmenter: str | SegmentFunction = choice(
         "attnpo",
-        "attnpo, line, sentence, sentencex, paragraph, *.json, module:name; none: cut no steps.",
+        "attnpo, line, sentence, sentencex, paragraph, *.json, module:name; task: its own steps "
+        "with their true labels, where it knows them; none: cut no steps.",
         panel=STEPS,
     )
 
@@ -133,8 +134,13 @@ class CollectConfig(AskConfig, StepCutting):
 
     @property
     def cutter(self) -> Segmenter | None:
-        """Cuts the steps at once; None leaves that to `kfh segment`."""
-        return None if self.segmenter == "none" else super().cutter
+        """Cuts the steps at once; None leaves that to the task, or to `kfh segment`."""
+        return None if self.by_task or self.segmenter == "none" else super().cutter
+
+    @property
+    def by_task(self) -> bool:
+        """Whether the task gives the steps and their labels."""
+        return self.segmenter == "task"
 
     def selection_json(self) -> dict[str, Any]:
         """The selection as it stands in the header."""
@@ -142,5 +148,5 @@ class CollectConfig(AskConfig, StepCutting):
             "keep": self.keep,
             "easy": self.easy,
             "per_problem": self.per_problem,
-            "segmenter": self.cutter.to_json() if self.cutter else None,
+            "segmenter": "task" if self.by_task else self.cutter and self.cutter.to_json(),
         }

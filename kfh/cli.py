@@ -34,6 +34,7 @@ COMMANDS = {
     command.name: command
     for command in (
         Command("demo", "demo:demo", START, "Probe the pocket model, draw, train, compare."),
+        Command("study", "study.job:study", START, "A chain of commands to a whole result."),
         Command("import", "bring.imports:bring", TRACES, "Data sets and logs of others to traces."),
         Command("rollout", "rollout:rollout", TRACES, "Sample and verify responses; keep traces."),
         Command("segment", "probe:segment", TRACES, "Cut the reasoning of each trace into steps."),
@@ -53,7 +54,7 @@ COMMANDS = {
     )
 }
 # What goes on from what is there, called again after an interruption; a training run is asked to.
-GO_ON = {"rollout", "label", "probe", "heads", "ablate", "eval", "compare"}
+GO_ON = {"rollout", "label", "probe", "heads", "ablate", "eval", "compare", "study"}
 
 
 class Commands(TyperGroup):

@@ -21,13 +21,20 @@ from probing.attention.scores import pad_batch
 from probing.errors import DataError
 from probing.traces.phrases import phrase_counts
 from rl.attnpo.completions import Batch, Completion, Outcomes
-from rl.attnpo.rescale import REASONS, Rescaling, kept_reasons, step_scales, token_scales
+from rl.attnpo.rescale import (
+    REASONS,
+    Rescaling,
+    kept_reasons,
+    outside_scale,
+    step_scales,
+    token_scales,
+)
 from rl.attnpo.signals import AttentionSignal, Scores
 
 
 @dataclass(frozen=True, eq=False)
 class Credited:
-    """What each token and each step of a batch is given, and why; outside the steps γ is 1."""
+    """What each token and each step of a batch is given, and why."""
 
     advantages: Float[Tensor, "response token"]  # γ_k · A
     gamma: Float[Tensor, "response token"]
@@ -229,7 +236,7 @@ def credit_tokens(
 ) -> Credited:
     """Advantages by token from step scores (AttnPO section 4, eq. 14), and what was done.
 
-        A_t = γ_k · A for t in step k; A outside the steps
+        A_t = γ_k · A for t in step k; A outside the steps (or γ̄ · A, see `outside_scale`)
 
     All that credits steps ends here, whatever trains.
 
@@ -268,7 +275,8 @@ def credit_tokens(
     step_gamma = step_scales(
         scores, answer_tokens, total_tokens, advantage, correct, p, step, constants
     )
-    gamma = token_scales(step_gamma, spans, tokens)
+    outside = outside_scale(step_gamma, spans, advantage, constants)
+    gamma = token_scales(step_gamma, spans, tokens, outside)
     steps = (spans[..., 1] > spans[..., 0]).sum(dim=1)
     reason = kept_reasons(advantage, correct, p, steps, step, constants)
     unscored = (reason == 0) & ((~scores.isnan()).sum(dim=1) < 2)

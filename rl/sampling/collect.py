@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ CUT_OFF = "cut off at the limit of tokens"
 NO_END = "without the end of the reasoning"
 NO_ANSWER = "without an answer after the reasoning"
 WRONG = "wrong"
-UNREADABLE = "not readable by the task"
+UNREAD = "not read whole by the task, so without true labels"
 HARD = "of problems solved too seldom"
 BEYOND = "beyond --per-problem"
 
@@ -97,8 +97,11 @@ def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> C
     """
     refuse_overwriting(config.out, *config.data)
     sets = load_sets(config)  # 1
-    if config.segmenter == "task" and (dumb := [s.name for s in sets if not s.task.labels]):
-        raise ConfigError(f"--segmenter task: {', '.join(dumb)} knows no labels of its steps")
+    for questions in sets if config.by_task else ():
+        if not questions.task.labels:
+            raise ConfigError(
+                f"--segmenter task: {questions.name} does not know the labels of its steps"
+            )
     tokenizer = prompt_tokenizer(config)
     sampler = open_backend(config, tokenizer, keep_ids=True)
     report = CollectReport(prompts=_prompts(sampler, tokenizer))
@@ -147,11 +150,14 @@ def _select(
     The store holds no texts: what the text decides is looked at in one pass over the file.
     """
     asked = {question.id: question for question in questions.questions}
-    whys = {
-        (response.id, response.sample): _reason(config, response)
-        or _unread(config, questions, asked[response.id], response)
-        for response in store.stream()
-    }
+    whys = {}
+    for response in store.stream():
+        why = _reason(config, response)
+        if not why and config.by_task:
+            text = response.text.replace(config.think_end, THINK_END, 1)
+            read = questions.task.readable(asked[response.id], text)
+            why = "" if read else UNREAD
+        whys[response.id, response.sample] = why
     chosen: set[tuple[str, int]] = set()
     for name, responses in store.responses.items():
         easy = share_correct(responses) >= config.easy
@@ -184,16 +190,6 @@ def _reason(config: CollectConfig, response: Response) -> str:
     if blank_answer(answer):
         return NO_ANSWER
     return WRONG if config.keep == "correct" and not response.correct else ""
-
-
-def _unread(
-    config: CollectConfig, questions: QuestionSet, question: Question, response: Response
-) -> str:
-    """Why the task cannot label a response, where it is asked to; empty where it can."""
-    if config.segmenter != "task":
-        return ""
-    text = response.text.replace(config.think_end, THINK_END, 1)
-    return "" if questions.task.readable(question, text) else UNREADABLE
 
 
 class _TraceMaker:
@@ -276,9 +272,10 @@ class _TraceMaker:
             think_end=config.think_end,
             think_end_at=config.think_end_at,
         )
-        if config.segmenter == "task":
-            known = questions.task.label(question, text.replace(config.think_end, THINK_END, 1))
-            trace = trace.with_steps(known)
+        if config.by_task:
+            known = text.replace(config.think_end, THINK_END, 1)
+            steps = tuple(questions.task.label(question, known))
+            trace = replace(trace, steps=steps)
         elif config.cutter:
             trace = segment_trace(trace, config.cutter)
             self.report.cut.add([step.kind for step in trace.steps])

@@ -127,8 +127,8 @@ class CollectConfig(AskConfig, StepCutting):
     )
     segmenter: str | SegmentFunction = choice(
         "attnpo",
-        "attnpo, line, sentence, sentencex, paragraph, *.json, module:name; task: the task's own "
-        "steps with their true labels; none: cut no steps.",
+        "attnpo, line, sentence, sentencex, paragraph, *.json, module:name; task: its own steps "
+        "with their true labels, where it knows them; none: cut no steps.",
         panel=STEPS,
     )
 
@@ -147,7 +147,12 @@ class CollectConfig(AskConfig, StepCutting):
     @property
     def cutter(self) -> Segmenter | None:
         """Cuts the steps at once; None leaves that to the task, or to `kfh segment`."""
-        return None if self.segmenter in ("none", "task") else super().cutter
+        return None if self.by_task or self.segmenter == "none" else super().cutter
+
+    @property
+    def by_task(self) -> bool:
+        """Whether the task gives the steps and their labels."""
+        return self.segmenter == "task"
 
     def selection_json(self) -> dict[str, Any]:
         """The selection as it stands in the header."""
@@ -155,6 +160,5 @@ class CollectConfig(AskConfig, StepCutting):
             "keep": self.keep,
             "easy": self.easy,
             "per_problem": self.per_problem,
-            "segmenter": self.cutter.to_json() if self.cutter else None,
-            **({"labels": "of the task"} if self.segmenter == "task" else {}),
+            "segmenter": "task" if self.by_task else self.cutter and self.cutter.to_json(),
         }

@@ -154,7 +154,7 @@ def test_an_own_task_and_model_go_through_every_command(
     )
     if not full:
         refused = kfh("rollout", *made, *ASKED, "--segmenter", "task", "--out", tmp_path / "x")
-        assert "knows no labels" in said(refused)
+        assert "does not know the labels" in said(refused)
 
 
 def test_a_file_is_read_by_another_task_and_asked_otherwise(

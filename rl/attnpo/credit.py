@@ -241,18 +241,17 @@ def credit_tokens(
     All that credits steps ends here, whatever trains.
 
     Args:
-        scores: S_k, attention per token of the step, mean over the head set; NaN where a response
-            has no such step, and for steps that are to keep γ = 1.
+        scores: S_k, attention per token, mean over the head set; NaN where a response has no such
+            step, and for steps that are to keep γ = 1.
         spans: token spans of the steps in the response, half open, ascending and disjoint; empty
             behind the last step.
         answer_tokens: |F|.
         total_tokens: |q ⊕ o|, without the end token.
         advantage: A, for example by `rl.attnpo.rewards.group_advantages`.
         correct: whether the response is correct and complete.
-        p: share of correct responses in the response's group.
-        step: t, the training step, the first one being 1.
-        constants: α, β, δ, T_0 and what is switched on.
-        tokens: width of the result.
+        p: share of correct responses in its group.
+        step: t, the training step, from 1 on.
+        constants, tokens: α, β, δ, T_0 and what is switched on; width of the result.
 
     Raises:
         DataError: scores and spans are not of the same steps, or a step ends behind `tokens`.
@@ -275,8 +274,8 @@ def credit_tokens(
     step_gamma = step_scales(
         scores, answer_tokens, total_tokens, advantage, correct, p, step, constants
     )
-    outside = outside_scale(step_gamma, spans, advantage, constants)
-    gamma = token_scales(step_gamma, spans, tokens, outside)
+    rest = outside_scale(step_gamma, spans, advantage, constants)
+    gamma = token_scales(step_gamma, spans, tokens, rest)
     steps = (spans[..., 1] > spans[..., 0]).sum(dim=1)
     reason = kept_reasons(advantage, correct, p, steps, step, constants)
     unscored = (reason == 0) & ((~scores.isnan()).sum(dim=1) < 2)

@@ -126,6 +126,14 @@ class Task(ABC):
         """The shortest correct response, where the task knows it."""
         return None
 
+    def trace(self, question: Question, seed: int) -> str:
+        """A response to learn from (`kfh sft`), for a task that can write one; drawn by the seed.
+
+        Raises:
+            ConfigError: this one cannot.
+        """
+        raise ConfigError(f"the task {self.name} writes no responses to learn from")
+
     def speaks(self, tokenizer: Any) -> bool:
         """Whether a model with this tokenizer knows this task alone.
 
@@ -246,6 +254,8 @@ TASKS: dict[str, Callable[[], Task] | str] = {
     "pocket-held-out": "rl.pocket.questions:Pocket",
     "pocket-long": "rl.pocket.questions:Pocket",
     "pocket-long-held-out": "rl.pocket.questions:Pocket",
+    "words": "rl.words.questions:Words",
+    "words-held-out": "rl.words.questions:Words",
 }
 
 

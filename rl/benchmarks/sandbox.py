@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,9 +76,9 @@ def runs(
     inputs: Iterable[str],
     *,
     function: str = "",
-    limits: Limits = Limits(),  # noqa: B008  # frozen
+    limits: Limits = Limits(),  # frozen
     guarded: bool = True,
-) -> Iterator[Run]:
+) -> Generator[Run, None, None]:
     """Run a program once for each input, one after the other; none of the runs sees another.
 
     Args:

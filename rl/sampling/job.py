@@ -25,7 +25,13 @@ def load_sets(config: AskConfig) -> list[QuestionSet]:
     """
     specs = [one for spec in config.data for one in _specs(spec)]
     sets = [
-        load_questions(spec, limit=config.limit, seed=config.seed, skip_bad=config.skip_bad)
+        load_questions(
+            spec,
+            limit=config.limit,
+            seed=config.seed,
+            skip_bad=config.skip_bad,
+            allow_code=config.code_allowed,
+        )
         for spec in specs
     ]
     names = [questions.name for questions in sets]

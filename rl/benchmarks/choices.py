@@ -90,7 +90,7 @@ class MMLU(Choices):
     def parts(self, row: Mapping[str, Any]) -> tuple[str, list[str], int]:
         """See `Choices.parts`."""
         asked, choices, right = _text(row, "question"), row.get("choices"), row.get("answer")
-        if not isinstance(choices, Sequence) or not 2 <= len(choices) <= len(LETTERS):
+        if not isinstance(choices, (list, tuple)) or not 2 <= len(choices) <= len(LETTERS):
             raise BadLine("wrong type", f"choices must be a list of 2 or more, is {choices!r:.60}")
         if isinstance(right, str) and right in LETTERS[: len(choices)]:
             right = LETTERS.find(right)
@@ -119,7 +119,8 @@ def chosen(answer: str, choices: Sequence[str]) -> str | None:
         found = {_choice(text, choices) for text in boxed}
         return found.pop() if len(found) == 1 else None
     said = statement(answer)
-    return stated_letter(answer) or (_choice(said, choices) if said else None)
+    written_out = said is not None and letter(said) is None
+    return stated_letter(answer) or (_choice(said, choices) if said and written_out else None)
 
 
 def _choice(text: str, choices: Sequence[str]) -> str | None:

@@ -210,6 +210,7 @@ class Programs:
             os.closerange(3, result)
             os.closerange(result + 1, 256)
             self._limit()
+            self.names["random"].seed(0)  # a fork has drawn another
             streams = [open(n, "w" if n else "r", encoding="utf-8") for n in range(3)]  # noqa: PTH123, SIM115
             sys.stdin, sys.stdout, sys.stderr = streams
             self._execute(given, result)

@@ -15,7 +15,8 @@ A task of one's own is a class of a dozen lines, made known under a name of its 
     TASKS["doubling"] = Doubling
 
 Then `load_questions("doubling")`, `evaluate` and `train` take it; the command line takes
-`--data MODULE:Doubling`, from a module that Python finds.
+`--data MODULE:Doubling`, from a module that Python finds; `--task MODULE:Doubling` has it read what
+`--data` names.
 """
 
 from __future__ import annotations
@@ -23,18 +24,39 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from probing.choices import THINK_END
 from probing.errors import ConfigError
 from probing.files.headers import load_part, part_json
+from probing.settings import choice
 from probing.traces.file import Step
 from probing.traces.text import answer_part
 
 AllowCode = Literal["no", "guarded", "unguarded"]  # may programs of a model run here?
 # (row of the training data, response) → its steps with labels; the offsets are characters.
 LabelFunc = Callable[[dict[str, Any], str], Sequence[Step]]
+
+
+@dataclass(frozen=True)
+class TaskChoice:
+    """Which task reads, asks and verifies questions; part of the settings of all that asks."""
+
+    _: KW_ONLY
+    task: str | None = choice(
+        None, "Task that reads and verifies --data: module:name; default: as --data says."
+    )
+    instruction: str | None = choice(
+        None, "Stands after each question; empty: none; default: the task's."
+    )
+    limit: int | None = choice(None, "At most so many questions of a set.", least=1)
+    skip_bad: bool = choice(False, "Leave bad lines of a question file out, counted.")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The same as arguments of `load_questions`."""
+        return {name: getattr(self, name) for name in TaskChoice.__annotations__ if name != "_"}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ A set is named by a spec:
 - `rg:TASK`: a task of reasoning-gym, with its own verifier
 - `pocket[:N][@SEED]`, `pocket-held-out[:N]`: problems of the pocket reasoner's task
 - a name in `rl.tasks.base.TASKS`, or `MODULE:NAME`: a task of one's own
+
+A task that is named beside the spec (`task`) reads it in place of the one that the spec names: a
+subclass of `Maths` that has a `correct` of its own takes files and data sets of the hub as it does.
 """
 
 from __future__ import annotations
@@ -132,6 +135,8 @@ def load_questions(
     limit: int | None = None,
     seed: int = 0,
     skip_bad: bool = False,
+    task: str | None = None,
+    instruction: str | None = None,
     allow_code: AllowCode = "no",
 ) -> QuestionSet:
     """Load and check a question set.
@@ -142,21 +147,28 @@ def load_questions(
         seed: of generated sets (`rg:`, and `pocket` where the spec names none), of the order of
             choices.
         skip_bad: leave bad lines of a file, or rows of a data set, out; `source` counts them.
+        task: name in `TASKS`, or `module:name`, of the task that the spec is given to.
+        instruction: stands after each question in place of the task's own; empty: none.
         allow_code: whether programs that a model wrote may run here, to verify them: `guarded`,
             shut off from the machine, or `unguarded`.
 
     Raises:
-        ConfigError: a task that runs programs, which is not allowed or cannot be guarded.
+        ConfigError: no task of this name, or one that may not run programs, or not guard them.
         DataError: no such file, task or column; a bad line; ids twice; no question; or not one
             reference answer that the verifier accepts.
     """
     if limit is not None and limit < 1:
         raise DataError(f"{spec}: a limit of {limit} leaves no question")
-    task = find_task(spec)
-    task.allow_code = allow_code
-    if isinstance(task, FileTask):
-        task.skip_bad = skip_bad
-    return _checked(task.questions(spec, limit, seed))
+    asked = load_task(TASKS.get(task, task)) if task else find_task(spec)
+    asked.allow_code = allow_code
+    if isinstance(asked, FileTask):
+        asked.skip_bad = skip_bad
+    loaded, given = asked.questions(spec, limit, seed), {}
+    if instruction is not None:
+        asked.instruction = given["instruction"] = instruction
+    if task in TASKS:
+        given["task"] = task
+    return _checked(replace(loaded, source={**loaded.source, **given}))
 
 
 def find_task(spec: str) -> Task:

@@ -82,7 +82,7 @@ ORDER = {
     ],
     "rl": [
         "tasks",
-        "sampling pocket signals",
+        "sampling pocket signals benchmarks",
         "attnpo",
         "engines evaluation judges training",
         "runs",

@@ -88,7 +88,7 @@ class MMLU(Choices):
     default = "hub:cais/mmlu@all:test"
 
     def parts(self, row: Mapping[str, Any]) -> tuple[str, list[str], int]:
-        """See `Choices.parts`."""
+        """See `Choices.parts`; raises BadLine."""
         asked, choices, right = _text(row, "question"), row.get("choices"), row.get("answer")
         if not isinstance(choices, (list, tuple)) or not 2 <= len(choices) <= len(LETTERS):
             raise BadLine("wrong type", f"choices must be a list of 2 or more, is {choices!r:.60}")

@@ -79,7 +79,7 @@ class LiveCodeBench(FileTask):
         return found
 
     def question(self, row: Mapping[str, Any], name: str, seed: int) -> Question | None:
-        """The problem of a row; None outside the window."""
+        """The problem of a row; None outside the window. Raises BadLine."""
         date = str(row.get("contest_date") or "")[:10]
         if self.window[1] != "9999" and not self.window[0] <= date <= self.window[1]:
             return None
@@ -91,10 +91,11 @@ class LiveCodeBench(FileTask):
             metadata = parse_json(metadata) if isinstance(metadata, str) else metadata
             function = metadata.get("func_name") or ""
             tests = {key: row.get(f"{key}_test_cases") or "[]" for key in ("public", "private")}
-            if not tests_of(tests):
-                raise ValueError("there is no test")
+            known = tests_of(tests)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise BadLine("bad tests", f"its tests cannot be read: {error}") from error
+        if not known:
+            raise BadLine("bad tests", "there is no test")
         how = FUNCTION.format(starter.rstrip()) if starter else STDIN
         meta = {"tests": tests, "function": function, "date": date}
         meta |= {key: row[key] for key in ("difficulty", "platform") if key in row}

@@ -34,7 +34,7 @@ from rl.tasks.maths import final_answer, maths_correct, maths_readable, maths_un
 from rl.tasks.prompts import MATHS_INSTRUCTION
 
 QUESTION_FIELDS = ("question", "problem", "prompt")
-ANSWER_FIELDS = ("answer", "solution")
+ANSWER_FIELDS = ("answer", "final_answer", "solution")
 Origin = Callable[[], dict[str, Any]]  # where rows are from, for headers; once they are read
 
 
@@ -80,6 +80,9 @@ class FileTask(Task):
             self.limit_to(named[1])
         place = (named[2] or self.default) if named else spec
         name, rows, origin = (_hub_rows if place.startswith("hub:") else _file_rows)(place)
+        if named and place.startswith("hub:"):
+            config = hub_parts(place)[1]
+            name = f"{self.name}-{config}" if config and place != self.default else self.name
         questions: list[Question] = []
         report, seen, not_asked = ReadReport(), set(), 0
         for where, row in rows:
@@ -226,6 +229,8 @@ def _question(row: Mapping[str, Any], columns: tuple[str, str], name: str) -> Qu
     texts = []
     for column in columns:
         value: Any = row.get(column)
+        if column == "final_answer" and isinstance(value, list):  # as OlympiadBench has it
+            value = ", ".join(map(str, value))
         if type(value) in (int, float) and column == columns[1] and abs(value) < math.inf:
             value = str(value)
         if not isinstance(value, str) or not value.strip():

@@ -30,6 +30,7 @@ STARS = (
 )
 RECURSION = 50_000
 WORK = Path("/sandbox")
+NOBODY = 65534
 SPARE_USER = 2_000_000_000  # and up, by process: nobody's
 NEW_USER = 0x10000000  # and files, names, IPC, processes, network:
 NEW = 0x20000 | 0x4000000 | 0x8000000 | 0x20000000 | 0x40000000
@@ -97,16 +98,21 @@ def enter(folder: Path, paths: list[str], size: int) -> None:
     os.chdir(WORK)
 
 
-def drop_rights(spare: int) -> None:
+def drop_rights(users: list[int]) -> None:
     """Step 2; raises OSError where rights cannot be dropped.
 
     Args:
-        spare: the user that root becomes.
+        users: root becomes the first of them that there can be.
     """
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setresgid(spare, spare, spare)
-        os.setresuid(spare, spare, spare)
+        for user in users:
+            with suppress(OSError):  # not in this namespace of users
+                os.setresgid(user, user, user)
+                os.setresuid(user, user, user)
+                break
+        if os.geteuid() == 0:
+            raise OSError("root cannot become another user")
     libc("capset", (ctypes.c_uint32 * 2)(CAPABILITIES, 0), (ctypes.c_uint32 * 6)())
     # A change of user undoes the signal at the parent's death.
     for option, value in (
@@ -266,7 +272,7 @@ def main() -> None:
             os.chdir(settings["folder"])
             if not user:
                 os.chown(".", spare, spare)
-        drop_rights(spare)
+        drop_rights([spare, NOBODY] if guarded else [spare])
         failed = ""
     except (OSError, AttributeError) as error:
         failed = str(error)

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from helpers import write_lines
+from helpers import model_folder, write_lines
 
 from probing.errors import ConfigError, DataError
 from rl.benchmarks import livecodebench, sandbox
@@ -23,6 +23,7 @@ from rl.benchmarks.choices import chosen
 from rl.benchmarks.livecodebench import LiveCodeBench, packed_text
 from rl.benchmarks.sandbox import Limits, runs
 from rl.evaluation.config import EvalConfig
+from rl.evaluation.job import evaluate
 from rl.evaluation.summary import set_figures
 from rl.sampling.responses import Asking, Response, ask
 from rl.tasks.base import QuestionSet
@@ -140,6 +141,33 @@ def test_bad_rows_are_named(tmp_path: Path, task: str, row: dict, says: str) -> 
     path = write_lines(tmp_path / "bad.jsonl", [row])
     with pytest.raises(DataError, match=says):
         load_questions(f"{task}:{path}", allow_code="guarded")
+
+
+def test_an_evaluation_of_several_benchmarks(tmp_path: Path) -> None:
+    (hub := tmp_path / "hub").mkdir()
+    write_lines(hub / "test.jsonl", [MMLU, {**MMLU, "answer": "C"}])
+    olympiad = write_lines(tmp_path / "o.jsonl", [{"question": "2, 3?", "final_answer": ["2,3"]}])
+    rows = write_lines(tmp_path / "lcb.jsonl", [STDIN])
+    specs = (f"mmlu:hub:{hub}:test", str(olympiad), f"livecodebench:{rows}")
+    config = EvalConfig(
+        model=str(model_folder(tmp_path / "model")),
+        data=specs,
+        out=tmp_path / "out",
+        preset="paper",
+        max_tokens=4,
+        think_end="",
+        allow_code=True,
+    )
+    found = evaluate(config)
+    assert [each.name for each in found.sets] == ["mmlu", "o", "lcb"]
+    assert [each.no_box for each in found.sets] == [2, 0, 1]  # random tokens state nothing
+    content = json.loads((tmp_path / "out/eval.json").read_text(encoding="utf-8"))
+    assert content["benchmarks"]["mmlu"]["accuracy"]["n"] == 2
+    lines = (tmp_path / "out/responses/mmlu.jsonl").read_text(encoding="utf-8").splitlines()
+    detail = json.loads(lines[1])["detail"]
+    assert sorted(detail["order"]) == [0, 1, 2, 3] and detail["chosen"] is None
+    assert evaluate(config).sampled == 0  # read again
+    assert load_questions(str(olympiad)).questions[0].answer == "2,3"
 
 
 # Programs

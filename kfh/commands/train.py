@@ -19,12 +19,12 @@ from rich.progress import (
 
 from kfh.console import console, print_tables, talk
 from kfh.options import declared, options
-from probing.choices import EMBEDDED, POCKET
-from probing.errors import ConfigError
+from probing.choices import POCKET
 from probing.headset import HeadSetWarning
 from rl.attnpo.methods import METHODS, method_of
 from rl.training.recipe import (
     TrainConfig,
+    default_recipe,
     parse_settings,
     recipe_settings,
     shipped_recipes,
@@ -52,13 +52,7 @@ def run_train(
     former = former_run(out, resume)
     if former is None and recipe is None:
         method_of(options["method"] or "attnpo")
-        model = options["model"] or POCKET
-        if model not in EMBEDDED:
-            raise ConfigError(
-                "--model needs --recipe: without one the recipe of the method is taken, whose "
-                "batch and learning rate are those of an embedded model"
-            )
-        recipe = model if model != POCKET else options["method"] or "attnpo"
+        recipe = default_recipe(options["model"] or POCKET, options["method"])
     named = recipe_settings(recipe) if recipe else {}
     kept = {**former["settings"], "recipe": named.get("recipe")} if former else {}
     config = train_config(out, named, kept, options, parse_settings(sets))
@@ -158,13 +152,15 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="YAML file or shipped recipe; default: the method's.",
+            help="YAML file or shipped recipe; default: the method's, of an own model `any`.",
             autocompletion=shipped_recipes,
         ),
     ] = None,
     model: Annotated[str | None, declared(TrainConfig, "model")] = None,
     heads: Annotated[str | None, declared(TrainConfig, "heads")] = None,
     data: Annotated[str | None, declared(TrainConfig, "data")] = None,
+    task: Annotated[str | None, declared(TrainConfig, "task")] = None,
+    instruction: Annotated[str | None, declared(TrainConfig, "instruction")] = None,
     skip_bad: Annotated[bool | None, declared(TrainConfig, "skip_bad")] = None,
     attention: Annotated[str | None, declared(TrainConfig, "attention")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order, sampling and random heads.")] = None,
@@ -178,7 +174,8 @@ def train(
     What is not given is the recipe's.
     """
     given = {"method": method, "model": model, "heads": heads, "data": data, "seed": seed}
-    given |= {"skip_bad": skip_bad, "attention": attention}
+    given |= {"task": task, "instruction": instruction, "skip_bad": skip_bad}
+    given |= {"attention": attention}
     result = run_train(out, recipe, set_ or [], resume, **given)
     if result["status"] == "interrupted":
         raise KeyboardInterrupt("interrupted; the same command with --resume goes on from here")

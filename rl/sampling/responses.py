@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,14 @@ from probing.files.jsonl import LineStore
 from probing.models.decode import Sampling
 from rl.sampling.base import Sampler
 from rl.tasks.base import Question, QuestionSet
-from rl.tasks.prompts import render_prompt
+from rl.tasks.prompts import THINK_START, render_prompt
 
 
 @dataclass(frozen=True)
 class Response:
     """One verified response; `tokens` counts the end token, `fault` names an exception of the
     verifier (the response then counts as wrong), `token_ids` are the ids as sampled, where they
-    are kept."""
+    are kept, `detail` what the task says of its verdict."""
 
     id: str  # of the question
     sample: int
@@ -31,12 +33,14 @@ class Response:
     correct: bool
     fault: str | None = None
     token_ids: tuple[int, ...] | None = None
+    detail: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The response as a line; without ids where none are kept."""
+        """The response as a line; without ids and detail where there are none."""
         line = asdict(self)
-        if self.token_ids is None:
-            del line["token_ids"]
+        for name in ("token_ids", "detail"):
+            if line[name] is None:
+                del line[name]
         return line
 
 
@@ -46,8 +50,12 @@ class Asking:
 
     template: str = "auto"
     think_end: str = THINK_END
-    keep_ids: bool = False
     think_end_at: str = "first"
+    think_start: str = THINK_START
+    keep_ids: bool = False
+
+
+AS_USUAL = Asking()
 
 
 def ask(
@@ -73,54 +81,56 @@ def ask(
         keep: takes the responses of some questions, all samples of one question together.
         advance: called with the numbers of new responses and of their tokens.
     """
-    prompts = {q.id: prompt_of(sampler, tokenizer, questions, q, asking.template) for q in pending}
+    known = tokenizer if sampler.rendered else None
+    prompts = {question.id: rendered(known, questions, question, asking) for question in pending}
     # Prompts of one length together: less padding, and the longest first shows what memory takes.
     ordered = sorted(pending, key=lambda question: len(prompts[question.id]), reverse=True)
     at_once = max(1, sampler.rows // n)
     for start in range(0, len(ordered), at_once):
         chunk = ordered[start : start + at_once]
         sampled = sampler.sample([prompts[q.id] for q in chunk], n=n, settings=sampling)
-        verified = [
-            _verified(questions, question, number, sample, asking)
+        pairs = [
+            (question, number, sample)
             for question, samples in zip(chunk, sampled, strict=True)
             for number, sample in enumerate(samples)
         ]
+        threads = len(os.sched_getaffinity(0)) if questions.task.parallel else 1
+        with ThreadPoolExecutor(threads) as pool:
+            verify = partial(_verified, questions, asking)
+            verified = list((pool.map if questions.task.parallel else map)(verify, pairs))
         keep(verified)
         advance(len(verified), sum(response.tokens for response in verified))
 
 
-def prompt_of(
-    sampler: Sampler, tokenizer: Any, questions: QuestionSet, question: Question, template: str
-) -> str:
-    """What the sampler is given: the rendered prompt, or the bare question with instruction."""
-    if not sampler.rendered:
-        return bare_prompt(questions, question)
-    return render_prompt(tokenizer, question.question, template, instruction=questions.instruction)
-
-
-def bare_prompt(questions: QuestionSet, question: Question) -> str:
-    """The question with its instruction, as an endpoint's chat takes it."""
+def rendered(tokenizer: Any, questions: QuestionSet, question: Question, asking: Asking) -> str:
+    """The prompt of a question; without a tokenizer it and its instruction, as a chat takes it."""
     instruction = questions.instruction
-    return f"{question.question}\n{instruction}" if instruction else question.question
+    if tokenizer is None:
+        return f"{question.question}\n{instruction}" if instruction else question.question
+    return render_prompt(
+        tokenizer,
+        question.question,
+        asking.template,
+        think_start=asking.think_start,
+        instruction=instruction,
+    )
 
 
-def _verified(
-    questions: QuestionSet, question: Question, number: int, sample: Any, asking: Asking
-) -> Response:
-    before = Counter(questions.faults)
-    correct = questions.correct(
+def _verified(questions: QuestionSet, asking: Asking, asked: tuple[Question, int, Any]) -> Response:
+    question, number, sample = asked
+    verdict = questions.verdict(
         question, sample.text, think_end=asking.think_end, think_end_at=asking.think_end_at
     )
-    fault = next(iter(questions.faults - before), None)
     return Response(
         question.id,
         number,
         sample.text,
         sample.tokens,
         sample.finished,
-        correct,
-        fault,
+        bool(verdict.correct),
+        verdict.fault,
         sample.token_ids if asking.keep_ids else None,
+        verdict.detail,
     )
 
 

@@ -191,19 +191,24 @@ def test_loss_falls_and_a_killed_run_goes_on_with_the_same_bits(tiny: str, tmp_p
             if state.global_step == 4:
                 raise SystemExit
 
-    whole = teach(config(tiny, tmp_path / "whole"))
+    data = str(trace_file(tmp_path / "t.jsonl", 12))
+
+    def run(name: str, **changes: object) -> SftConfig:
+        return config(tiny, tmp_path / name, data=data, **changes)
+
+    whole = teach(run("whole"))
     with pytest.raises(SystemExit):
-        teach(config(tiny, tmp_path / "parts"), watch=[Kill()])
+        teach(run("parts"), watch=[Kill()])
     with pytest.raises(ConfigError, match="--resume"):
-        teach(config(tiny, tmp_path / "parts"))
+        teach(run("parts"))
     with pytest.raises(ConfigError, match="another run"):
-        teach(config(tiny, tmp_path / "parts", learning_rate=1.0), resume=True)
-    parts = teach(config(tiny, tmp_path / "parts"), resume=True)
+        teach(run("parts", learning_rate=1.0), resume=True)
+    parts = teach(run("parts"), resume=True)
     assert parts["loss"] == whole["loss"] and parts["loss"][-1][1] < parts["loss"][0][1] - 0.5
     models = [load_model(str(tmp_path / name / "model")) for name in ("whole", "parts")]
     assert all(a.equal(b) for a, b in zip(*(m.parameters() for m in models), strict=True))
     assert not [*(tmp_path / "parts").glob("checkpoint-*")]
-    assert teach(config(tiny, tmp_path / "parts"), resume=True) == parts
+    assert teach(run("parts"), resume=True) == parts
 
 
 def test_the_command_freezes_layers_and_takes_a_trace_file(tiny: str, tmp_path: Path) -> None:

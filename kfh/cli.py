@@ -46,6 +46,7 @@ COMMANDS = {
         Command("ablate", "ablate:ablate", HEADS, "Remove steps or change heads; answer again."),
         Command("stability", "heads:stability", HEADS, "Are the heads of probes the same?"),
         Command("sample-size", "heads:sample_size", HEADS, "How many traces are enough?"),
+        Command("sft", "train:sft", TRAINING, "Teach a model the form of reasoning by traces."),
         Command("train", "train:train", TRAINING, "Train with step-level credit, or a baseline."),
         Command("eval", "evaluate:evaluate", TRAINING, "Accuracy and length on question sets."),
         Command("compare", "compare:compare", TRAINING, "Methods × seeds on one model and task."),

@@ -82,7 +82,8 @@ ORDER = {
     ],
     "rl": [
         "tasks",
-        "sampling pocket signals",
+        "chains sampling signals benchmarks",
+        "pocket words",
         "attnpo",
         "engines evaluation judges training",
         "runs",

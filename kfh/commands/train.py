@@ -1,4 +1,4 @@
-"""`kfh train`: the recipe by its layers, and the live line of a run."""
+"""`kfh train` and `kfh sft`: the recipe by its layers, and the live line of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from kfh.console import console, print_tables, talk
-from kfh.options import declared
+from kfh.options import declared, options
 from probing.choices import POCKET
 from probing.headset import HeadSetWarning
 from rl.attnpo.methods import METHODS, method_of
@@ -30,6 +30,7 @@ from rl.training.recipe import (
     shipped_recipes,
     train_config,
 )
+from rl.training.sft import SftConfig
 
 
 def run_train(
@@ -107,7 +108,7 @@ class LiveLine:
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         """Show the step."""
-        if self.bar is None or not logs or "accuracy" not in logs:
+        if self.bar is None or not logs or not {"accuracy", "loss"} & logs.keys():
             return
         text = live_text(logs)
         self.bar.update(self.task, completed=state.global_step, text=text)
@@ -122,6 +123,8 @@ class LiveLine:
 
 def live_text(logs: dict[str, Any]) -> str:
     """The figures of a step in one line."""
+    if "accuracy" not in logs:
+        return f"loss {logs['loss']:.4f}"
     figures = [
         f"reward {logs['reward']:.3f}",
         f"accuracy {logs['accuracy']:.3f}",
@@ -170,9 +173,34 @@ def train(
 
     What is not given is the recipe's.
     """
-    options = {"method": method, "model": model, "heads": heads, "data": data, "seed": seed}
-    options |= {"task": task, "instruction": instruction, "skip_bad": skip_bad}
-    options |= {"attention": attention}
-    result = run_train(out, recipe, set_ or [], resume, **options)
+    given = {"method": method, "model": model, "heads": heads, "data": data, "seed": seed}
+    given |= {"task": task, "instruction": instruction, "skip_bad": skip_bad}
+    given |= {"attention": attention}
+    result = run_train(out, recipe, set_ or [], resume, **given)
     if result["status"] == "interrupted":
         raise KeyboardInterrupt("interrupted; the same command with --resume goes on from here")
+
+
+@options
+def sft(
+    config: SftConfig,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+) -> None:
+    """Teach a model to reason as traces do, before training; its responses end where theirs do."""
+    from transformers import TrainerCallback
+    from transformers.utils import logging
+
+    from rl.training.sft import teach
+
+    class Watch(LiveLine, TrainerCallback):
+        """The live line as the trainer takes it."""
+
+    logging.disable_progress_bar()
+    result = teach(config, resume=resume, watch=[Watch()])
+    if result["status"] == "interrupted":
+        raise KeyboardInterrupt("interrupted; the same command with --resume goes on from here")
+    console.print(
+        f"{result['traces']} traces, {result['taught_tokens']:,} tokens with a loss, "
+        f"{result['seconds']:.0f} s; last loss {result['loss'][-1][1]:.4f} nats"
+    )
+    console.print(f"→ {config.out}: run.json, model/", soft_wrap=True)

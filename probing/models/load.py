@@ -7,6 +7,7 @@ its weights (`probing.models.adapter`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -307,6 +308,16 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
         return torch.bfloat16 if choose_device(device).type == "cuda" else torch.float32
     kind: torch.dtype = getattr(torch, dtype)
     return kind
+
+
+def fast_bfloat16(device: str = "cpu") -> bool:
+    """Whether a device multiplies in bfloat16; emulated, it is slower than float32."""
+    import torch
+
+    if choose_device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    probe: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return probe()
 
 
 def _source(model_id: str) -> tuple[str, dict[str, Any]]:

@@ -60,7 +60,7 @@ class RoundedRollouts:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         first = self.copy is None
         if first:
-            self.copy = copy.deepcopy(policy).requires_grad_(False)
+            self.copy = copy.deepcopy(policy).requires_grad_(False).eval()
             vars(self.copy).pop("forward", None)  # accelerate's, which is the policy's
         for mine, own in zip(self.copy.parameters(), policy.parameters(), strict=True):
             if first or own.requires_grad:

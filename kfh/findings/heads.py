@@ -176,7 +176,7 @@ def read_types(place: Place) -> Section:
 def types_tables(content: Row) -> list[Table]:
     """Types beside SRA, scorers of steps, and what calibration by the null answer does."""
     tables = [_types_table(content), _scorers_table(content)]
-    return [*tables, _calibration_table(content)] if content["calibration"] else tables
+    return [*tables, calibration_table(content)] if content["calibration"] else tables
 
 
 def _types_table(content: Row) -> Table:
@@ -220,20 +220,27 @@ def _scorers_table(content: Row) -> Table:
     return Table(title, columns, rows)
 
 
-def _calibration_table(content: Row) -> Table:
-    """Rows by metric."""
-    rows = [
-        (
-            METRIC_NAMES[metric],
-            f"{number(found['best'])} → {number(found['best_less_null'])}",
-            f"{number(found['set'])} → {number(found['set_less_null'])}",
-            number(found["gain"], signed=True),
+def calibration_table(content: Row) -> Table:
+    """Plain and calibrated figures by metric, and what is gained."""
+    found, rows = content["calibration"], []
+
+    def change(row: Row) -> tuple[str, Number]:
+        gain = Number(row["gain"], row["gain_low"], row["gain_high"], signed=True)
+        return f"{number(row['plain'])} → {number(row['less_null'])}", gain
+
+    for metric, row in found["metrics"].items():
+        best = f"{number(row['best'])} → {number(row['best_less_null'])}"
+        heads = Number(*(row["heads"][f"gain{end}"] for end in ("", "_low", "_high")), signed=True)
+        rows.append(
+            (METRIC_NAMES[metric], *change(row["set"]), *change(row["chosen"]), best, heads)
         )
-        for metric, found in content["calibration"].items()
-    ]
-    null = content["settings"]["null_answer"]
-    title = f"Scores less those by the answer {null!r}; single heads"
-    return Table(title, ("metric", "best head", "mean of the set", "mean gain of all heads"), rows)
+    null, chosen = content["settings"]["null_answer"], heads_text(found["chosen"])
+    title = (
+        f"Scores less those by the answer {null!r}: the set, and as many heads chosen by what is "
+        f"left ({chosen}), on problems not chosen on; gains with 95 % over problems"
+    )
+    columns = ("metric", "the set", "gain", "chosen anew", "gain", "best head", "mean gain, heads")
+    return Table(title, columns, rows)
 
 
 def types_caveats(content: Row) -> list[str]:

@@ -225,12 +225,12 @@ def calibration_table(content: Row) -> Table:
     found, rows = content["calibration"], []
 
     def change(row: Row) -> tuple[str, Number]:
-        gain = Number(row["gain"], row["gain_low"], row["gain_high"], signed=True)
-        return f"{number(row['plain'])} → {number(row['less_null'])}", gain
+        values = f"{number(row['plain'])} → {number(row['less_null'])}"
+        return values, Number.column(row, "gain", signed=True)
 
     for metric, row in found["metrics"].items():
         best = f"{number(row['best'])} → {number(row['best_less_null'])}"
-        heads = Number(*(row["heads"][f"gain{end}"] for end in ("", "_low", "_high")), signed=True)
+        heads = Number.column(row["heads"], "gain", signed=True)
         rows.append(
             (METRIC_NAMES[metric], *change(row["set"]), *change(row["chosen"]), best, heads)
         )

@@ -51,9 +51,8 @@ from probing.types.formulas import (
 from probing.types.passes import OutputGradient, pattern_scores
 from probing.types.result import HeadTypes, summarise
 from probing.types.rows import Read, StepFigures, StepRows, heads_below
+from probing.types.scorers import FOLDER, LINES, NULL, RECEIVERS
 
-LINES, FOLDER = "types.jsonl", "types"
-RECEIVERS, NULL = "receivers", "null"  # stores in it
 DIGITS = 7  # significant ones, of figures in lines
 READING = ("weights", "dtype", "traces", "segmenter", "rule", "think_end", "answer")
 Heads = dict[str, Float[np.ndarray, "head"]]
@@ -146,7 +145,8 @@ class TypesBeside:
             line[name] = json_value(listed, DIGITS)
         stored = {RECEIVERS: np.nan_to_num(vertical_scores(read.figures.attention))}
         if read.null is not None:
-            stored[NULL] = np.nan_to_num(step_scores(read.null, trace.spans))
+            assert self.null is not None
+            stored[NULL] = np.nan_to_num(step_scores(read.null, trace.spans)) / len(self.null)
         return line, {name: scores.astype(np.float32) for name, scores in stored.items()}
 
     def _of_rows(self, trace: EncodedTrace, figures: StepFigures) -> tuple[Heads, Steps]:
@@ -250,11 +250,11 @@ def measure_types(
             beside.keep(scored)
     with beside.capture:
         fixed = beside.patterns()  # 3
-    speed = {"resumed": beside.resumed, "tokens": beside.tokens}
+    speed: dict[str, float] = {"resumed": beside.resumed, "tokens": beside.tokens}
     speed["seconds"] = time.perf_counter() - started
     stored = {name: store.load() for name, store in beside.stores.items()}
-    null = (stored[NULL], len(beside.null)) if beside.null is not None else None
-    found = summarise(config, result, beside.done, stored[RECEIVERS], null, fixed)  # 4
+    given = (stored[RECEIVERS], stored.get(NULL), fixed)
+    found = summarise(config, result, beside.done, *given)  # 4
     found.content.update(speed=speed, left_out=beside.left_out)
     found.write(Path(config.folder))
     return found

@@ -58,8 +58,9 @@ class RowPlan:
         rows = np.searchsorted(at, np.concatenate(own))
         order = np.argsort(rows, kind="stable")
         classes = np.repeat(np.arange(len(own)), sizes)[order]
-        places = (np.searchsorted(at, of) for of in (answer, before))
-        return cls(at, rows[order], classes, sizes, *places, trace.spans, behind, len(trace))
+        answered, written = (np.searchsorted(at, of) for of in (answer, before))
+        own_rows = (rows[order], classes, sizes)
+        return cls(at, *own_rows, answered, written, trace.spans, behind, len(trace))
 
 
 def spread(first: int, last: int, most: int | None) -> Int[np.ndarray, "row"]:

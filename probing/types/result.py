@@ -8,7 +8,7 @@ intervals of the probe's own ranking.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from probing.attention.scores import ScoredTrace
 from probing.choices import METRICS, Head
 from probing.errors import DataError
 from probing.files.headers import (
@@ -32,9 +31,8 @@ from probing.files.headers import (
 from probing.files.tables import WRITTEN, read_columns
 from probing.folder import ProbeResult
 from probing.intervals import bootstrap_interval, mean_over_traces
-from probing.numbers import exists, number
-from probing.ranking.metrics import Measured
-from probing.ranking.rank import add_figures
+from probing.numbers import number
+from probing.ranking.metrics import Measured, RankedTrace
 from probing.ranking.select import ensembles, select_top
 from probing.robustness.stability import Probed, correlation_interval, overlap, spearman
 from probing.settings import to_json
@@ -42,7 +40,7 @@ from probing.types.config import TypesConfig
 from probing.types.formulas import query_score
 from probing.types.scorers import (
     Lines,
-    Null,
+    Stored,
     TypedTraces,
     calibration,
     in_order,
@@ -102,8 +100,8 @@ def summarise(
     config: TypesConfig,
     result: ProbeResult,
     lines: Lines,
-    receivers: Mapping[str, ScoredTrace],
-    null: Null | None,
+    receivers: Stored,
+    null: Stored | None,
     fixed: Mapping[str, Float[np.ndarray, "head"]],
 ) -> HeadTypes:
     """Everything that is said of the types and the scorers, but for how long it took.
@@ -113,7 +111,7 @@ def summarise(
         result: of the probe.
         lines: of each ranked trace, by id: `heads` and `steps`.
         receivers: what each head says of each step as a receiver.
-        null: step scores by an answer without content, and its tokens; None: it was not asked for.
+        null: step scores by a token of an answer without content; None: it was not asked for.
         fixed: types that no trace is needed for, (head,) each.
     """
     measured = in_order(config, result, lines, receivers, null)
@@ -122,8 +120,7 @@ def summarise(
     after = None
     if measured.less is not None:
         after = Measured.of(measured.less).values
-        qr = [query_score(row.scores, row.tokens, row.essential) for row in measured.less]
-        values["qr"] = np.array(qr).T
+        values["qr"] = query_scores(measured.less)
     figures = {name: mean_over_traces(values[name]) for name in values} | dict(fixed)
     figures = {name: figures[name] for name in config.types}
     table = result.table[["layer", "head", *METRICS]].assign(**figures)
@@ -158,6 +155,11 @@ def summarise(
         "verdict": verdict,
     }
     return HeadTypes(table, json_value(content))
+
+
+def query_scores(less: Iterable[RankedTrace]) -> Float[np.ndarray, "head trace"]:
+    """The QR score of every head on every trace, from scores less those by the null answer."""
+    return np.array([query_score(row.scores, row.tokens, row.essential) for row in less]).T
 
 
 def _type_row(
@@ -228,34 +230,6 @@ def _ensemble(measured: TypedTraces, heads: list[int]) -> dict[str, float | None
     return {"sra": value, "sra_low": json_number(low), "sra_high": json_number(high)}
 
 
-def _scorer_rows(measured: TypedTraces) -> list[dict[str, Any]]:
-    """A row a scorer, as a control has it; the probe's own controls; and the set beside each.
-
-    `less` is the set's SRA less the scorer's on the held-out half, paired by problem.
-    """
-    of = Measured.of(measured.scorers)
-    split = (measured.places("select"), measured.places("held_out"))
-    table = pd.DataFrame({"scorer": measured.names})
-    add_figures(table, of, split, measured.config.seed)
-    table = table.drop(columns=[name for name in table if name.startswith("gating")])
-    held_out = of.values["sra"][:, split[1]]
-    less = held_out[0] - held_out
-    groups = [of.groups[place] for place in split[1]]
-    limits = bootstrap_interval(less, groups, seed=measured.config.seed)
-    rows = []
-    for row, value, (low, high) in zip(
-        table.to_dict("records"), mean_over_traces(less), limits, strict=True
-    ):
-        rows.append({**row, "less": value, "less_low": low, "less_high": high})
-    for _, control in measured.result.controls.iterrows():
-        kept = {name: control.get(name) for name in table if name != "scorer"}
-        rows.append({"scorer": control["control"], **kept, "control": True})
-    return [
-        {name: v if isinstance(v, str | bool) else json_number(v) for name, v in row.items()}
-        for row in rows
-    ]
-
-
 def _verdict_types(
     rows: Sequence[Mapping[str, Any]], chosen: Sequence[Head], heads: int
 ) -> list[str]:
@@ -270,19 +244,4 @@ def _verdict_types(
             f"the {top} strongest of {heads} by {row['type']}; chance {found['expected']:.1f} "
             f"(p = {number(found['p'])})."
         )
-    return sentences
-
-
-def _verdict_scorers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which scorers the head set beats on problems that it was not chosen on."""
-    beaten, open_ = list[str](), list[str]()
-    for row in rows[1:]:
-        if row.get("control") or row["scorer"].startswith(SET):
-            continue
-        shown = exists(row["less_low"]) and row["less_low"] > 0
-        (beaten if shown else open_).append(f"{row['scorer']} ({number(row['less'], signed=True)})")
-    words = "The head set's SRA less the scorer's, on held-out problems: "
-    sentences = [f"{words}shown above 0 for {', '.join(beaten) or 'none'}."]
-    if open_:
-        sentences.append(f"Not shown to be better than {', '.join(open_)}.")
     return sentences

@@ -99,8 +99,10 @@ class StepPass(CapturePass):
 
     def cut_of(self, layer: int, call: AttentionCall) -> int | None:
         """As where every row from the earliest answer on is wanted."""
-        firsts = [int(plan.at[plan.answer[0]]) for plan in self.plans if len(plan.answer)]
-        start = (min(firsts), 1.0) if firsts and min(firsts) else None
+        first = min(
+            int(plan.at[plan.answer[0]]) if len(plan.answer) else plan.length for plan in self.plans
+        )
+        start = (first, 1.0) if first else None
         return split_at(call, start, call.query.shape[1]) if layer in self.split else None
 
     def add(self, layer: int, call: AttentionCall, split: SplitOutput | None = None) -> None:
@@ -114,7 +116,8 @@ class StepPass(CapturePass):
             if split is not None:
                 output = split.output[place, split.cut :]
                 output[plan.length - split.cut :] = 0  # padding, which nobody looks at
-                for chunk in rows.chunks(place, torch.arange(split.cut, plan.length)):
+                at = torch.arange(split.cut, plan.length)
+                for chunk in rows.chunks(place, at) if len(at) else ():
                     weigh(chunk, split.values[place], output)
                     ends = chunk.rows.start + split.cut, chunk.rows.stop + split.cut
                     begin, end = np.searchsorted(plan.at, ends)

@@ -32,7 +32,9 @@ from probing.types.formulas import calibrated
 SET, RECEIVER, CAUSE = "head set", "receiver heads", "drop by cause"
 LESS_NULL = "head set, less the null answer"
 Lines = Mapping[str, Mapping[str, Any]]
-Null = tuple[Mapping[str, ScoredTrace], int]  # by an answer without content, and its tokens
+Stored = Mapping[str, ScoredTrace]
+LINES, FOLDER = "types.jsonl", "types"  # in the folder of a probe
+RECEIVERS, NULL = "receivers", "null"  # stores in the second
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +82,8 @@ def in_order(
     config: TypesConfig,
     result: ProbeResult,
     lines: Lines,
-    receivers: Mapping[str, ScoredTrace],
-    null: Null | None,
+    receivers: Stored,
+    null: Stored | None,
 ) -> TypedTraces:
     """The traces in the order of the ranking, which intervals depend on, with all scorers."""
     problems = result.problems()
@@ -89,11 +91,11 @@ def in_order(
     ids = [name for name in result.counts.get("problem_of", ranked) if name in ranked]
     labels = result.labels()
     chosen = result.places(result.chosen)
-    rest = None if null is None else _rest(result, *null)
+    left = None if null is None else less_null(result, null)
     drops = _drops(config.causes, {name: result.scored[name].tokens for name in ids})
     more: dict[str, Callable[[str], Any]] = {}
-    if rest is not None:
-        more[LESS_NULL] = lambda name: rest(name).scores[chosen].mean(axis=0)
+    if null is not None:
+        more[LESS_NULL] = lambda name: _rest(result, null, name).scores[chosen].mean(axis=0)
     if "receiver" in config.types:
         kurtosis = np.array([lines[name]["heads"]["receiver"] for name in ids], dtype=float).T
         count = min(config.receivers, max(1, len(kurtosis) // 10))
@@ -110,29 +112,33 @@ def in_order(
         assert row  # it was ranked before
         scorers.append(row)
 
-    def less(name: str) -> RankedTrace:
-        assert rest is not None
-        row = RankedTrace.of(rest(name), labels[name], problems[name])
-        assert row
-        return replace(row, base=0.0)  # uniform attention leaves nothing
-
     names = [SET, *lines[ids[0]]["steps"], *more]
-    left = ReadTraces(ids, less) if rest is not None else None
     return TypedTraces(config, result, lines, [ranked[n] for n in ids], scorers, names, left)
 
 
-def _rest(
-    result: ProbeResult, null: Mapping[str, ScoredTrace], tokens: int
-) -> Callable[[str], ScoredTrace]:
+def less_null(result: ProbeResult, null: Stored) -> ReadTraces:
+    """The ranked traces with what is left of their scores; in the order of the ranking.
+
+    Args:
+        result: of the probe.
+        null: step scores of each trace by an answer without content, by a token of it.
+    """
+    problems, labels = result.problems(), result.labels()
+
+    def read(name: str) -> RankedTrace:
+        row = RankedTrace.of(_rest(result, null, name), labels[name], problems[name])
+        assert row  # it was ranked before
+        return replace(row, base=0.0)  # uniform attention leaves nothing
+
+    order = result.counts.get("problem_of", result.ranked)
+    return ReadTraces([name for name in order if name in {*result.ranked}], read)
+
+
+def _rest(result: ProbeResult, null: Stored, name: str) -> ScoredTrace:
     """What is left of a trace's step scores without those of an answer that says nothing."""
-
-    def rest(name: str) -> ScoredTrace:
-        scored = result.scored[name]
-        own = np.nan_to_num(scored.scores)
-        left = calibrated(own, scored.answer_tokens, null[name].scores, tokens)
-        return replace(scored, scores=left)
-
-    return rest
+    scored = result.scored[name]
+    own = np.nan_to_num(scored.scores)
+    return replace(scored, scores=calibrated(own, scored.answer_tokens, null[name].scores, 1))
 
 
 def _drops(

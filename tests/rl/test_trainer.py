@@ -269,13 +269,6 @@ def test_own_signal_penalty_and_method(tmp_path, monkeypatch):
         assert line["tokens"] == pytest.approx(float(rewards.float().mean()))
 
 
-@pytest.mark.parametrize("name", ["chained", "heads", "none"])
-def test_a_signal_of_a_taken_name_is_refused(tmp_path, monkeypatch, name):
-    monkeypatch.setitem(SIGNALS, name, lambda batch: [])
-    with pytest.raises(ConfigError, match=f"SIGNALS.*{name}.*under another"):
-        AttnPOConfig(output_dir=str(tmp_path), signal="recency")
-
-
 def test_parts_that_give_too_little_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(SIGNALS, "short", lambda batch: [r.spans[:1, 0] for r in batch.responses])
     with pytest.raises(DataError, match=r"the signal gave .* scores for responses of"):

@@ -60,9 +60,12 @@ def run_types(
     for sentence in sentences:
         console.print(sentence, soft_wrap=True)
     speed, folder = content["speed"], Path(config.folder)
+    how = f"{speed['resumed']} traces were there already"
+    if speed["beside"]:
+        how = "the traces beside the probe's own pass"
     console.print(
         f"{len(content['types'])} types of {content['counts']['heads']} heads in "
-        f"{speed['seconds']:.1f} s; {speed['resumed']} traces were there already"
+        f"{speed['seconds']:.1f} s; {how}"
     )
     console.print(f"→ {folder}: types.parquet, types.json", soft_wrap=True)
     if not calibrate:
@@ -137,10 +140,25 @@ def compare(
     other: MapPlace,
     top: Annotated[int, typer.Option(min=1, help="Strongest heads that are compared.")] = 10,
     seed: Annotated[int, typer.Option(help="Of resampling.")] = 0,
+    types: Annotated[
+        bool,
+        typer.Option(
+            "--types",
+            help="Two probes of one model before and after training, by SRA and every head type "
+            "measured in both: where do its heads come from?",
+        ),
+    ] = False,
 ) -> None:
     """Hold two head maps against each other: correlation with its ceiling, overlap with chance."""
-    from kfh.findings.heads import compared_table, compared_words
-    from probing.types.maps import compare_maps, read_map
+    from kfh.findings.heads import compared_table, compared_types, compared_words
+    from probing.types.maps import compare_maps, compare_types, read_map
+
+    if types:
+        content = compare_types(one, other, top, seed)
+        print_tables(compared_types(content))
+        for sentence in content["verdict"]:
+            console.print(sentence, soft_wrap=True)
+        return
 
     found = compare_maps(read_map(one), read_map(other), top, seed)
     print_tables([compared_table(found)])

@@ -318,12 +318,46 @@ def compared_table(found: Row) -> Table:
         ("Pearson's r", Number.column(found, "pearson", 2, signed=True)),
         ("ceiling by their noise", number(found["ceiling"], 2)),
         (f"shared by the {found['k']} strongest", str(shared["shared"])),
+        *([("95 % over problems", f"{shared['low']}–{shared['high']}")] if shared["high"] else []),
         ("by chance", number(shared["expected"], 1)),
         ("p", number(shared["p"])),
         ("which", heads_text(found["shared"]) or NONE),
     ]
     title = f"{found['a']} and {found['b']}, {found['heads']} heads"
     return Table(title, ("figure", "value"), rows)
+
+
+def compared_types(content: Row) -> list[Table]:
+    """Base and trained model: overlaps of the strongest heads, and where the set comes from."""
+
+    def shared(found: Row) -> tuple[str, str]:
+        own = found["overlap"]
+        ends = f" ({own['low']}–{own['high']})" if own["low"] is not None else ""
+        return f"{own['shared']}{ends}", number(own["p"])
+
+    rows = [
+        (
+            row["type"],
+            Number.column(row["kept"], "spearman", 2, signed=True),
+            *shared(row["kept"]),
+            *shared(row["into"]),
+        )
+        for row in content["rows"]
+    ]
+    chance = number(content["rows"][0]["kept"]["overlap"]["expected"], 1)
+    title = (
+        f"The {content['k']} strongest of {content['heads']} heads of the base, shared with those "
+        f"of the trained model by the same, and by SRA; by chance {chance}; in brackets 95 % over "
+        "problems"
+    )
+    columns = ("of the base by", "ρ, the same", "shared, the same", "p", "shared, SRA", "p")
+    places = [
+        (heads_text([row["head"]]), *(str(row[each["type"]]) for each in content["rows"]))
+        for row in content["origins"]
+    ]
+    names = [str(row["type"]) for row in content["rows"]]
+    about = "The trained model's set: the place of each head in the base, the strongest is 1"
+    return [Table(title, columns, rows), Table(about, ("head", *names), places)]
 
 
 def compared_words(found: Row) -> str:

@@ -225,6 +225,7 @@ def measure_types(
     result = ProbeResult.load(config.folder, config.traces)
     beside, started = beside or TypesBeside(config), time.perf_counter()
     probed = replace(result.config, device=config.device)
+    taken = beside.tokens > 0
     if not hasattr(beside, "model"):
         model, tokenizer = probed.load(model, tokenizer)  # 2
         weights = model_settings(model)["weights"]
@@ -251,7 +252,7 @@ def measure_types(
     with beside.capture:
         fixed = beside.patterns()  # 3
     speed: dict[str, float] = {"resumed": beside.resumed, "tokens": beside.tokens}
-    speed["seconds"] = time.perf_counter() - started
+    speed |= {"seconds": time.perf_counter() - started, "beside": taken}
     stored = {name: store.load() for name, store in beside.stores.items()}
     given = (stored[RECEIVERS], stored.get(NULL), fixed)
     found = summarise(config, result, beside.done, *given)  # 4

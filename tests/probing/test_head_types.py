@@ -23,6 +23,7 @@ from probing.types import formulas
 from probing.types.config import TYPES, TypesConfig
 from probing.types.doubt import step_doubts
 from probing.types.job import TypesBeside, measure_types
+from probing.types.maps import compare_types
 from probing.types.passes import OutputGradient, pattern_scores
 from probing.types.result import HeadTypes
 from probing.types.rows import StepRows, heads_below
@@ -252,6 +253,43 @@ def test_taken_in_the_probe_s_own_pass(probed: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(found.table, alone, rtol=1e-5, atol=1e-6)
     for name, scored in before.scored.items():
         np.testing.assert_allclose(result.scored[name].scores, scored.scores, rtol=1e-5)
+
+
+def test_base_and_trained_side_by_side(probed: Path, tmp_path: Path) -> None:
+    """A model of which two heads change their places: types and SRA follow, and nothing else."""
+    config = TypesConfig(tmp_path, types=TYPES, rows="all", repeated=8, draws=2)
+    before, beside = ProbeResult.load(probed), TypesBeside(config)
+    model, _ = before.config.load()
+    with torch.no_grad():  # heads 0 and 1 of the last layer share keys: queries and outputs move
+        last = model.model.layers[-1].self_attn
+        width = last.head_dim
+        swap = torch.arange(last.o_proj.in_features)
+        swap[: 2 * width] = swap[: 2 * width].roll(width)
+        last.q_proj.weight.copy_(last.q_proj.weight[swap])
+        last.o_proj.weight.copy_(last.o_proj.weight[:, swap])
+    probe(replace(before.config, out=tmp_path), model=model, beside=beside)
+    table = measure_types(config, beside=beside).table
+    layer = int(table["layer"].max())
+    old = HeadTypes.load(probed).table
+    order = list(range(len(old)))
+    first = int(old.index[(old["layer"] == layer) & (old["head"] == 0)][0])
+    order[first], order[first + 1] = first + 1, first
+    names = [*TYPES, "sra"]
+    np.testing.assert_allclose(table[names], old[names].iloc[order], rtol=1e-4, atol=1e-5)
+    found = compare_types(probed, tmp_path, top=4)
+    assert [row["type"] for row in found["rows"]] == ["sra", *TYPES]
+    for row in found["rows"]:
+        name, own = row["type"], row["kept"]["overlap"]
+        best = [{*np.argsort(-t[name].to_numpy(), kind="stable")[:4]} for t in (old, table)]
+        assert own["shared"] == len(best[0] & best[1]) and own["expected"] == 1
+        sra = {*np.argsort(-table["sra"].to_numpy(), kind="stable")[:4]}
+        into = row["into"]["overlap"]
+        assert into["shared"] == len(best[0] & sra) and into["low"] <= into["high"] <= 4
+    origin = found["origins"][0]
+    at = int(table.index[(table[["layer", "head"]] == origin["head"]).all(axis=1)][0])
+    assert origin["qr"] == 1 + (old["qr"] > old["qr"][at]).sum()
+    with pytest.raises(DataError, match="kfh heads types"):
+        compare_types(probed, write_lines(tmp_path / "none.jsonl", []).parent / "x")
 
 
 def test_qr_and_calibration(probed: Path) -> None:

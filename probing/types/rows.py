@@ -359,6 +359,7 @@ class StepRows(AttentionCapture):
 
 
 def heads_below(heads: Sequence[Head]) -> Bool[np.ndarray, "head"]:
-    """Which heads are of the lower half of the layers (TRAAC, arXiv 2510.01581)."""
+    """Which heads are of the lower half of the layers (TRAAC, arXiv 2510.01581, and its code: the
+    mean over their heads of the attention from the last token `</think>` to a step's tokens)."""
     layers = sorted({layer for layer, _ in heads})
     return np.array([layer in layers[: max(1, len(layers) // 2)] for layer, _ in heads])

@@ -90,6 +90,8 @@ def probe(
     n-th batch, so that the numbers are those of one run.
     """
     wanted = types or calibrate == "null"
+    if null_answer != NULL_ANSWER and not wanted:
+        raise ConfigError("--null-answer is that of --calibrate null or --types: give one of them")
     if wanted and config.shards:
         raise ConfigError(
             "--types and --calibrate go with the whole probe, not with a shard: give them to "

@@ -113,13 +113,14 @@ class TypesBeside:
         self, capture: Any, traces: Sequence[EncodedTrace], device: torch.device
     ) -> list[Float[np.ndarray, "head token"]]:
         """As `batch_masses`; what else the pass says waits for `keep`."""
+        self.pending.clear()
         read = self.capture.read(traces)
         for trace, found in zip(traces, read, strict=True):
             self.pending[trace.id] = self._measure(trace, found)
         return [found.mass for found in read]
 
     def keep(self, scored: ScoredTrace) -> None:
-        """Write the line of a trace whose masses were good."""
+        """Write the line of a trace whose masses were good; the others are forgotten."""
         line, found = self.pending.pop(scored.id)
         if scored.id in self.done:
             return

@@ -294,15 +294,8 @@ class StepRows(AttentionCapture):
         plain = not self.lengths and shortest_window(model.config) is None
         self.branches = null is not None and plain and self._prove_branch()
 
-    def read(
-        self, traces: Sequence[EncodedTrace], device: torch.device | None = None
-    ) -> list[Read]:
-        """One forward pass over a batch, within a `with` block.
-
-        Args:
-            traces: of one batch.
-            device: of the model.
-        """
+    def read(self, traces: Sequence[EncodedTrace]) -> list[Read]:
+        """One forward pass over the traces of a batch, within a `with` block."""
         extra = 0 if self.null is None or not self.branches else len(self.null)
         plans = [RowPlan.of(trace, self.most) for trace in traces]
         tails = np.zeros(extra, dtype=np.int64) if self.null is None else self.null[:extra]

@@ -34,6 +34,7 @@ COMMANDS = {
     command.name: command
     for command in (
         Command("demo", "demo:demo", START, "Probe the pocket model, draw, train, compare."),
+        Command("study", "study.job:study", START, "A chain of commands to a whole result."),
         Command("import", "bring.imports:bring", TRACES, "Data sets and logs of others to traces."),
         Command("rollout", "rollout:rollout", TRACES, "Sample and verify responses; keep traces."),
         Command("segment", "probe:segment", TRACES, "Cut the reasoning of each trace into steps."),
@@ -45,15 +46,16 @@ COMMANDS = {
         Command("ablate", "ablate:ablate", HEADS, "Remove steps or change heads; answer again."),
         Command("stability", "heads:stability", HEADS, "Are the heads of probes the same?"),
         Command("sample-size", "heads:sample_size", HEADS, "How many traces are enough?"),
+        Command("sft", "train:sft", TRAINING, "Teach a model the form of reasoning by traces."),
         Command("train", "train:train", TRAINING, "Train with step-level credit, or a baseline."),
         Command("eval", "evaluate:evaluate", TRAINING, "Accuracy and length on question sets."),
-        Command("compare", "compare:compare", TRAINING, "Methods × seeds on the pocket model."),
+        Command("compare", "compare:compare", TRAINING, "Methods × seeds on one model and task."),
         Command("export", "bring.exports:bring_back", REPORT, "Labels and scores for others."),
         Command("report", "show:report", REPORT, "One page of what was found, with its caveats."),
     )
 }
 # What goes on from what is there, called again after an interruption; a training run is asked to.
-GO_ON = {"rollout", "label", "probe", "heads", "ablate", "eval", "compare"}
+GO_ON = {"rollout", "label", "probe", "heads", "ablate", "eval", "compare", "study"}
 
 
 class Commands(TyperGroup):
@@ -129,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: errors that the user can mend are printed without a traceback."""
     from probing.errors import KfhError
 
+    if "" not in sys.path:  # modules of the user's, in the folder that the command runs in
+        sys.path.append("")
     try:
         app(arguments)
     except KfhError as error:

@@ -155,7 +155,7 @@ def _ranked(
                 _measure_controls(random, trace, found.random)
     again = _read_again(store, labels, measures.heads)
     ranking = rank_heads(config, found.heads, measures, again, progress, random)  # 4, 5
-    result = _result(ranking, ModelCard.of(config.model, found.shape), report, found.speed)
+    result = _result(ranking, ModelCard.of(config.named, found.shape), report, found.speed)
     result.write(head_set_of(result, result.card, marks))  # 6
     return result
 
@@ -302,7 +302,9 @@ def _joined(config: ProbeConfig, model: Any, tokenizer: Any, ids: list[str]) -> 
         ConfigError, DataError: as for `probing.attention.shards.join`.
     """
     code = config.trust_remote_code
-    shape = load_config(config.model, trust_remote_code=code) if model is None else model.config
+    shape = model and model.config
+    if shape is None:
+        shape = load_config(config.model, adapter=config.adapter, trust_remote_code=code)
     if tokenizer is None:
         tokenizer = load_tokenizer(config.model, trust_remote_code=code)
     settings = {"model": shape_settings(shape), **_reading_settings(config)}

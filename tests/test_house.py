@@ -41,7 +41,7 @@ from sources import (
 
 # measure: (limit, goal)
 LIMITS: dict[str, tuple[float, float]] = {
-    "lines of Python": (41_000, 21_300),
+    "lines of Python": (44_500, 21_300),
     "lines of the longest module": (400, 400),
     "functions of 60 lines or more": (0, 0),
     "modules in the largest room": (10, 10),
@@ -82,12 +82,13 @@ ORDER = {
     ],
     "rl": [
         "tasks",
-        "sampling pocket signals",
+        "chains sampling signals",
+        "pocket words",
         "attnpo",
         "engines evaluation judges training",
         "runs",
     ],
-    "kfh": ["tables options", "console", "findings", "bring", "commands", "cli", "__main__"],
+    "kfh": ["tables options", "console", "findings", "bring study", "commands", "cli", "__main__"],
 }
 RANKS = {
     f"{floor}.{room}": (FLOORS.index(floor), rank)

@@ -47,6 +47,8 @@ def make_table(config: CompareConfig, failed: Mapping[Arm, str]) -> dict[str, An
         missing.append(f"{folder.name} ({why})")
     notes = [f"Missing: {'; '.join(missing)}."] if missing else []
     notes.append(f"{config.steps} steps, {config.jobs} run(s) at a time, one thread each.")
+    if not config.validation:
+        notes.append("No --validation, so no pressure is chosen and no frontier drawn.")
     if not done:
         raise DataError(f"{config.out}: no run is finished yet")
     return write_comparison(config.out, done, notes)
@@ -152,6 +154,6 @@ def compare(
     config: CompareConfig,
     table: Annotated[bool, typer.Option("--table", help="Only the table of what is done.")] = False,
 ) -> None:
-    """Train methods, pressures and seeds on an embedded model, and hold them against each other."""
+    """Train methods, pressures and seeds on one model and task; hold them against each other."""
     if not run_compare(config, table=table):
         raise typer.Exit(1)

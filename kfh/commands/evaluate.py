@@ -21,7 +21,7 @@ def evaluate(config: EvalConfig) -> None:
     logging.disable_progress_bar()  # ours are enough
     result = evaluate_sets(config, progress=progress_bar)
     content = read_object(Path(config.out) / "eval.json")
-    name = f"{config.model}, {how(content['settings'])}"
+    name = f"{config.named}, {how(content['settings'])}"
     print_tables([evaluation_table(content, name)], evaluation_caveats(content))
     asked = sum(len(figures.correct) * figures.samples for figures in result.sets)
     console.print(

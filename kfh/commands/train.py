@@ -1,4 +1,4 @@
-"""`kfh train`: the recipe by its layers, and the live line of a run."""
+"""`kfh train` and `kfh sft`: the recipe by its layers, and the live line of a run."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from rich.progress import (
 )
 
 from kfh.console import console, print_tables, talk
-from kfh.options import declared
-from probing.choices import EMBEDDED, POCKET
-from probing.errors import ConfigError
+from kfh.options import declared, options
+from probing.choices import POCKET
 from probing.headset import HeadSetWarning
 from rl.attnpo.methods import METHODS, method_of
 from rl.training.recipe import (
     TrainConfig,
+    default_recipe,
     parse_settings,
     recipe_settings,
     shipped_recipes,
     train_config,
 )
+from rl.training.sft import SftConfig
 
 
 def run_train(
@@ -51,13 +52,7 @@ def run_train(
     former = former_run(out, resume)
     if former is None and recipe is None:
         method_of(options["method"] or "attnpo")
-        model = options["model"] or POCKET
-        if model not in EMBEDDED:
-            raise ConfigError(
-                "--model needs --recipe: without one the recipe of the method is taken, whose "
-                "batch and learning rate are those of an embedded model"
-            )
-        recipe = model if model != POCKET else options["method"] or "attnpo"
+        recipe = default_recipe(options["model"] or POCKET, options["method"])
     named = recipe_settings(recipe) if recipe else {}
     kept = {**former["settings"], "recipe": named.get("recipe")} if former else {}
     config = train_config(out, named, kept, options, parse_settings(sets))
@@ -113,7 +108,7 @@ class LiveLine:
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         """Show the step."""
-        if self.bar is None or not logs or "accuracy" not in logs:
+        if self.bar is None or not logs or not {"accuracy", "loss"} & logs.keys():
             return
         text = live_text(logs)
         self.bar.update(self.task, completed=state.global_step, text=text)
@@ -128,6 +123,8 @@ class LiveLine:
 
 def live_text(logs: dict[str, Any]) -> str:
     """The figures of a step in one line."""
+    if "accuracy" not in logs:
+        return f"loss {logs['loss']:.4f}"
     figures = [
         f"reward {logs['reward']:.3f}",
         f"accuracy {logs['accuracy']:.3f}",
@@ -155,13 +152,15 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="YAML file or shipped recipe; default: the method's.",
+            help="YAML file or shipped recipe; default: the method's, of an own model `any`.",
             autocompletion=shipped_recipes,
         ),
     ] = None,
     model: Annotated[str | None, declared(TrainConfig, "model")] = None,
     heads: Annotated[str | None, declared(TrainConfig, "heads")] = None,
     data: Annotated[str | None, declared(TrainConfig, "data")] = None,
+    task: Annotated[str | None, declared(TrainConfig, "task")] = None,
+    instruction: Annotated[str | None, declared(TrainConfig, "instruction")] = None,
     skip_bad: Annotated[bool | None, declared(TrainConfig, "skip_bad")] = None,
     attention: Annotated[str | None, declared(TrainConfig, "attention")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order, sampling and random heads.")] = None,
@@ -174,8 +173,34 @@ def train(
 
     What is not given is the recipe's.
     """
-    options = {"method": method, "model": model, "heads": heads, "data": data, "seed": seed}
-    options |= {"skip_bad": skip_bad, "attention": attention}
-    result = run_train(out, recipe, set_ or [], resume, **options)
+    given = {"method": method, "model": model, "heads": heads, "data": data, "seed": seed}
+    given |= {"task": task, "instruction": instruction, "skip_bad": skip_bad}
+    given |= {"attention": attention}
+    result = run_train(out, recipe, set_ or [], resume, **given)
     if result["status"] == "interrupted":
         raise KeyboardInterrupt("interrupted; the same command with --resume goes on from here")
+
+
+@options
+def sft(
+    config: SftConfig,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+) -> None:
+    """Teach a model to reason as traces do, before training; its responses end where theirs do."""
+    from transformers import TrainerCallback
+    from transformers.utils import logging
+
+    from rl.training.sft import teach
+
+    class Watch(LiveLine, TrainerCallback):
+        """The live line as the trainer takes it."""
+
+    logging.disable_progress_bar()
+    result = teach(config, resume=resume, watch=[Watch()])
+    if result["status"] == "interrupted":
+        raise KeyboardInterrupt("interrupted; the same command with --resume goes on from here")
+    console.print(
+        f"{result['traces']} traces, {result['taught_tokens']:,} tokens with a loss, "
+        f"{result['seconds']:.0f} s; last loss {result['loss'][-1][1]:.4f} nats"
+    )
+    console.print(f"→ {config.out}: run.json, model/", soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,13 @@ from probing.files.headers import (
 )
 from probing.numbers import NONE, Number, exists, number
 from rl.runs.comparison import COLUMNS, DECODINGS, read_rows
-from rl.runs.folders import INITIAL, Run
+from rl.runs.folders import INITIAL, RESULT_FILE, Run
 from rl.runs.frontier import Contender
 from rl.runs.standings import read_contenders, stand
 
 COMPARISON = "comparison.json"
+REDUNDANT = "redundant tokens"
+BEYOND = "; redundant tokens: beyond the shortest correct response"
 DIGITS = 6  # significant ones of its figures
 CONTROLS = ("random-heads", "all-heads", "recency")  # methods that a head set must beat
 
@@ -174,7 +176,7 @@ def read_comparison(place: Place) -> Section:
         content = comparison_json(readable, contenders, [])
     else:
         return section
-    section.summary = comparison_summary(content["differences"])
+    section.summary = comparison_summary(content["differences"], content.get("length", REDUNDANT))
     if content.get("standings"):
         section.summary += standings_summary(content["standings"])
     section.facts += [("note", note) for note in content["notes"]]
@@ -185,7 +187,8 @@ def read_comparison(place: Place) -> Section:
             "tradeoff": "accuracy against tokens; arrows from the policy before training",
             "courses": "accuracy and length at each checkpoint, and the plane of both",
         }
-        drawn = {"tradeoff": tradeoff(evaluations), "courses": courses(contenders)}
+        along = courses(contenders, content.get("length", REDUNDANT))
+        drawn = {"tradeoff": tradeoff(evaluations), "courses": along}
         section.pictures = pictures(captions, drawn)
     return section
 
@@ -195,7 +198,10 @@ def comparison_json(
 ) -> dict[str, Any]:
     """What comparison.json holds of these folders with a result, without its header."""
     rows, differences = read_rows(folders)
+    results = [read_object(folder / RESULT_FILE) for folder in folders]
+    floors = any(any(result.get("shortest_each", [1])) for result in results)
     return {
+        "length": REDUNDANT if floors else "tokens",  # what it is that `redundant` counts
         "rows": [json_value(asdict(row), DIGITS) for row in rows],
         "differences": [json_value(asdict(item), DIGITS) for item in differences],
         "standings": json_value(asdict(stand(contenders)), DIGITS) if contenders else None,
@@ -212,16 +218,32 @@ def comparison_tables(content: Row) -> list[Table]:
     rows = content["rows"]
     problems = sorted({figure["n"] for row in rows for figure in row["figures"].values()})
     where = f"{', '.join(map(str, problems))} held-out problems"
-    tables = [_methods_table(rows, decoding, where) for decoding in DECODINGS]
+    tables = [
+        _methods_table(rows, decoding, where, content.get("length", REDUNDANT))
+        for decoding in DECODINGS
+    ]
     if content["differences"]:
         tables.append(_differences_table(content["differences"]))
     if content.get("standings"):
         tables = [*standings_tables(content["standings"]), *tables]
-    return tables
+    if content.get("length", REDUNDANT) == REDUNDANT:
+        return tables
+    return [_of_all_tokens(table) for table in tables]
 
 
-def _methods_table(rows: Sequence[Row], decoding: str, where: str) -> Table:
-    columns = [(value, digits) for name, value, digits in COLUMNS if name == decoding]
+def _of_all_tokens(table: Table) -> Table:
+    """The table of a task that knows no shortest response: what counts as redundant is all."""
+
+    def said(text: str) -> str:
+        return text.replace(REDUNDANT, "tokens").replace("redundant", "tokens")
+
+    title = said(table.title.replace(BEYOND, ""))
+    return replace(table, title=title, columns=tuple(map(said, table.columns)))
+
+
+def _methods_table(rows: Sequence[Row], decoding: str, where: str, length: str) -> Table:
+    same = None if length == REDUNDANT else "redundant_tokens"  # as tokens, which stand there
+    columns = [(v, digits) for name, v, digits in COLUMNS if name == decoding and v != same]
     first = decoding == DECODINGS[0]  # the seconds of training stand beside one of the two
     cells: list[list[Cell]] = [
         [
@@ -255,10 +277,7 @@ def _differences_table(differences: Sequence[Row]) -> Table:
         for item in differences
     ]
     columns = ("pair", "seeds", "decoding", "redundant tokens, %", "the paper's, %")
-    title = (
-        "Differences, paired over seeds and problems; redundant tokens: beyond the shortest "
-        "correct response"
-    )
+    title = f"Differences, paired over seeds and problems{BEYOND}"
     return Table(title, (*columns, "accuracy, points"), cells)
 
 
@@ -269,12 +288,15 @@ def comparison_caveats(content: Row) -> list[str]:
         content: of comparison.json.
     """
     caveats = standings_caveats(content["standings"]) if content.get("standings") else []
+    length = content.get("length", REDUNDANT)
+    if length != REDUNDANT:
+        caveats.append("The task knows no shortest correct response: tokens are all of a response.")
     for item in content["differences"]:
         pair = f"{item['method']} against {item['against']} ({item['decoding']})"
         shorter, accuracy = item["redundant"], item["accuracy"]
         if not (exists(shorter["high"]) and shorter["high"] < 0):
             caveats.append(
-                f"{pair}: redundant tokens {Number.of(shorter, 1, signed=True)} %; not shown to be "
+                f"{pair}: {length} {Number.of(shorter, 1, signed=True)} %; not shown to be "
                 f"fewer{': the control is not beaten' if item['against'] in CONTROLS else ''}."
             )
         if exists(accuracy["value"]) and accuracy["value"] < 0:
@@ -323,6 +345,6 @@ def write_comparison(out: Path, folders: Sequence[Path], notes: Sequence[str]) -
     text = "\n\n".join([*map(markdown, comparison_tables(content)), "\n".join(lines)])
     with whole_file(out / "table.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-    if (figure := courses(contenders)) is not None:
+    if (figure := courses(contenders, content["length"])) is not None:
         save_figure(figure, out / "courses.png")
     return content

@@ -156,19 +156,20 @@ def _course(runs: Sequence[Run], name: str, digits: int) -> str:
     return f"{name} {' → '.join(texts)}"
 
 
-def comparison_summary(differences: Iterable[Row]) -> list[str]:
-    """Of each pair of methods what it saves and what it costs, a line a decoding."""
+def comparison_summary(differences: Iterable[Row], length: str = "redundant tokens") -> list[str]:
+    """Of each pair of methods what it saves, `length`, and what it costs, a line a decoding."""
     return [
-        f"{item['method']} against {item['against']}, {item['decoding']}: {_difference(item)}."
+        f"{item['method']} against {item['against']}, {item['decoding']}: "
+        f"{_difference(item, length)}."
         for item in differences
     ]
 
 
-def _difference(item: Row) -> str:
+def _difference(item: Row, length: str) -> str:
     redundant = Number.of(item["redundant"], 1, signed=True)
     accuracy = Number.of(item["accuracy"], 1, signed=True, scale=100)
     return (
-        f"{redundant} % redundant tokens, {_shown(item['redundant'], 'fewer', 'more')}; accuracy "
+        f"{redundant} % {length}, {_shown(item['redundant'], 'fewer', 'more')}; accuracy "
         f"{accuracy} points, {_shown(item['accuracy'], 'lower', 'higher')}"
     )
 

@@ -4,11 +4,13 @@
 2. Each record: the responses in it (`Draft`); what is none is counted, with the reason.
 3. Each response as a line with one mark, checked as a line of a trace file is; ids made unique.
 4. Whether its answer is right: by the source, else against its reference, else unknown.
-5. Written whole or not at all: a killed import leaves no half file, and begins anew.
+5. Written whole or not at all: a killed import leaves no half file. What costs, the verdicts, is
+   kept beside it on the way (`KeptVerdicts`), so that the next start does not pay for them again.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,7 +20,14 @@ from typing import Any, Literal
 
 from probing.choices import THINK_END
 from probing.errors import DataError
-from probing.files.headers import file_hash, json_value, refuse_overwriting, text_hash
+from probing.files.headers import (
+    file_hash,
+    json_value,
+    kfh_version,
+    refuse_overwriting,
+    text_hash,
+)
+from probing.files.jsonl import LineStore
 from probing.files.reading import BadLine
 from probing.formats.drafts import Draft, Render, plain_prompt, trace_line
 from probing.formats.known import LOOKED_AT, TRACE, Format, chosen
@@ -156,11 +165,66 @@ def import_traces(
     kind = chosen(config.format, paths, (record for _, record in first))  # 1
     show(f"read as {kind}")
     report = ImportReport(str(kind))
-    job = _Import(config, kind, verdict, render, report)
-    with progress("importing", 0) as advance:
+    with KeptVerdicts(config.out, verdict) as kept, progress("importing", 0) as advance:
+        job = _Import(config, kind, kept if verdict else None, render, report)
         traces = job.traces(chain(first, found), advance)
         report.traces = write_traces(config.out, traces, imported=config.deciding)  # 5
     return report
+
+
+class KeptVerdicts:
+    """Verdicts that are on disk beside a trace file until it is finished.
+
+    They are known by the texts compared, so they hold for any import to this file with this
+    version of kfh.
+
+    Args:
+        out: the trace file; theirs has `.verdicts` behind its name.
+        verdict: makes them.
+    """
+
+    GROUP = 50  # so many are written at once, and lost at most by a kill
+
+    def __init__(self, out: Path, verdict: Verdict | None) -> None:
+        self.path, self.verdict = out.with_name(f"{out.name}.verdicts"), verdict
+        self.known: dict[str, bool | None] = {}
+        self.fresh: list[dict[str, Any]] = []
+        self.store: LineStore | None = None
+
+    def __enter__(self) -> KeptVerdicts:
+        """Nothing is read or written before the first verdict."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Keep what there is, or remove it where the file is finished."""
+        if kind is None:
+            self.path.unlink(missing_ok=True)
+        elif self.store:
+            self._write()
+
+    def __call__(self, reference: str, answer: str) -> bool | None:
+        """The verdict on an answer, made once."""
+        assert self.verdict is not None
+        if self.store is None:
+            self.store = LineStore(self.path, "verdicts")
+            there = self.path.exists() and header_of(self.path).get("version") == kfh_version()
+            self.store.open(there, self._take)
+        key = text_hash(json.dumps([reference, answer]))
+        if key not in self.known:
+            self.known[key] = self.verdict(reference, answer)
+            self.fresh.append({"of": key, "correct": self.known[key]})
+            if len(self.fresh) >= self.GROUP:
+                self._write()
+        return self.known[key]
+
+    def _take(self, row: dict[str, Any]) -> bool:
+        self.known[row["of"]] = row["correct"]
+        return True
+
+    def _write(self) -> None:
+        assert self.store is not None
+        self.store.add(self.fresh)
+        self.fresh = []
 
 
 def recognised(source: str) -> Format:

@@ -293,7 +293,8 @@ def cached_logits(
         cache: of the tokens before.
         keep: whose logits: the last so many, 0: all; or their places among `ids`.
     """
-    takes = _arguments(type(model).forward)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of an adapter
+    takes = _arguments(type(inner).forward)
     options: dict[str, Any] = {}
     if "position_ids" in takes:
         options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]

@@ -7,7 +7,8 @@ its weights (`probing.models.adapter`).
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,17 @@ class ModelSource:
         "none", "auto: spread over all GPUs, and what they cannot hold over memory.", panel=MODEL
     )
     attention: Kernel = choice("auto", "Its kernel; auto: the model's own.", panel=MODEL)
+    adapter: str | None = choice(
+        None,
+        "LoRA (folder or hub id) of --model, which need not be the base that it names.",
+        panel=MODEL,
+    )
     trust_remote_code: bool = choice(False, "Run code of the model's.", panel=MODEL)
+
+    @property
+    def named(self) -> str:
+        """What results call the model: its adapter, where one is given."""
+        return self.adapter or self.model
 
     def load(
         self, model: PreTrainedModel | None = None, tokenizer: Any = None
@@ -57,6 +68,7 @@ class ModelSource:
                 dtype=self.dtype,
                 device_map=self.device_map,
                 attention=self.attention,
+                adapter=self.adapter,
                 trust_remote_code=code,
             )
         check_fit(model, tokenizer, self.model)
@@ -107,6 +119,7 @@ def load_model(
     dtype: str = "auto",
     device_map: str | dict[str, Any] = "none",
     attention: str = "auto",
+    adapter: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model in eval mode.
@@ -120,14 +133,13 @@ def load_model(
             the layers are spread over all GPUs, and those that these cannot hold over memory.
         attention: `auto` (what the model's config asks for, else the library's choice), sdpa,
             eager or flash_attention_2.
+        adapter: a LoRA (folder or hub id) to be merged into the weights.
         trust_remote_code: run code that comes with the model. Off unless asked for.
 
     Raises:
         ModelError: it cannot be loaded whole, has no attention heads, or there is no such
             device, dtype or kernel.
     """
-    from probing.models.adapter import Adapter
-
     place, kind = choose_device(device), choose_dtype(dtype, device)
     if attention not in KERNELS:
         raise ModelError(unknown("attention", attention, KERNELS))
@@ -136,41 +148,36 @@ def load_model(
     spread = None if device_map == "none" else device_map
     if spread and device != "auto":
         raise ModelError(f"--device {device} names one device, --device-map all: give one of them")
-    name, options = _source(model_id)
-    adapter: Adapter | None = None if options else Adapter.at(name)
-    if adapter:
-        name, options = _source(adapter.base)
+    name, options, lora = _parts(model_id, adapter)
     model = _whole(name, options, model_id, kind, attention, trust_remote_code, spread)
-    if adapter:
+    if lora:
         if spread:
-            raise ModelError(f"{model_id} is an adapter: merge and save it to load it spread out")
-        model = adapter.merge(model)
+            raise ModelError(f"{lora.name} is an adapter: merge and save it to load it spread out")
+        model = lora.merge(model)
     if not spread:
         model.to(place)  # type: ignore[arg-type]  # transformers wraps `to` without its types
     loaded: PreTrainedModel = model.eval()
     return loaded
 
 
-def load_config(model_id: str, *, trust_remote_code: bool = False) -> Any:
+def load_config(
+    model_id: str, *, adapter: str | None = None, trust_remote_code: bool = False
+) -> Any:
     """The config of the model that `load_model` gives; of its weights an adapter's alone are read.
 
     Args:
-        model_id, trust_remote_code: as for `load_model`.
+        model_id, adapter, trust_remote_code: as for `load_model`.
 
     Raises:
         ModelError: it cannot be loaded, or has no attention heads.
     """
-    from probing.models.adapter import Adapter
     from probing.models.checkpoint import FAULTS, told
 
-    name, options = _source(model_id)
-    adapter: Adapter | None = None if options else Adapter.at(name)
-    if adapter:
-        name, options = _source(adapter.base)
+    name, options, lora = _parts(model_id, adapter)
     try:
         config = _config(name, options, model_id, trust_remote_code)
-        if adapter:
-            adapter.mark(config)
+        if lora:
+            lora.mark(config)
     except FAULTS as error:
         raise ModelError(f"the config of {model_id} cannot be loaded: {told(error)}") from error
     return config
@@ -303,6 +310,16 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
     return kind
 
 
+def fast_bfloat16(device: str = "cpu") -> bool:
+    """Whether a device multiplies in bfloat16; emulated, it is slower than float32."""
+    import torch
+
+    if choose_device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    probe: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return probe()
+
+
 def _source(model_id: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` wants for this id."""
     if model_id in EMBEDDED:
@@ -317,6 +334,25 @@ def _source(model_id: str) -> tuple[str, dict[str, Any]]:
     if model_id.startswith((".", "/", "~")) and not path.is_dir():
         raise ModelError(f"{model_id}: no such folder")
     return str(path) if path.is_dir() else model_id, {}
+
+
+def _parts(model_id: str, given: str | None) -> tuple[str, dict[str, Any], Adapter | None]:
+    """What `from_pretrained` wants for the base, and the adapter that is given, or that the id is.
+
+    Raises:
+        ModelError: nothing to load there, or two adapters.
+    """
+    from probing.models.adapter import Adapter
+
+    name, options = _source(model_id)
+    lora: Adapter | None = None if options else Adapter.at(name)
+    if given is None:
+        return (*(_source(lora.base) if lora else (name, options)), lora)
+    if lora:
+        raise ModelError(f"{model_id} is an adapter, {given} another: give the base of one of them")
+    if (lora := Adapter.at(given)) is None:
+        raise ModelError(f"{given}: no adapter there (adapter_config.json)")
+    return name, options, replace(lora, base=model_id)
 
 
 def load_frozen(folder: Path) -> tuple[PreTrainedModel, Any]:

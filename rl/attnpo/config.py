@@ -78,6 +78,7 @@ class AttnPOConfig(GRPOConfig):
     scale_floor: float = choice(0.0, "δ.")
     schedule_steps: float | None = choice(None, "T_0.")
     scale_form: str | None = choice(None, "release, printed or hard.")
+    scale_outside: str | None = choice(None, "γ of the answer: whole (1) or mean (the steps').")
     answer: str | None = choice(None, "Answer tokens that are F; default: the head set's.")
     segmenter: str | None = choice(None, "How responses are cut; default: as the set's traces.")
     min_chars: int | None = choice(None, "The segmenter's least length of a step.")
@@ -156,6 +157,7 @@ class AttnPOConfig(GRPOConfig):
             floor=self.scale_floor,
             delay=float(self.schedule_steps or 0),
             form=str(self.scale_form),
+            outside=str(self.scale_outside),
             positive=bool(self.positive_attenuation),
             negative=bool(self.negative_attenuation),
         )
@@ -189,6 +191,7 @@ class AttnPOConfig(GRPOConfig):
             "positive_attenuation": method.positive,
             "negative_attenuation": method.negative,
             "scale_form": method.form,
+            "scale_outside": method.outside,
             "difficulty_alpha": 2.0,
             "difficulty_beta": 2.0,
             "schedule_steps": 1000.0,

@@ -21,13 +21,20 @@ from probing.attention.scores import pad_batch
 from probing.errors import DataError
 from probing.traces.phrases import phrase_counts
 from rl.attnpo.completions import Batch, Completion, Outcomes
-from rl.attnpo.rescale import REASONS, Rescaling, kept_reasons, step_scales, token_scales
+from rl.attnpo.rescale import (
+    REASONS,
+    Rescaling,
+    kept_reasons,
+    outside_scale,
+    step_scales,
+    token_scales,
+)
 from rl.attnpo.signals import AttentionSignal, Scores
 
 
 @dataclass(frozen=True, eq=False)
 class Credited:
-    """What each token and each step of a batch is given, and why; outside the steps γ is 1."""
+    """What each token and each step of a batch is given, and why."""
 
     advantages: Float[Tensor, "response token"]  # γ_k · A
     gamma: Float[Tensor, "response token"]
@@ -229,23 +236,22 @@ def credit_tokens(
 ) -> Credited:
     """Advantages by token from step scores (AttnPO section 4, eq. 14), and what was done.
 
-        A_t = γ_k · A for t in step k; A outside the steps
+        A_t = γ_k · A for t in step k; A outside the steps (or γ̄ · A, see `outside_scale`)
 
     All that credits steps ends here, whatever trains.
 
     Args:
-        scores: S_k, attention per token of the step, mean over the head set; NaN where a response
-            has no such step, and for steps that are to keep γ = 1.
+        scores: S_k, attention per token, mean over the head set; NaN where a response has no such
+            step, and for steps that are to keep γ = 1.
         spans: token spans of the steps in the response, half open, ascending and disjoint; empty
             behind the last step.
         answer_tokens: |F|.
         total_tokens: |q ⊕ o|, without the end token.
         advantage: A, for example by `rl.attnpo.rewards.group_advantages`.
         correct: whether the response is correct and complete.
-        p: share of correct responses in the response's group.
-        step: t, the training step, the first one being 1.
-        constants: α, β, δ, T_0 and what is switched on.
-        tokens: width of the result.
+        p: share of correct responses in its group.
+        step: t, the training step, from 1 on.
+        constants, tokens: α, β, δ, T_0 and what is switched on; width of the result.
 
     Raises:
         DataError: scores and spans are not of the same steps, or a step ends behind `tokens`.
@@ -268,7 +274,8 @@ def credit_tokens(
     step_gamma = step_scales(
         scores, answer_tokens, total_tokens, advantage, correct, p, step, constants
     )
-    gamma = token_scales(step_gamma, spans, tokens)
+    rest = outside_scale(step_gamma, spans, advantage, constants)
+    gamma = token_scales(step_gamma, spans, tokens, rest)
     steps = (spans[..., 1] > spans[..., 0]).sum(dim=1)
     reason = kept_reasons(advantage, correct, p, steps, step, constants)
     unscored = (reason == 0) & ((~scores.isnan()).sum(dim=1) < 2)

@@ -31,6 +31,7 @@ class Method:
         difficulty: whether p lowers the baseline and the attenuation (α and β; 0 where not).
         schedule: whether hard problems start later (T_0; 0 where not).
         form: of PA's scale, see `rl.attnpo.rescale.positive_scale`.
+        outside: what the answer's tokens get, see `rl.attnpo.rescale.outside_scale`.
     """
 
     about: str
@@ -42,6 +43,7 @@ class Method:
     difficulty: bool = True
     schedule: bool = True
     form: str = "release"
+    outside: str = "whole"
 
 
 METHODS = {
@@ -59,6 +61,7 @@ METHODS = {
     "all-heads": Method("AttnPO with the mean of all heads", signal="all-heads"),
     "attnpo-hard": Method("AttnPO, steps below the baseline get δ", signal="heads", form="hard"),
     "attnpo-checks": Method("the same, sparing checks of doubt", signal="checks", form="hard"),
+    "attnpo-answer": Method("AttnPO, γ̄ for the answer, too", signal="heads", outside="mean"),
     "recency": Method("AttnPO with recency instead of attention", signal="recency"),
     "oracle": Method("AttnPO with the true labels: the ceiling", signal="labels"),
 }

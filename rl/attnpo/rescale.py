@@ -6,8 +6,8 @@ the outcome-level advantage of the response and γ_k the scale of the step that 
 2. S_base = p^α · |F| / |q ⊕ o| (`probing.attention.scores.step_baseline`, eq. 4).
 3. A > 0 and S_k < S_base: attenuate (`positive_scale`), once t > T_0 · (1 − p) (`schedule_open`).
 4. A < 0 and S_k > S_base: γ_k = 0.
-5. Everything else keeps γ = 1: wrong responses, responses of one step, tokens outside steps
-   (`kept_reasons`).
+5. Everything else keeps γ = 1: wrong responses, responses of one step (`kept_reasons`), and tokens
+   outside steps, the answer's, unless `outside` is `mean` (`outside_scale`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from probing.errors import ConfigError
 from probing.settings import unknown
 
 FORMS = ("release", "printed", "hard")
+OUTSIDE = ("whole", "mean")
 LARGEST_GROUP = 1024  # responses; a float32 is near one share of so few only
 # Why a response's advantage is the same for all its tokens; the first: it is not, steps decide.
 REASONS = (
@@ -51,6 +52,7 @@ class Rescaling:
         floor: δ, the least scale.
         delay: T_0 in training steps; a problem with share p starts after T_0 · (1 − p) steps.
         form: `release`, `printed` or `hard`, see `positive_scale`.
+        outside: γ outside the steps, `whole` (1, the paper) or `mean`, see `outside_scale`.
         positive: attenuate redundant steps of responses with A > 0 (PA).
         negative: protect essential steps of responses with A < 0 (NA).
 
@@ -64,13 +66,15 @@ class Rescaling:
     floor: float = 0.0
     delay: float = 1000.0
     form: str = "release"
+    outside: str = "whole"
     positive: bool = True
     negative: bool = True
 
     def __post_init__(self) -> None:
         """Check the constants."""
-        if self.form not in FORMS:
-            raise ConfigError(unknown("form", self.form, FORMS))
+        for name, known in (("form", FORMS), ("outside", OUTSIDE)):
+            if getattr(self, name) not in known:
+                raise ConfigError(unknown(name, getattr(self, name), known))
         if not 0 <= self.floor <= 1:
             raise ConfigError(f"the floor δ must lie in [0, 1], is {self.floor}")
         for name in ("alpha", "alpha_negative", "beta", "delay"):
@@ -283,18 +287,49 @@ def step_scales(
     return gamma
 
 
+def outside_scale(
+    gamma: Float[Tensor, "response step"],
+    spans: Int[Tensor, "response step 2"],
+    advantage: Float[Tensor, "response"],
+    constants: Rescaling,
+) -> Float[Tensor, "response"]:
+    """γ of the tokens outside the steps, which are those of the answer: 1, as in the paper, or
+
+    mean: where A > 0, the mean γ of the tokens inside, so that cutting the steps' share does not
+    leave the answer the loudest part of a response. Not the paper's.
+
+    Args:
+        gamma: γ of every step.
+        spans: half-open token spans of the steps; empty behind the last.
+        advantage: A.
+        constants: which of the two.
+
+    Example:
+        >>> gamma, spans = torch.tensor([[0.5, 0.0]]), torch.tensor([[[1, 3], [3, 5]]])
+        >>> outside_scale(gamma, spans, torch.ones(1), Rescaling(outside="mean")).tolist()
+        [0.25]
+    """
+    length = (spans[..., 1] - spans[..., 0]).to(gamma.dtype)
+    total = length.sum(dim=1)
+    acts = (total > 0) & (advantage > 0) & (constants.outside == "mean")
+    mean = (gamma * length).sum(dim=1) / total.clamp_min(1)
+    return torch.where(acts, mean, torch.ones_like(mean))
+
+
 def token_scales(
     gamma: Float[Tensor, "response step"],
     spans: Int[Tensor, "response step 2"],
     tokens: int,
+    outside: Float[Tensor, "response"] | None = None,
 ) -> Float[Tensor, "response token"]:
-    """γ of every token of the responses: that of its step, and 1 outside the steps.
+    """γ of every token of the responses: that of its step, and outside the steps 1, or `outside`.
 
     Args:
         gamma: of every step.
         spans: half-open token spans of the steps, ascending and disjoint in each response; an
             empty span (also the padding of a response with fewer steps) takes no token.
         tokens: width of the result.
+        outside: see `outside_scale`.
 
     Example:
         >>> token_scales(torch.tensor([[0.5, 0.0]]), torch.tensor([[[1, 3], [3, 4]]]), 5).tolist()
@@ -309,5 +344,6 @@ def token_scales(
     edges.scatter_add_(1, spans[..., 0].clamp(0, tokens), number)
     edges.scatter_add_(1, spans[..., 1].clamp(0, tokens), -number)
     step_of = edges.cumsum(dim=1)[:, :tokens]
-    table = torch.cat([gamma.new_ones((responses, 1)), gamma], dim=1)
+    first = gamma.new_ones(responses) if outside is None else outside
+    table = torch.cat([first[:, None], gamma], dim=1)
     return table.gather(1, step_of)

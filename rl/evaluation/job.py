@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.choices import THINK_END
 from probing.files.headers import HEADER, file_header, refuse_overwriting, write_json
 from probing.models.decode import Sampling
 from probing.models.lengths import in_eval
@@ -26,7 +25,7 @@ from rl.evaluation.summary import Base, Overall, SetFigures, overall, set_figure
 from rl.sampling.backends import TransformersSampler
 from rl.sampling.base import BATCH
 from rl.sampling.job import ask_set, load_sets, open_backend, prompt_tokenizer
-from rl.sampling.responses import Asking, Response, ask
+from rl.sampling.responses import AS_USUAL, Asking, Response, ask
 from rl.tasks.base import QuestionSet
 
 if TYPE_CHECKING:
@@ -94,22 +93,20 @@ def evaluate_model(
     sampling: Sampling,
     n: int,
     *,
-    think_end: str = THINK_END,
+    asking: Asking = AS_USUAL,
     budgets: tuple[int, ...] = (),
     **options: Any,
 ) -> SetFigures:
     """Evaluate a loaded model on one set; nothing is written.
 
     Args:
-        model, tokenizer, questions, sampling, n, think_end: as for `responses_of`.
+        model, tokenizer, questions, sampling, n, asking: as for `responses_of`.
         budgets: as in `EvalConfig`.
         **options: other arguments of `responses_of`.
     """
-    responses = responses_of(
-        model, tokenizer, questions, sampling, n, think_end=think_end, **options
-    )
+    found = responses_of(model, tokenizer, questions, sampling, n, asking=asking, **options)
     return set_figures(
-        questions, responses, budgets=budgets, think_end=think_end, tokenizer=tokenizer
+        questions, found, budgets=budgets, think_end=asking.think_end, tokenizer=tokenizer
     )
 
 
@@ -120,8 +117,7 @@ def responses_of(
     sampling: Sampling,
     n: int,
     *,
-    template: str = "auto",
-    think_end: str = THINK_END,
+    asking: Asking = AS_USUAL,
     batch: int = BATCH,
     advance: Callable[[int, int], None] = lambda responses, tokens: None,
 ) -> dict[str, list[Response]]:
@@ -134,7 +130,8 @@ def responses_of(
         questions: the set.
         sampling: how to sample.
         n: responses a question.
-        template, think_end, batch: as in `EvalConfig`.
+        asking: how questions become prompts, and responses answers.
+        batch: as in `EvalConfig`.
         advance: called with the numbers of new responses and of their tokens.
     """
     responses: dict[str, list[Response]] = {}
@@ -151,7 +148,7 @@ def responses_of(
             questions.questions,
             sampling,
             n,
-            Asking(template, think_end),
+            asking,
             keep,
             advance,
         )

@@ -21,15 +21,16 @@ from rl.tasks.base import Question, QuestionSet
 
 @dataclass(frozen=True)
 class Redundancy:
-    """What only a task can tell that knows its steps' labels and its shortest responses.
+    """What only a task can tell that knows its steps' labels, or its shortest responses.
 
     `redundant_steps` a response, of those that can be read whole; `redundant_tokens`: tokens above
-    the shortest correct response, of all; `unreadable`: responses that cannot be read whole.
+    the shortest correct response, of all; `unreadable`: responses that cannot be read whole. None:
+    the task does not know it.
     """
 
     redundant_steps: Estimate | None
-    redundant_tokens: Estimate
-    unreadable: int
+    redundant_tokens: Estimate | None
+    unreadable: int | None
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,14 @@ def _redundancy(
     think_end: str,
     tokenizer: Any,
 ) -> Redundancy | None:
-    """Redundant steps and tokens; None where the task does not know them."""
+    """Redundant steps and tokens; None where the task knows neither."""
     floors = shortest_tokens(questions, tokenizer)
-    if not questions.task.labels or floors is None:
-        return None
+    tokens = None
+    if floors is not None:
+        pairs = zip(lengths, floors, strict=True)
+        tokens = estimate_mean([[length - floor for length in row] for row, floor in pairs])
+    if not questions.task.labels:
+        return Redundancy(None, tokens, None) if tokens else None
     steps: list[list[float]] = []  # the mean of each question
     unreadable = 0
     for question, row in zip(questions.questions, rows, strict=True):
@@ -162,8 +167,7 @@ def _redundancy(
         unreadable += len(row) - len(whole)
         if whole:
             steps.append([sum(whole) / len(whole)])
-    above = [[length - floor for length in row] for row, floor in zip(lengths, floors, strict=True)]
-    return Redundancy(estimate_mean(steps) if steps else None, estimate_mean(above), unreadable)
+    return Redundancy(estimate_mean(steps) if steps else None, tokens, unreadable)
 
 
 def shortest_tokens(questions: QuestionSet, tokenizer: Any = None) -> list[int] | None:

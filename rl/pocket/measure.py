@@ -16,11 +16,13 @@ import numpy as np
 from probing.files.headers import HEADER, file_header, write_json
 from probing.intervals import Estimate, estimate_mean, estimate_rate, estimate_share
 from probing.models.load import load_frozen
+from rl.chains.questions import MEASURE_SEED
+from rl.chains.reading import Reading
 from rl.pocket.decode import Decoding, Forbidden, respond
 from rl.pocket.levels import LEVELS, level_of
-from rl.pocket.parse import Reading, read
+from rl.pocket.parse import read
 from rl.pocket.task import Problem, shortest_trace
-from rl.pocket.traces import MEASURE_SEED, held_out_problems
+from rl.pocket.traces import held_out_problems
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

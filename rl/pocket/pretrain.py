@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from probing.errors import ConfigError
 from probing.files.headers import whole_file
-from probing.models.load import load_frozen, pocket_model
+from probing.models.load import fast_bfloat16, load_frozen, pocket_model
 from rl.pocket import task
 from rl.pocket.levels import LEVELS, PretrainConfig
 from rl.pocket.tokens import EOS, PAD, build_tokenizer, vocabulary
@@ -103,14 +103,6 @@ def loss_of(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) ->
     return functional.cross_entropy(
         logits.float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
     )
-
-
-def fast_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16; emulated, it is slower than float32."""
-    import torch
-
-    probe: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return probe()
 
 
 def use_float32_attention(model: Qwen2ForCausalLM) -> None:

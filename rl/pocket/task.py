@@ -7,23 +7,23 @@ A problem is a chain of definitions modulo 100, two digits a value, and a querie
 `+` is easy. `*` is hard: written down at once it often loses its carry, and a check that works
 digit by digit mends that. Definitions off the path (k) use constants only.
 
-Nothing after a derivation repeats `name = value`, except a check that corrects it. So a value has
-one source in the text, and what the answer looks back at is not a matter of taste.
+How a trace is drawn from its sentences: `rl.chains.writing`.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
-Label = Literal["essential", "redundant"]
+from rl.chains.writing import Chances, Solution, Writer
+
 Operator = Literal["+", "*"]
 
 NAMES = tuple("bcdfghjkmnprstvw")
 HARD_FACTORS = (3, 4, 6, 7, 8, 9)
 MODULUS = 100
-THINK_END = "</think>"
 
 OPENERS = ("Okay, so I need {}.", "Alright, I need to find {}.")
 GUESS = "Hmm, maybe {:02d}? No, that is only a guess."
@@ -116,33 +116,15 @@ class Problem:
         """The right value of the queried variable, in two digits."""
         return f"{self.values[self.query]:02d}"
 
-
-@dataclass(frozen=True)
-class SolutionLine:
-    """One line of reasoning, without its newline, and its label (None: left out of rankings)."""
-
-    text: str
-    label: Label | None
+    def recap(self, values: Mapping[str, int]) -> str:
+        """The answer after `</think>`: each value on the path, then the queried one in a box."""
+        parts = [f" {item.name} {values[item.name]:02d}" for item in self.path]
+        return "".join(parts) + f" \\boxed{{{values[self.query]:02d}}}"
 
 
 @dataclass(frozen=True)
-class Solution:
-    """A problem, the labelled lines of a response, and the values that its recap gives."""
-
-    problem: Problem
-    lines: tuple[SolutionLine, ...]
-    values: dict[str, int]
-
-    @property
-    def response(self) -> str:
-        """Reasoning, `</think>`, and a recap made of values: a wordy one blunts the heads."""
-        reasoning = "".join(f"{line.text}\n" for line in self.lines)
-        return reasoning + THINK_END + recap(self.problem, self.values)
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """How problems and traces are drawn. Probabilities are of one line, given what precedes it.
+class TaskConfig(Chances):
+    """How problems and traces are drawn.
 
     Raises:
         ValueError: a probability outside [0, 1] or an impossible number of definitions.
@@ -155,22 +137,10 @@ class TaskConfig:
     # Chance that a direct `*` loses its carry, by the carry.
     lost_carry: tuple[float, ...] = (0.0, 0.12, 0.25, 0.40, 0.55, 0.65, 0.75, 0.80, 0.85)
     easy_error: float = 0.01
-    check_first_hard: float = 0.90
-    check_later_hard: float = 0.20
-    # After an easy operation: a first, a second, a third redundant line.
-    easy_extra: tuple[float, ...] = (0.88, 0.72, 0.25)
-    hard_extra: tuple[float, ...] = (0.45, 0.30)
-    opener: float = 0.80
-    guess: float = 0.06
-    aside: float = 0.25
-    closing: float = 0.75
 
     def __post_init__(self) -> None:
-        chances = [self.hard, *self.lost_carry, self.easy_error, self.check_first_hard]
-        chances += [self.check_later_hard, *self.easy_extra, *self.hard_extra]
-        chances += [self.opener, self.guess, self.aside, self.closing]
-        if not all(0.0 <= chance <= 1.0 for chance in chances):
-            raise ValueError(f"every probability of the task must lie in [0, 1]: {self}")
+        super().__post_init__()
+        self.check([self.hard, *self.lost_carry, self.easy_error])
         if len(self.lost_carry) != 9:
             raise ValueError(f"lost_carry needs a chance for each carry 0 to 8: {self.lost_carry}")
         if not self.path_lengths or min(self.path_lengths) < 1 or min(self.distractors) < 0:
@@ -184,25 +154,9 @@ def apply(operator: Operator, left: int, right: int) -> int:
     return (left + right if operator == "+" else left * right) % MODULUS
 
 
-def recap(problem: Problem, values: dict[str, int]) -> str:
-    """The answer after `</think>`: each value on the path, then the queried one in a box."""
-    parts = [f" {item.name} {values[item.name]:02d}" for item in problem.path]
-    return "".join(parts) + f" \\boxed{{{values[problem.query]:02d}}}"
-
-
 def shortest_trace(problem: Problem) -> Solution:
     """The shortest correct response in the language of the task: the path's derivations alone."""
-    values = problem.values
-    lines = [
-        SolutionLine(derivation(item, values[item.name], opening_word(problem, item)), "essential")
-        for item in problem.path
-    ]
-    return Solution(problem, tuple(lines), values)
-
-
-def opening_word(problem: Problem, item: Definition) -> str:
-    """The word that opens a derivation where no chance is involved."""
-    return FIRST_WORD if item == problem.path[0] else NEXT_WORDS[0]
+    return _Writer(random.Random(0), problem, TaskConfig()).shortest()
 
 
 def derivation(item: Definition, value: int, word: str) -> str:
@@ -250,122 +204,50 @@ def _definition(rng: random.Random, name: str, left: str | None, hard: bool) -> 
 
 
 def make_trace(rng: random.Random, problem: Problem, config: TaskConfig | None = None) -> Solution:
-    """Draw an R1-like trace of a problem, with its exact labels.
-
-    The labels: `essential` for the line from which the value of a variable on the path finally
-    comes (the derivation, or the check that corrects it), right or wrong; None for a check that
-    confirms a hard operation, which moves no value but earns its tokens on average; `redundant`
-    for everything else, a derivation that a check corrects included.
-    """
+    """Draw an R1-like trace of a problem, with its exact labels (`rl.chains.writing.Writer`)."""
     return _Writer(rng, problem, config or TaskConfig()).write()
 
 
-@dataclass
-class _Writer:
-    """Writes one trace line by line, and keeps the values that the lines have reached."""
+class _Writer(Writer):
+    openers, remarks, closings = OPENERS, REMARKS, CLOSINGS
+    first_word, next_words = FIRST_WORD, NEXT_WORDS
 
-    rng: random.Random
-    problem: Problem
-    config: TaskConfig
-    lines: list[SolutionLine] = field(default_factory=list)
-    values: dict[str, int] = field(default_factory=dict)
-    checks: int = 0
+    def asides(self) -> list[Definition]:
+        return [item for item in self.problem.definitions if item not in self.problem.path]
 
-    def write(self) -> Solution:
-        path = self.problem.path
-        asides = [item for item in self.problem.definitions if item not in path]
-        if self._happens(self.config.opener):
-            self._add(self._pick(OPENERS, 0.7).format(self.problem.query))
-        for item in path:
-            if self._happens(self.config.guess):
-                self._add(GUESS.format(self.rng.randrange(MODULUS)))
-            word = FIRST_WORD if item == path[0] else self._pick(NEXT_WORDS, 0.75)
-            self._derive(item, word)
-            if asides and self._happens(self.config.aside):
-                self._aside(asides.pop(0))
-        if self._happens(self.config.closing):
-            self._add(self._pick(CLOSINGS, 0.75))
-        return Solution(self.problem, tuple(self.lines), dict(self.values))
+    def guess(self) -> str:
+        return GUESS.format(self.rng.randrange(MODULUS))
 
-    def _happens(self, chance: float) -> bool:
-        return self.rng.random() < chance
+    def is_hard(self, item: Definition) -> bool:
+        return item.is_hard
 
-    def _pick(self, options: tuple[str, ...], first: float) -> str:
-        """The first option with a chance of its own, else one of the others: a clear favourite
-        is what makes greedy decoding take it."""
-        return options[0] if self._happens(first) else self.rng.choice(options[1:])
-
-    def _add(self, text: str, label: Label | None = "redundant") -> None:
-        self.lines.append(SolutionLine(text, label))
-
-    def _left(self, item: Definition) -> int:
+    def left(self, item: Definition) -> int:
         return int(item.left) if item.left.isdigit() else self.values[item.left]
 
-    def _attempt(self, item: Definition) -> int:
-        """What the line says at once: right, or with the tens digit that a slip gives."""
-        left = self._left(item)
-        right = apply(item.operator, left, item.right)
-        carry = (left % 10) * item.right // 10
-        if item.is_hard and self._happens(self.config.lost_carry[carry]):
+    def right(self, item: Definition) -> int:
+        return apply(item.operator, self.left(item), item.right)
+
+    def attempt(self, item: Definition) -> int:
+        """Right, or with the tens digit that a slip gives."""
+        carry, right = (self.left(item) % 10) * item.right // 10, self.right(item)
+        if item.is_hard and self.happens(self.config.lost_carry[carry]):
             return (right - 10 * carry) % MODULUS
-        if not item.is_hard and self._happens(self.config.easy_error):
+        if not item.is_hard and self.happens(self.config.easy_error):
             return (right + 10) % MODULUS
         return right
 
-    def _derive(self, item: Definition, word: str) -> None:
-        left, value = self._left(item), self._attempt(item)
-        self.values[item.name] = value
-        place = len(self.lines)
-        self._add(derivation(item, value, word), "essential")
-        self._check_or_pass(item, left, value, place)
+    def derivation(self, item: Definition, value: int, word: str) -> str:
+        return derivation(item, value, word)
 
-    def _check_or_pass(self, item: Definition, left: int, value: int, place: int) -> None:
-        if not item.is_hard:
-            self._easy_lines(item, left, place)
-            return
-        self.checks += 1
-        chance = self.config.check_first_hard if self.checks == 1 else self.config.check_later_hard
-        if self._happens(chance):
-            self._check(item, left, place)
-        kinds = ["alternative", "restatement"]
-        for chance in self.config.hard_extra:
-            if not self._happens(chance):
-                break
-            self._extra(kinds.pop(0) if kinds and self._happens(0.7) else "remark", item, left)
+    def verdict(self, item: Definition, had: int, right: int) -> str:
+        said = "ok" if had == right else f"so {item.name} = {right:02d}"
+        return f"{working(item, self.left(item))}, had {had:02d}, {said}."
 
-    def _easy_lines(self, item: Definition, left: int, place: int) -> None:
-        """A first, second and third line, mostly check, alternative, remark in this order."""
-        order = ["check", "alternative", "restatement"]
-        for chance in self.config.easy_extra[:2]:
-            if not self._happens(chance):
-                return
-            kind = order.pop(0 if self._happens(0.7) else 1)
-            if kind == "check":
-                self._check(item, left, place)
-            else:
-                self._extra(kind, item, left)
-        if self._happens(self.config.easy_extra[2]):
-            self._extra("remark", item, left)
+    def alternative(self, item: Definition) -> str:
+        return ALTERNATIVE.format(item.right, item.operator, self.left(item))
 
-    def _check(self, item: Definition, left: int, place: int) -> None:
-        """A check of the derivation at `place`: the verdict corrects it or confirms it."""
-        had, right = self.values[item.name], apply(item.operator, left, item.right)
-        start = f"{working(item, left)}, had {had:02d}, "
-        if had == right:
-            self._add(f"{start}ok.", None if item.is_hard else "redundant")
-            return
-        self._add(f"{start}so {item.name} = {right:02d}.", "essential")
-        self.lines[place] = SolutionLine(self.lines[place].text, "redundant")
-        self.values[item.name] = right
+    def restatement(self, item: Definition) -> str:
+        return RESTATEMENT.format(item.left, item.operator, item.right)
 
-    def _extra(self, kind: str, item: Definition, left: int) -> None:
-        if kind == "alternative":
-            self._add(ALTERNATIVE.format(item.right, item.operator, left))
-        elif kind == "restatement":
-            self._add(RESTATEMENT.format(item.left, item.operator, item.right))
-        else:
-            self._add(self._pick(REMARKS, 0.5))
-
-    def _aside(self, item: Definition) -> None:
-        value = self._attempt(item)
-        self._add(derivation(item, value, ASIDE_WORD))
+    def aside(self, item: Definition) -> str:
+        return derivation(item, self.attempt(item), ASIDE_WORD)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from probing.models.load import load_frozen
 from probing.traces.file import parse_trace, write_traces
+from rl.chains.questions import distinct_problems
+from rl.chains.reading import Reading
 from rl.pocket.decode import Decoding, respond
 from rl.pocket.levels import LEVELS, level_of
-from rl.pocket.parse import Reading, read
+from rl.pocket.parse import read
 from rl.pocket.task import Problem, make_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-MEASURE_SEED = 1_000_000  # the first held-out problems; the traces use others
-
-TRACE_SEED = 2_000_000
+TRACE_SEED = 2_000_000  # held out, too, and none of those that are measured on
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,7 @@ def held_out_problems(n: int, seed: int, level: str = "pocket") -> list[Problem]
     """
     if seed < 1_000_000:
         raise ValueError(f"held-out problems need a seed of at least 1,000,000, not {seed}")
-    rng, config = random.Random(seed), level_of(level).task
-    problems: dict[str, Problem] = {}
-    while len(problems) < n:
-        problem = make_problem(rng, config)
-        problems.setdefault(problem.text, problem)
-    return list(problems.values())
+    return distinct_problems(n, seed, lambda rng: make_problem(rng, level_of(level).task))
 
 
 def record(

@@ -22,8 +22,8 @@ FAINT, STRONG = 0.35, 1.0  # of a method's lines, from its least pressure to its
 
 
 @styled
-def courses(contenders: Sequence[Contender]) -> Figure | None:
-    """Redundant tokens and accuracy at each checkpoint, and one against the other.
+def courses(contenders: Sequence[Contender], counted: str = "redundant tokens") -> Figure | None:
+    """Length (`counted`) and accuracy at each checkpoint, and one against the other.
 
     A line is the mean over the seeds of one method under one pressure, stronger lines are greater
     pressures; bands are 95 % over seeds and problems. None where there is no course.
@@ -40,14 +40,14 @@ def courses(contenders: Sequence[Contender]) -> Figure | None:
             _line(length, contender, index, contender.steps, long, looks)
             _line(accuracy, contender, index, contender.steps, right, looks)
             _line(plane, contender, index, long.mean, right, looks, band=False)
-    plain(length, "redundant tokens")
+    plain(length, counted)
     plain(accuracy, "accuracy")
-    plain(plane, "accuracy against redundant tokens")
+    plain(plane, f"accuracy against {counted}")
     for axes in (length, accuracy):
         axes.set_xlabel("training step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.01)
-    plane.set_xlabel("redundant tokens")
+    plane.set_xlabel(counted)
     plane.invert_xaxis()  # training goes from left to right
     for axes in (accuracy, plane):
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -171,8 +171,9 @@ def group(runs: Iterable[Run]) -> dict[str, list[Run]]:
 class Evaluation:
     """One evaluation of one policy: a value a problem.
 
-    `decoding` is "greedy" or "sampled". Besides accuracy (0 or 1) and tokens, the pocket task
-    gives redundant tokens and redundant steps; not a number where there is none.
+    `decoding` is "greedy" or "sampled". Besides accuracy (0 or 1) and tokens there are redundant
+    tokens (all of them, where the task knows no shortest response) and redundant steps; not a
+    number where there is none.
     """
 
     folder: Path
@@ -361,7 +362,7 @@ def write_course(folder: Path, checkpoints: Sequence[pd.DataFrame]) -> None:
 
 
 def read_course(folder: Path) -> dict[str, Course]:
-    """The course of one run, by part of the problems.
+    """The course of one run, by part of the problems; only reported ones where no others are.
 
     Raises:
         DataError: there is none, or a damaged one.
@@ -369,7 +370,8 @@ def read_course(folder: Path) -> dict[str, Course]:
     path = folder / CURVE_FILE
     frame = read_columns(path, _ADVICE)
     with damaged(path, _ADVICE):
-        return {part: _course(frame[frame["part"] == part]) for part in PARTS}
+        rows = {part: frame[frame["part"] == part] for part in PARTS}
+        return {part: _course(rows[part]) for part in PARTS if part == PARTS[0] or len(rows[part])}
 
 
 def _course(rows: pd.DataFrame) -> Course:

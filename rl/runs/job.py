@@ -26,21 +26,23 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from probing.choices import THINK_END
 from probing.errors import ConfigError, DataError, KfhError
 from probing.files.headers import HEADER, file_header, read_object, write_json
+from probing.headset import HeadSet
 from probing.models.decode import Sampling
 from probing.models.load import ModelSource
+from rl.attnpo.completions import end_mark
 from rl.evaluation.job import responses_of
 from rl.evaluation.summary import redundant_steps, shortest_tokens
 from rl.runs.folders import PARTS, RESULT_FILE, course_rows, read_run, write_course
 from rl.runs.trial import START, Arm, CompareConfig
+from rl.sampling.responses import Asking
 from rl.tasks.base import QuestionSet
 from rl.tasks.questions import load_questions
+from rl.training.recipe import default_recipe, find_recipe, parse_settings, read_recipe
 
 PACE = 10.0  # seconds between two looks at how far the runs are
 PATIENCE = 60.0  # seconds for an interrupted run to write its checkpoint
-BATCH = 128  # responses at a time
 
 
 def run_arms(
@@ -59,7 +61,11 @@ def run_arms(
         KeyboardInterrupt: after the processes have been stopped.
     """
     check_results(config)  # 1
-    sets = [load_questions(spec) for spec in config.measured_on() if spec]
+    sets = [
+        load_questions(spec, task=config.task, instruction=config.instruction)
+        for spec in config.measured_on()
+        if spec
+    ]
     if config.starts and not (config.folder(START) / RESULT_FILE).exists():
         measure_arm(config, START, sets)  # 2
     return train_all(config, lambda arm: measure_arm(config, arm, sets), show)  # 3, 4
@@ -83,15 +89,17 @@ def measure_arm(config: CompareConfig, arm: Arm, sets: Sequence[QuestionSet]) ->
     else:
         places, sampled, seconds = _places(config, arm)
     drawn = Sampling(1.0, 1.0, config.max_tokens, arm.seed)
+    settings = run_settings(config)
+    code, how = bool(settings.get("trust_remote_code")), (asking_of(settings), config.batch)
     rows: list[pd.DataFrame] = []
     for step, place in places.items():
-        model, tokenizer = ModelSource(place, device="auto", dtype="float32").load()
-        found = [answers_to(questions, model, tokenizer, drawn) for questions in sets]
+        model, tokenizer = ModelSource(place, dtype="float32", trust_remote_code=code).load()
+        found = [answers_to(questions, model, tokenizer, drawn, *how) for questions in sets]
         rows += [
             course_rows(step, sampled[step], part, each.correct, each.tokens, each.shortest)
             for part, each in zip(PARTS, found, strict=False)
         ]
-    greedy = answers_to(sets[0], model, tokenizer, Sampling.greedy(config.max_tokens))
+    greedy = answers_to(sets[0], model, tokenizer, Sampling.greedy(config.max_tokens), *how)
     write_course(folder, rows)
     content = {
         HEADER: file_header("comparison result"),
@@ -111,6 +119,20 @@ def measure_arm(config: CompareConfig, arm: Arm, sets: Sequence[QuestionSet]) ->
         shutil.rmtree(checkpoint)
 
 
+def run_settings(config: CompareConfig) -> dict[str, Any]:
+    """The settings that all runs share: the recipe's, below those that are given."""
+    recipe = config.recipe or default_recipe(config.model)
+    return {**read_recipe(find_recipe(recipe)), **parse_settings(config.settings)}
+
+
+def asking_of(settings: Mapping[str, Any]) -> Asking:
+    """How a run with these settings is asked, so that it is measured as it was trained."""
+    heads = HeadSet.load(settings["heads"], warn=False) if settings.get("heads") else None
+    mark = end_mark(heads, settings.get("think_end"), settings.get("think_end_at"))
+    given = {name: settings[name] for name in ("template", "think_start") if name in settings}
+    return Asking(think_end=mark.text, think_end_at=mark.at, **given)
+
+
 @dataclass(frozen=True, eq=False)
 class Answers:
     """One response to each question of a set.
@@ -119,39 +141,47 @@ class Answers:
         correct: 1 or 0.
         tokens: of the response, its end token among them.
         shortest: of the shortest correct response; 0 where the task does not know it.
-        redundant_steps: by the task's labels; None where the response cannot be read whole, or the
-            task has none.
+        redundant_steps: by the task's labels; None where the response cannot be read whole, and
+            no list where the task has none.
     """
 
     correct: Float[np.ndarray, "question"]
     tokens: Int[np.ndarray, "question"]
     shortest: Int[np.ndarray, "question"]
-    redundant_steps: list[int | None]
+    redundant_steps: list[int | None] | None
 
     def figures(self) -> dict[str, Any]:
         """Means, and a number a question; responses that cannot be read are counted."""
-        read = [number for number in self.redundant_steps if number is not None]
+        steps = self.redundant_steps or []
+        read = [number for number in steps if number is not None]
         return {
             "accuracy": float(self.correct.mean()),
             "tokens": float(self.tokens.mean()),
             "redundant_tokens": float((self.tokens - self.shortest).mean()),
             "redundant_steps": sum(read) / len(read) if read else None,
-            "unreadable": len(self.redundant_steps) - len(read),
+            "unreadable": len(steps) - len(read),
             "correct": self.correct.astype(int).tolist(),
             "tokens_each": self.tokens.tolist(),
-            "redundant_steps_each": self.redundant_steps,
+            "redundant_steps_each": steps or [None] * len(self.tokens),
         }
 
 
-def answers_to(questions: QuestionSet, model: Any, tokenizer: Any, sampling: Sampling) -> Answers:
+def answers_to(
+    questions: QuestionSet,
+    model: Any,
+    tokenizer: Any,
+    sampling: Sampling,
+    asking: Asking,
+    batch: int,
+) -> Answers:
     """Sample and verify one response to each question."""
-    found = responses_of(model, tokenizer, questions, sampling, 1, batch=BATCH)
+    found = responses_of(model, tokenizer, questions, sampling, 1, asking=asking, batch=batch)
     asked = questions.questions
     responses = [found[question.id][0] for question in asked]
-    steps: list[int | None] = [None] * len(asked)
+    steps: list[int | None] | None = None
     if questions.task.labels:
         pairs = zip(asked, responses, strict=True)
-        steps = [redundant_steps(questions, q, r.text, THINK_END) for q, r in pairs]
+        steps = [redundant_steps(questions, q, r.text, asking.think_end) for q, r in pairs]
     return Answers(
         np.array([float(response.correct) for response in responses]),
         np.array([response.tokens for response in responses]),

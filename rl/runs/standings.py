@@ -17,7 +17,7 @@ import numpy as np
 from probing.errors import DataError
 from probing.files.headers import read_object
 from probing.intervals import Estimate
-from rl.runs.folders import CURVE_FILE, INITIAL, RESULT_FILE, Course, read_course
+from rl.runs.folders import CURVE_FILE, INITIAL, PARTS, RESULT_FILE, Course, read_course
 from rl.runs.frontier import (
     Contender,
     FrontierPoint,
@@ -78,7 +78,8 @@ class Standings:
 def read_contenders(folders: Iterable[Path]) -> list[Contender]:
     """The courses of these runs, each with the policy before training as its first checkpoint.
 
-    Seeds that not every pressure of a method has are left out.
+    Seeds that not every pressure of a method has are left out. None without a validation, on
+    which pressures would be chosen.
 
     Raises:
         DataError: a damaged course, none of the initial policy, or other problems or budgets in
@@ -90,16 +91,20 @@ def read_contenders(folders: Iterable[Path]) -> list[Contender]:
     for folder in folders:
         if not (folder / CURVE_FILE).exists():
             continue
-        result = read_object(folder / RESULT_FILE)
+        result, course = read_object(folder / RESULT_FILE), read_course(folder)
+        if PARTS[1] not in course:
+            if all(result["problems"]):
+                raise DataError(f"{folder / CURVE_FILE}: lacks the problems of the validation")
+            return []
         if result["method"] == INITIAL:
-            start = read_course(folder)
+            start = course
             continue
         made = result["problems"], result["made_with"]
         first = first or (folder, made)
         if made != first[1]:
             raise DataError(f"{folder} and {first[0]} were made with other settings or problems")
         pressures = found.setdefault(result["method"], {})
-        pressures.setdefault(result["pressure"], {})[result["seed"]] = read_course(folder)
+        pressures.setdefault(result["pressure"], {})[result["seed"]] = course
     if found and start is None:
         raise DataError(f"no course of the policy before training beside {next(iter(found))}")
     return [

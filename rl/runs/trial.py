@@ -11,15 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from probing.choices import POCKET
+from probing.choices import EMBEDDED, POCKET
 from probing.errors import ConfigError
 from probing.models.processes import Shard
-from probing.settings import check, choice, unknown
+from probing.settings import check, choice, like, unknown
 from rl.attnpo.methods import method_of, pressure_key
 from rl.runs.folders import INITIAL, labelled
+from rl.tasks.base import TaskChoice
 
 METHODS = ("grpo", "tlmre", "attnpo", "pa", "na", "random-heads", "recency", "oracle")
 SMALL = ("grpo", "tlmre", "attnpo")
+# Settings of a run by which it is asked when it is measured, too.
+ASKED = ("template", "think_start", "think_end", "think_end_at")
+OPTIONS = {"max_steps": "steps", "save_steps": "every"}  # settings with an option of another name
+OPTIONS |= {name: name for name in ("model", "data", "task", "instruction")}
 
 
 class Arm(NamedTuple):
@@ -79,8 +84,8 @@ class CompareConfig:
     """What to compare; settings of `kfh compare`. Each field's help says what it is.
 
     Raises:
-        ConfigError: an unknown method, a pressure for a method that does not take part, or a
-            setting that is not `key=value`.
+        ConfigError: an unknown method, a pressure for a method that does not take part, no
+            questions to report on, or a setting that is not `key=value`.
     """
 
     out: Path = choice(Path("runs/compare"), "Folder of all runs, a folder each.")
@@ -95,14 +100,22 @@ class CompareConfig:
     shards: str | None = choice(
         None, "i/n: the i-th of n shares of the runs alone, as a job array; then --table."
     )
-    reported: str = choice("pocket-held-out:500", "Questions that figures are reported on.")
-    validation: str = choice(
-        "pocket:250@100", "Other questions, on which pressures are chosen; empty: none."
+    data: str | None = choice(None, "Questions to train on; default: --task, else the recipe's.")
+    task: str | None = like(TaskChoice, "task", None)
+    instruction: str | None = like(TaskChoice, "instruction", None)
+    reported: str = choice(
+        "", "Questions that figures are reported on; default, of an embedded model: 500 held out."
+    )
+    validation: str | None = choice(
+        None, "Other questions, on which pressures are chosen; empty, or of an own model: none."
     )
     max_tokens: int = choice(512, "Of a response to them.", least=1)
+    batch: int = choice(128, "Responses at a time, to them.", least=1)
     small: bool = choice(False, f"Only {', '.join(SMALL)}, and 3 seeds.")
     recipe: str | None = choice(None, "Recipe of all runs; default: each method's.")
-    model: str = choice(POCKET, "Model that all runs begin with; another needs --recipe.")
+    model: str = choice(
+        POCKET, "Model that all runs begin with: hub id, folder or .gguf file; pocket, pocket-long."
+    )
     settings: tuple[str, ...] = choice(
         (), "key=value, for every run; repeatable.", option="--set", repeat=True
     )
@@ -118,8 +131,7 @@ class CompareConfig:
             raise ConfigError(f"--methods names one twice: {','.join(self.methods)}")
         if INITIAL in self.methods:
             raise ConfigError(f"{INITIAL!r} is no method: it is always evaluated")
-        if self.model != POCKET and self.recipe is None:
-            raise ConfigError(f"--model {self.model} needs --recipe: the methods' are for {POCKET}")
+        self._fill_questions()
         for method in self.methods:
             method_of(method)
         for method in self.pressures:
@@ -131,8 +143,21 @@ class CompareConfig:
             key, equals, _ = setting.partition("=")
             if not key or not equals:
                 raise ConfigError(f"--set takes key=value, not {setting!r}")
-            if key in ("max_steps", "save_steps", "model"):
-                raise ConfigError(f"{key} is set by --steps, --every or --model")
+            if key in OPTIONS:
+                raise ConfigError(f"{key} is set by --{OPTIONS[key]}")
+
+    def _fill_questions(self) -> None:
+        """What is measured on: an embedded model has questions of its own."""
+        own = self.task is not None or self.model not in EMBEDDED
+        if own and not self.reported:
+            raise ConfigError(
+                "--reported names the questions that figures are reported on: give it with --model "
+                "and --task, and with --pressure others as --validation"
+            )
+        if not self.reported:
+            object.__setattr__(self, "reported", f"{self.model}-held-out:500")
+        if self.validation is None:
+            object.__setattr__(self, "validation", "" if own else f"{self.model}:250@100")
 
     @property
     def pressures(self) -> dict[str, tuple[float, ...]]:
@@ -171,19 +196,32 @@ class CompareConfig:
     def made_with(self, arm: Arm) -> dict[str, Any]:
         """What must agree for the result of an arm to be kept."""
         made: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens}
+        made |= {name: value for name, value in self.asked.items() if value is not None}
         if arm != START:
             made |= {"steps": self.steps, "every": self.every, "settings": sorted(self.settings)}
             made |= {"recipe": self.recipe} if self.recipe else {}
+            made |= {"data": self.data} if self.data else {}
         return made
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What decides how questions are asked and verified: task, instruction, marks."""
+        given = [setting.split("=", 1) for setting in self.settings]
+        own = {key: value for key, value in given if key in ASKED}
+        return {"task": self.task, "instruction": self.instruction, **own}
 
     def measured_on(self) -> list[str]:
         """The questions that it is measured on; they must agree, too."""
-        return [self.reported, self.validation]
+        return [self.reported, self.validation or ""]
 
     def train(self, arm: Arm) -> list[str]:
         """What `kfh train` is called with for one run, which keeps all of its checkpoints."""
         given = ["--method", arm.method, "--seed", str(arm.seed), "--out", str(self.folder(arm))]
-        given += ["--recipe", self.recipe, "--model", self.model] if self.recipe else []
+        given += ["--recipe", self.recipe] if self.recipe else []
+        given += ["--model", self.model] if self.recipe or self.model != POCKET else []
+        for name in ("data", "task", "instruction"):
+            value = getattr(self, name)
+            given += [f"--{name}", value] if value is not None else []
         own = [f"max_steps={self.steps}", f"save_steps={self.every}"]
         own += [f"save_total_limit={self.steps // self.every + 2}"]
         for setting in (*own, *self.settings, *arm.settings):

@@ -26,6 +26,7 @@ def open_sampler(
     dtype: Dtype = "auto",
     attention: Kernel = "auto",
     batch: int = BATCH,
+    adapter: str | None = None,
     trust_remote_code: bool = False,
     keep_ids: bool = False,
 ) -> Sampler:
@@ -37,7 +38,7 @@ def open_sampler(
         tokenizer: a loaded one; default the model's.
         base_url: of the endpoint, such as `http://localhost:8000/v1`.
         raw: send rendered prompts to the endpoint's completions instead of questions to its chat.
-        device, dtype, attention: as in `probing.models.load.load_model`.
+        device, dtype, attention, adapter: as in `probing.models.load.load_model`.
         batch: responses generated at a time; requests at a time.
         trust_remote_code: run code that comes with the model.
         keep_ids: ask the endpoint's completions for token ids too; other backends give them.
@@ -64,6 +65,7 @@ def open_sampler(
         device=device,
         dtype=dtype,
         attention=attention,
+        adapter=adapter,
         trust_remote_code=trust_remote_code,
     )
     return TransformersSampler(*source.load(tokenizer=tokenizer), batch)

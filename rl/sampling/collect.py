@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from probing.errors import DataError
+from probing.choices import THINK_END
+from probing.errors import ConfigError, DataError
 from probing.files.headers import refuse_overwriting
 from probing.models.decode import encode_prompt
 from probing.models.identity import tokenizer_fingerprint
@@ -32,15 +33,15 @@ from probing.traces.tokens import TOKEN_IDS, SampledIds, decode_with_offsets
 from rl.sampling.base import Sampler
 from rl.sampling.config import CollectConfig
 from rl.sampling.job import ask_set, load_sets, open_backend, prompt_tokenizer
-from rl.sampling.responses import Response, ResponseStore, bare_prompt
+from rl.sampling.responses import Response, ResponseStore, rendered
 from rl.tasks.base import Question, QuestionSet
-from rl.tasks.prompts import render_prompt
 
 # Why a response is no trace, in the order in which they are looked at.
 CUT_OFF = "cut off at the limit of tokens"
 NO_END = "without the end of the reasoning"
 NO_ANSWER = "without an answer after the reasoning"
 WRONG = "wrong"
+UNREAD = "not read whole by the task, so without true labels"
 HARD = "of problems solved too seldom"
 BEYOND = "beyond --per-problem"
 
@@ -96,6 +97,11 @@ def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> C
     """
     refuse_overwriting(config.out, *config.data)
     sets = load_sets(config)  # 1
+    for questions in sets if config.by_task else ():
+        if not questions.task.labels:
+            raise ConfigError(
+                f"--segmenter task: {questions.name} does not know the labels of its steps"
+            )
     tokenizer = prompt_tokenizer(config)
     sampler = open_backend(config, tokenizer, keep_ids=True)
     report = CollectReport(prompts=_prompts(sampler, tokenizer))
@@ -114,7 +120,8 @@ def collect_traces(config: CollectConfig, progress: Progress = no_progress) -> C
         )
         report.sampled += new
         stores.append(store)
-    chosen = [_select(config, store, report) for store in stores]  # 3
+    pairs = zip(sets, stores, strict=True)
+    chosen = [_select(config, questions, store, report) for questions, store in pairs]  # 3
     if not report.traces:
         reasons = ", ".join(f"{number} {why}" for why, number in report.left_out.items())
         raise DataError(
@@ -136,15 +143,21 @@ def _prompts(sampler: Sampler, tokenizer: Any) -> str:
 
 
 def _select(
-    config: CollectConfig, store: ResponseStore, report: CollectReport
+    config: CollectConfig, questions: QuestionSet, store: ResponseStore, report: CollectReport
 ) -> set[tuple[str, int]]:
     """(question, sample) of the responses that become traces; the others are counted.
 
     The store holds no texts: what the text decides is looked at in one pass over the file.
     """
-    whys = {
-        (response.id, response.sample): _reason(config, response) for response in store.stream()
-    }
+    asked = {question.id: question for question in questions.questions}
+    whys = {}
+    for response in store.stream():
+        why = _reason(config, response)
+        if not why and config.by_task:
+            text = response.text.replace(config.think_end, THINK_END, 1)
+            read = questions.task.readable(asked[response.id], text)
+            why = "" if read else UNREAD
+        whys[response.id, response.sample] = why
     chosen: set[tuple[str, int]] = set()
     for name, responses in store.responses.items():
         easy = share_correct(responses) >= config.easy
@@ -204,7 +217,7 @@ class _TraceMaker:
         write_traces(
             config.out,
             self._traces(parts),
-            model=config.model,
+            model=config.named,
             backend=config.backend,
             responses={
                 questions.name: {"file": str(store.path), "settings": store.settings}
@@ -237,16 +250,9 @@ class _TraceMaker:
         self, questions: QuestionSet, question: Question, response: Response, share: float
     ) -> Trace:
         config = self.config
-        prompt = bare_prompt(questions, question)
-        if self.tokenizer is not None:
-            prompt = render_prompt(
-                self.tokenizer,
-                question.question,
-                config.template,
-                instruction=questions.instruction,
-            )
+        prompt = rendered(self.tokenizer, questions, question, config.asking)
         extra: dict[str, Any] = {
-            "model": config.model,
+            "model": config.named,
             "ground_truth": question.answer,
             "data": questions.name,
             "sample": response.sample,
@@ -266,7 +272,11 @@ class _TraceMaker:
             think_end=config.think_end,
             think_end_at=config.think_end_at,
         )
-        if config.cutter:
+        if config.by_task:
+            known = text.replace(config.think_end, THINK_END, 1)
+            steps = tuple(questions.task.label(question, known))
+            trace = replace(trace, steps=steps)
+        elif config.cutter:
             trace = segment_trace(trace, config.cutter)
             self.report.cut.add([step.kind for step in trace.steps])
         return trace

@@ -13,16 +13,18 @@ from probing.settings import check, choice
 from probing.traces.segmenters import Segmenter, SegmentFunction
 from probing.traces.source import STEPS, StepCutting
 from rl.sampling.base import BATCH, Backend
-from rl.tasks.prompts import Template
+from rl.tasks.base import TaskChoice
+from rl.tasks.prompts import THINK_START, Template
 
 if TYPE_CHECKING:
     from probing.models.decode import Sampling
+    from rl.sampling.responses import Asking
 
 SAMPLING, KEPT = "Sampling", "What is kept"  # panels of the command line
 
 
 @dataclass(frozen=True)
-class AskConfig(ModelSource):
+class AskConfig(ModelSource, TaskChoice):
     """What is asked of which model, and how; checked on creation.
 
     Raises:
@@ -34,13 +36,12 @@ class AskConfig(ModelSource):
     )
     _: KW_ONLY
     data: tuple[str, ...] = choice(
-        help="Question set, repeatable: FILE.jsonl, a folder of them, "
-        "hub:owner/name@config:split, rg:TASK, pocket:N@SEED, pocket-held-out:N.",
+        (),
+        "Question set, repeatable: FILE.jsonl, a folder of them, hub:owner/name@config:split, "
+        "rg:TASK, pocket:N@SEED, pocket-held-out:N, module:name; default: --task.",
         repeat=True,
     )
     out: Path = choice(help="Folder for the results.")
-    limit: int | None = choice(None, "Questions of each set; default all.", least=1)
-    skip_bad: bool = choice(False, "Leave bad lines of a question file out, counted.")
     resume: bool = choice(True, "Go on with the responses that are there.")
     samples: int = choice(1, "Responses a question.", least=1, panel=SAMPLING)
     temperature: float = choice(0.6, "0 is greedy.", panel=SAMPLING)
@@ -48,6 +49,7 @@ class AskConfig(ModelSource):
     max_tokens: int = choice(4096, "Longest response.", panel=SAMPLING)
     seed: int = choice(0, "Of sampling and of generated questions.", panel=SAMPLING)
     template: Template = choice("auto", "How a question becomes a prompt.", panel=SAMPLING)
+    think_start: str = choice(THINK_START, "What opens the reasoning.", panel=SAMPLING)
     think_end: str = choice(
         THINK_END, "The text that ends the reasoning; empty: there is none.", panel=SAMPLING
     )
@@ -67,14 +69,24 @@ class AskConfig(ModelSource):
     def __post_init__(self) -> None:
         """Check what can be known before anything is read; an embedded model becomes its path."""
         check(self)
-        if not self.data:
-            raise ConfigError("no question set: give --data SPEC")
+        if not self.data and not self.task:
+            raise ConfigError("no question set: give --data SPEC, or --task MODULE:NAME")
+        object.__setattr__(self, "data", self.data or (self.task,))
         if self.sampling.temperature == 0 and self.samples > 1:
             raise ConfigError("greedy samples are all the same: use --samples 1")
         if self.backend == "openai" and not self.raw and self.template != "auto":
             raise ConfigError("the endpoint's chat renders prompts itself: --template needs --raw")
+        if self.adapter and self.backend != "transformers":
+            raise ConfigError(f"--adapter is merged here; backend {self.backend} has its own model")
         if self.model in EMBEDDED:
             object.__setattr__(self, "model", str(pocket_model(self.model)))
+
+    @property
+    def asking(self) -> Asking:
+        """How questions become prompts, and responses become answers."""
+        from rl.sampling.responses import Asking
+
+        return Asking(self.template, self.think_end, self.think_end_at, self.think_start)
 
     @property
     def sampling(self) -> Sampling:
@@ -115,7 +127,8 @@ class CollectConfig(AskConfig, StepCutting):
     )
     segmenter: str | SegmentFunction = choice(
         "attnpo",
-        "attnpo, line, sentence, sentencex, paragraph, *.json, module:name; none: cut no steps.",
+        "attnpo, line, sentence, sentencex, paragraph, *.json, module:name; task: its own steps "
+        "with their true labels, where it knows them; none: cut no steps.",
         panel=STEPS,
     )
 
@@ -133,8 +146,13 @@ class CollectConfig(AskConfig, StepCutting):
 
     @property
     def cutter(self) -> Segmenter | None:
-        """Cuts the steps at once; None leaves that to `kfh segment`."""
-        return None if self.segmenter == "none" else super().cutter
+        """Cuts the steps at once; None leaves that to the task, or to `kfh segment`."""
+        return None if self.by_task or self.segmenter == "none" else super().cutter
+
+    @property
+    def by_task(self) -> bool:
+        """Whether the task gives the steps and their labels."""
+        return self.segmenter == "task"
 
     def selection_json(self) -> dict[str, Any]:
         """The selection as it stands in the header."""
@@ -142,5 +160,5 @@ class CollectConfig(AskConfig, StepCutting):
             "keep": self.keep,
             "easy": self.easy,
             "per_problem": self.per_problem,
-            "segmenter": self.cutter.to_json() if self.cutter else None,
+            "segmenter": "task" if self.by_task else self.cutter and self.cutter.to_json(),
         }

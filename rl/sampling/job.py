@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from probing.traces.marks import EndMark
 from rl.sampling.backends import TransformersSampler, open_sampler
 from rl.sampling.base import Sampler
 from rl.sampling.config import AskConfig
-from rl.sampling.responses import Asking, ResponseStore, ask
+from rl.sampling.responses import ResponseStore, ask
+from rl.tasks.prompts import THINK_START
 from rl.tasks.questions import QuestionSet, load_questions
 
 
@@ -24,10 +26,7 @@ def load_sets(config: AskConfig) -> list[QuestionSet]:
         DataError: a set that cannot be loaded, or a folder without one.
     """
     specs = [one for spec in config.data for one in _specs(spec)]
-    sets = [
-        load_questions(spec, limit=config.limit, seed=config.seed, skip_bad=config.skip_bad)
-        for spec in specs
-    ]
+    sets = [load_questions(spec, seed=config.seed, **config.reading) for spec in specs]
     names = [questions.name for questions in sets]
     if len(set(names)) < len(names):
         raise ConfigError(f"two question sets have one name ({', '.join(names)}): rename one")
@@ -67,6 +66,7 @@ def open_backend(config: AskConfig, tokenizer: Any, *, keep_ids: bool = False) -
         dtype=config.dtype,
         attention=config.attention,
         batch=config.batch,
+        adapter=config.adapter,
         trust_remote_code=config.trust_remote_code,
         keep_ids=keep_ids,
     )
@@ -79,11 +79,13 @@ def response_settings(
     from probing.models.identity import weights_fingerprint
 
     local = {}
+    if config.think_start != THINK_START:
+        local["think_start"] = config.think_start
     if isinstance(sampler, TransformersSampler):
         local["weights"] = weights_fingerprint(sampler.model)
         local["dtype"] = str(next(sampler.model.parameters()).dtype)
     return {
-        "model": config.model,
+        "model": config.named,
         **local,
         "backend": config.backend,
         "raw": config.raw,
@@ -131,6 +133,6 @@ def ask_set(
     store.open(config.resume)
     pending = [q for q in questions.questions if q.id not in store.responses]
     with progress(questions.name, len(pending) * n) as advance:
-        asking = Asking(config.template, config.think_end, keep_ids, config.think_end_at)
+        asking = replace(config.asking, keep_ids=keep_ids)
         ask(sampler, tokenizer, questions, pending, config.sampling, n, asking, store.add, advance)
     return store, len(pending) * n

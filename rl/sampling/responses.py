@@ -14,7 +14,7 @@ from probing.files.jsonl import LineStore
 from probing.models.decode import Sampling
 from rl.sampling.base import Sampler
 from rl.tasks.base import Question, QuestionSet
-from rl.tasks.prompts import render_prompt
+from rl.tasks.prompts import THINK_START, render_prompt
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,12 @@ class Asking:
 
     template: str = "auto"
     think_end: str = THINK_END
-    keep_ids: bool = False
     think_end_at: str = "first"
+    think_start: str = THINK_START
+    keep_ids: bool = False
+
+
+AS_USUAL = Asking()
 
 
 def ask(
@@ -73,7 +77,8 @@ def ask(
         keep: takes the responses of some questions, all samples of one question together.
         advance: called with the numbers of new responses and of their tokens.
     """
-    prompts = {q.id: prompt_of(sampler, tokenizer, questions, q, asking.template) for q in pending}
+    known = tokenizer if sampler.rendered else None
+    prompts = {question.id: rendered(known, questions, question, asking) for question in pending}
     # Prompts of one length together: less padding, and the longest first shows what memory takes.
     ordered = sorted(pending, key=lambda question: len(prompts[question.id]), reverse=True)
     at_once = max(1, sampler.rows // n)
@@ -89,19 +94,18 @@ def ask(
         advance(len(verified), sum(response.tokens for response in verified))
 
 
-def prompt_of(
-    sampler: Sampler, tokenizer: Any, questions: QuestionSet, question: Question, template: str
-) -> str:
-    """What the sampler is given: the rendered prompt, or the bare question with instruction."""
-    if not sampler.rendered:
-        return bare_prompt(questions, question)
-    return render_prompt(tokenizer, question.question, template, instruction=questions.instruction)
-
-
-def bare_prompt(questions: QuestionSet, question: Question) -> str:
-    """The question with its instruction, as an endpoint's chat takes it."""
+def rendered(tokenizer: Any, questions: QuestionSet, question: Question, asking: Asking) -> str:
+    """The prompt of a question; without a tokenizer it and its instruction, as a chat takes it."""
     instruction = questions.instruction
-    return f"{question.question}\n{instruction}" if instruction else question.question
+    if tokenizer is None:
+        return f"{question.question}\n{instruction}" if instruction else question.question
+    return render_prompt(
+        tokenizer,
+        question.question,
+        asking.template,
+        think_start=asking.think_start,
+        instruction=instruction,
+    )
 
 
 def _verified(

@@ -15,7 +15,8 @@ A task of one's own is a class of a dozen lines, made known under a name of its 
     TASKS["doubling"] = Doubling
 
 Then `load_questions("doubling")`, `evaluate` and `train` take it; the command line takes
-`--data MODULE:Doubling`, from a module that Python finds.
+`--data MODULE:Doubling`, from a module that Python finds; `--task MODULE:Doubling` has it read what
+`--data` names.
 """
 
 from __future__ import annotations
@@ -23,17 +24,38 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
 from probing.choices import THINK_END
 from probing.errors import ConfigError
 from probing.files.headers import load_part, part_json
+from probing.settings import choice
 from probing.traces.file import Step
 from probing.traces.text import answer_part
 
 # (row of the training data, response) → its steps with labels; the offsets are characters.
 LabelFunc = Callable[[dict[str, Any], str], Sequence[Step]]
+
+
+@dataclass(frozen=True)
+class TaskChoice:
+    """Which task reads, asks and verifies questions; part of the settings of all that asks."""
+
+    _: KW_ONLY
+    task: str | None = choice(
+        None, "Task that reads and verifies --data: module:name; default: as --data says."
+    )
+    instruction: str | None = choice(
+        None, "Stands after each question; empty: none; default: the task's."
+    )
+    limit: int | None = choice(None, "At most so many questions of a set.", least=1)
+    skip_bad: bool = choice(False, "Leave bad lines of a question file out, counted.")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The same as arguments of `load_questions`."""
+        return {name: getattr(self, name) for name in TaskChoice.__annotations__ if name != "_"}
 
 
 @dataclass(frozen=True)
@@ -103,6 +125,14 @@ class Task(ABC):
     def shortest(self, question: Question) -> str | None:
         """The shortest correct response, where the task knows it."""
         return None
+
+    def trace(self, question: Question, seed: int) -> str:
+        """A response to learn from (`kfh sft`), for a task that can write one; drawn by the seed.
+
+        Raises:
+            ConfigError: this one cannot.
+        """
+        raise ConfigError(f"the task {self.name} writes no responses to learn from")
 
     def speaks(self, tokenizer: Any) -> bool:
         """Whether a model with this tokenizer knows this task alone.
@@ -224,6 +254,8 @@ TASKS: dict[str, Callable[[], Task] | str] = {
     "pocket-held-out": "rl.pocket.questions:Pocket",
     "pocket-long": "rl.pocket.questions:Pocket",
     "pocket-long-held-out": "rl.pocket.questions:Pocket",
+    "words": "rl.words.questions:Words",
+    "words-held-out": "rl.words.questions:Words",
 }
 
 

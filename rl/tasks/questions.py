@@ -6,6 +6,9 @@ A set is named by a spec:
 - `rg:TASK`: a task of reasoning-gym, with its own verifier
 - `pocket[:N][@SEED]`, `pocket-held-out[:N]`: problems of the pocket reasoner's task
 - a name in `rl.tasks.base.TASKS`, or `MODULE:NAME`: a task of one's own
+
+A task that is named beside the spec (`task`) reads it in place of the one that the spec names: a
+subclass of `Maths` that has a `correct` of its own takes files and data sets of the hub as it does.
 """
 
 from __future__ import annotations
@@ -61,7 +64,13 @@ class Maths(Task):
 
 
 def load_questions(
-    spec: str, *, limit: int | None = None, seed: int = 0, skip_bad: bool = False
+    spec: str,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
+    task: str | None = None,
+    instruction: str | None = None,
 ) -> QuestionSet:
     """Load and check a question set.
 
@@ -70,17 +79,25 @@ def load_questions(
         limit: at most so many questions, the first ones; the size of a generated set (500).
         seed: of generated sets (`rg:`, and `pocket` where the spec names none).
         skip_bad: leave bad lines of a file, or rows of a data set, out; `source` counts them.
+        task: name in `TASKS`, or `module:name`, of the task that the spec is given to.
+        instruction: stands after each question in place of the task's own; empty: none.
 
     Raises:
+        ConfigError: no task of this name.
         DataError: no such file, task or column; a bad line; ids twice; no question; or not one
             reference answer that the verifier accepts.
     """
     if limit is not None and limit < 1:
         raise DataError(f"{spec}: a limit of {limit} leaves no question")
-    task = find_task(spec)
-    if isinstance(task, Maths):
-        task.skip_bad = skip_bad
-    return _checked(task.questions(spec, limit, seed))
+    asked = load_task(TASKS.get(task, task)) if task else find_task(spec)
+    if isinstance(asked, Maths):
+        asked.skip_bad = skip_bad
+    loaded, given = asked.questions(spec, limit, seed), {}
+    if instruction is not None:
+        asked.instruction = given["instruction"] = instruction
+    if task in TASKS:
+        given["task"] = task
+    return _checked(replace(loaded, source={**loaded.source, **given}))
 
 
 def find_task(spec: str) -> Task:

@@ -80,9 +80,7 @@ def train(
         if former["status"] == "done" and same_length:
             return former
     args = trainer_settings(config)
-    questions = load_questions(  # 2
-        config.data, limit=config.limit, seed=args.seed, skip_bad=config.skip_bad
-    )
+    questions = load_questions(config.data, seed=args.seed, **config.reading)  # 2
     trainer = build_trainer(config, args, questions)  # 3
     interrupt, metrics = Interrupt(), MetricsFile(out)
     for callback in (metrics, interrupt, *_probes(config, trainer), *watch):

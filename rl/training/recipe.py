@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
-from probing.choices import Dtype, Kernel
+from probing.choices import EMBEDDED, POCKET, Dtype, Kernel
 from probing.errors import ConfigError
 from probing.files.headers import text_hash
 from probing.settings import check, choice, unknown
+from rl.tasks.base import TaskChoice
 
 EVERY_LINEAR = "all-linear"  # peft's word: each but the language-model head
 RECIPES = Path(__file__).parent / "recipes"
@@ -44,7 +45,7 @@ _Loader.add_implicit_resolver(
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(TaskChoice):
     """What a run is made of, beside the settings of the trainer; checked on creation.
 
     Each field's help says what it is; `trainer` holds settings of `AttnPOConfig`.
@@ -55,11 +56,12 @@ class TrainConfig:
     """
 
     model: str = choice(help="Hub id, folder or .gguf file; pocket, pocket-long: embedded.")
-    data: str = choice(help="Questions: FILE.jsonl, hub:OWNER/NAME, rg:TASK or pocket:N.")
+    data: str = choice(
+        help="Questions: FILE.jsonl, hub:OWNER/NAME, rg:TASK, pocket:N or module:name; default: "
+        "--task, else the recipe's."
+    )
     out: Path = choice(help="Folder of the run.")
     heads: str | None = choice(None, "Head file of `kfh probe`, or a shipped head set.")
-    limit: int | None = choice(None, "At most so many questions.", least=1)
-    skip_bad: bool = choice(False, "Leave bad lines of a question file out, counted.")
     template: str = choice("auto", "Prompt template, see rl.tasks.prompts.")
     think_start: str = choice("<think>\n", "What opens the reasoning.")
     dtype: Dtype = choice("float32", "Of the weights; with bf16: true, float32 is the usual way.")
@@ -129,6 +131,18 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
+def default_recipe(model: str, method: str | None = None) -> str:
+    """The recipe of a run that names none: the method's for `pocket`, else one for the model.
+
+    Example:
+        >>> default_recipe("pocket", "dler"), default_recipe("pocket-long"), default_recipe("x/y")
+        ('dler', 'pocket-long', 'any')
+    """
+    if model not in EMBEDDED:
+        return "any"
+    return model if model != POCKET else method or "attnpo"
+
+
 def find_recipe(name: str) -> Path:
     """The path of a recipe: a file, or the name of a shipped one.
 
@@ -196,12 +210,17 @@ def check_keys(settings: Mapping[str, Any], where: str) -> None:
 def train_config(out: Path, *layers: Mapping[str, Any]) -> TrainConfig:
     """The configuration of layers of settings, later ones first in rank; None leaves a key be.
 
+    A layer with a task of its own and no data gives the task's own questions.
+
     Raises:
         ConfigError: no layer names the model or the data, or a value is out of range.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged.update({key: value for key, value in layer.items() if value is not None})
+        given = {key: value for key, value in layer.items() if value is not None}
+        if given.get("task"):
+            given.setdefault("data", given["task"])
+        merged.update(given)
     names = {item.name for item in fields(TrainConfig)}
     run = {key: value for key, value in merged.items() if key in names}
     for name in ("model", "data"):

@@ -39,8 +39,9 @@ from rl.attnpo.credit import credit
 from rl.attnpo.rescale import Rescaling
 from rl.attnpo.rewards import group_advantages
 from rl.attnpo.signals import label_scores, recency_scores
+from rl.chains.reading import Reading
 from rl.pocket.decode import Decoding, respond
-from rl.pocket.parse import Reading, read
+from rl.pocket.parse import read
 from rl.pocket.tokens import EOS, vocabulary
 from rl.pocket.traces import held_out_problems
 from rl.signals import ratios

@@ -327,7 +327,9 @@ def test_options(tmp_path: Path) -> None:
         ({"pressure": ("pa=much",)}, "METHOD=0.2,0.3"),
         ({"pressure": ("pa=0.2,0.2",)}, "each value once"),
         ({"pressure": ("pa=0.2",), "methods": ("na",)}, "unknown method 'pa'"),
-        ({"model": "other"}, "needs --recipe"),
+        ({"model": "other"}, "--reported names the questions"),
+        ({"task": "mine:Task"}, "--reported names the questions"),
+        ({"settings": ("data=x",)}, "--data"),
         ({"jobs": 0}, "jobs"),
         ({"seeds": 0}, "seeds"),
     ):

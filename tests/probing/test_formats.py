@@ -7,6 +7,7 @@ import json
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -419,21 +420,34 @@ def test_refusals_are_said_in_words_and_leave_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_killed_import_leaves_the_old_file_and_begins_anew(tmp_path: Path) -> None:
-    rows = [{"question": f"{n}?", "response": MARKED} for n in range(40)]
-    imported(tmp_path, rows[:3])
+def test_a_killed_import_leaves_the_old_file_and_pays_for_no_verdict_twice(tmp_path: Path) -> None:
+    imported(tmp_path, [{"question": "2?", "response": MARKED}])
     before = (tmp_path / "out.jsonl").read_bytes()
-
-    def killed(reference: str, answer: str) -> bool:
-        raise KeyboardInterrupt
-
-    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({**r, "answer": "4"}) for r in rows))
+    rows = [{"question": "2?", "response": f"{MARKED} {n}", "answer": "4"} for n in range(120)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = ImportConfig(str(tmp_path / "in.jsonl"), out=tmp_path / "out.jsonl")
+    asked: list[str] = []
+
+    def verdict(reference: str, answer: str) -> bool:
+        if len(asked) == 70:
+            raise KeyboardInterrupt
+        asked.append(answer)
+        return compared(reference, answer)
+
     with pytest.raises(KeyboardInterrupt):
-        import_traces(config, verdict=killed)
+        import_traces(config, verdict=verdict)
     assert (tmp_path / "out.jsonl").read_bytes() == before
+    beside = tmp_path / "out.jsonl.verdicts"
+    with beside.open("a") as file:  # what a harder kill leaves
+        file.write('{"of": "torn')
+    first, asked = asked, []
+    assert import_traces(config, verdict=verdict).traces == 120
+    assert len(first) == 70 and len(asked) == 50 and not set(first) & set(asked)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
-    assert import_traces(config, verdict=compared).traces == 40
+    resumed = [trace.correct for trace in read_traces(tmp_path / "out.jsonl")]
+    asked = []
+    import_traces(replace(config, limit=69), verdict=verdict)
+    assert [t.correct for t in read_traces(tmp_path / "out.jsonl")] == resumed[:69]
 
 
 def test_a_trace_file_stays_as_it_is(tmp_path: Path) -> None:

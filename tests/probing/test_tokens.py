@@ -13,7 +13,7 @@ from probing.traces.file import Trace, parse_trace
 from probing.traces.segmenters import Segmenter, segment_trace
 from probing.traces.text import boxes, last_box
 from probing.traces.tokens import answer_tokens, encode_trace, token_offsets, token_spans
-from rl.pocket.parse import boxed_value
+from rl.chains.reading import boxed_value
 from rl.tasks.maths import maths_correct
 
 TOKENIZER = byte_tokenizer()

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probing.errors import ConfigError
+from rl.chains.reading import boxed_value, is_correct
 from rl.pocket.decode import Decoding, Guard
 from rl.pocket.levels import LEVELS, PretrainConfig, level_of
-from rl.pocket.parse import boxed_value, is_correct, parse_problem, read
+from rl.pocket.parse import parse_problem, read
 from rl.pocket.pretrain import STATE, build_model, pretrain
 from rl.pocket.task import Definition, Problem, TaskConfig, make_problem, make_trace, shortest_trace
 from rl.pocket.tokens import EOS, build_tokenizer, vocabulary, words
@@ -282,8 +283,9 @@ def test_shipped_long_model_meets_its_figures() -> None:
     import torch
 
     from probing.models.load import load_frozen
+    from rl.chains.questions import MEASURE_SEED
     from rl.pocket.measure import answer
-    from rl.pocket.traces import MEASURE_SEED, held_out_problems
+    from rl.pocket.traces import held_out_problems
 
     torch.set_num_threads(1)
     level, folder = LEVELS["pocket-long"], DATA / "pocket-long"

@@ -14,11 +14,12 @@ from helpers import byte_tokenizer, write_lines
 from probing.errors import ConfigError, DataError
 from probing.models.decode import encode_prompt
 from probing.traces.text import last_box
+from rl.chains.questions import MEASURE_SEED, Chains
 from rl.pocket.levels import LEVELS
 from rl.pocket.parse import parse_problem
 from rl.pocket.task import make_problem, shortest_trace
 from rl.pocket.tokens import build_tokenizer
-from rl.pocket.traces import MEASURE_SEED, held_out_problems
+from rl.pocket.traces import held_out_problems
 from rl.tasks.gym import gym_answer
 from rl.tasks.maths import maths_correct, maths_readable
 from rl.tasks.prompts import MATHS_INSTRUCTION, render_prompt
@@ -246,7 +247,7 @@ def test_pocket_sets_are_apart_from_what_is_measured(level: str) -> None:
 
 def test_pocket_sets_leave_held_out_problems_out(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = [parse_problem(q.question) for q in load_questions("pocket:20").questions]
-    monkeypatch.setattr("rl.pocket.questions.held_out_problems", lambda n, seed, level: drawn[::2])
+    monkeypatch.setattr(Chains, "held_out", lambda self, n, level: drawn[::2])
     found = [q.question for q in load_questions("pocket:20").questions]
     assert found[:10] == [problem.text for problem in drawn[1::2]]
 

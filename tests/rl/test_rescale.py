@@ -15,7 +15,14 @@ import rl.attnpo.credit
 import rl.attnpo.rescale
 import rl.attnpo.rewards
 from probing.errors import ConfigError
-from rl.attnpo.rescale import Rescaling, rloo_advantage, schedule_open, step_scales, token_scales
+from rl.attnpo.rescale import (
+    Rescaling,
+    outside_scale,
+    rloo_advantage,
+    schedule_open,
+    step_scales,
+    token_scales,
+)
 from rl.attnpo.rewards import shaped_reward, tlmre
 
 PAPER = Rescaling(delay=0.0)
@@ -153,9 +160,18 @@ def test_token_scales_equal_a_plain_loop(lengths, start, seed):
     gamma = torch.rand((1, len(lengths)), generator=torch.Generator().manual_seed(seed))
     tokens = edges[-1] + 2
     expected = torch.ones(tokens)
+    inside = torch.zeros(tokens, dtype=torch.bool)
     for (first, last), value in zip(spans[0].tolist(), gamma[0], strict=True):
-        expected[first:last] = value
+        expected[first:last], inside[first:last] = value, True
     assert torch.equal(token_scales(gamma, spans, tokens)[0], expected)
+    for advantage in (1.0, -1.0):  # the answer's tokens, too: only what is praised is praised less
+        mean = outside_scale(gamma, spans, torch.tensor([advantage]), Rescaling(outside="mean"))
+        wanted = expected[inside].mean() if advantage > 0 and inside.any() else torch.tensor(1.0)
+        torch.testing.assert_close(mean[0], wanted)
+        scaled = token_scales(gamma, spans, tokens, mean)[0]
+        assert torch.equal(scaled[inside], expected[inside]) and (scaled[~inside] == mean).all()
+    whole = outside_scale(gamma, spans, torch.ones(1), Rescaling())
+    assert torch.equal(whole, torch.ones(1))
 
 
 def test_rloo_is_the_mean_of_the_others():

@@ -28,8 +28,10 @@ from probing.traces.segmenters import Segmenter
 from probing.traces.tokens import TOKEN_IDS, decode_with_offsets, encode_trace, token_offsets
 from rl.sampling.backends import TransformersSampler
 from rl.sampling.base import Sample
-from rl.sampling.collect import CollectConfig, collect_traces, share_correct
+from rl.sampling.collect import UNREAD, CollectConfig, collect_traces, share_correct
 from rl.sampling.responses import Response
+from rl.tasks.base import Question
+from rl.tasks.questions import load_questions
 
 POCKET = data_path("pocket")
 TOKENIZER = byte_tokenizer()
@@ -281,3 +283,16 @@ def test_rollouts_of_the_pocket_model_resumed_and_probed(tmp_path: Path) -> None
     output, fewer = run("--per-problem", "1", "--segmenter", "none")
     assert ", 0 sampled" in output and not any(trace.steps for trace in fewer)
     assert len({trace.problem for trace in fewer}) == len(fewer) == len({t.problem for t in whole})
+    # The task's own steps and labels, of the responses that it can read; of another task none.
+    output, labelled = run("--segmenter", "task")
+    pocket = load_questions("pocket:4").task
+    for trace in labelled:
+        question = Question(trace.id, trace.problem or "", "")
+        assert pocket.readable(question, trace.response)
+        assert trace.steps == tuple(pocket.label(question, trace.response))
+    left = int(output.partition(f" left out: {UNREAD}")[0].split()[-1]) if UNREAD in output else 0
+    assert labelled and len(labelled) == len(whole) - left
+    asked = tmp_path / "q.jsonl"
+    asked.write_text('{"id": "1", "question": "2 + 2", "answer": "4"}\n')
+    with pytest.raises(ConfigError, match="does not know the labels of its steps"):
+        collect_traces(CollectConfig(data=(str(asked),), out=tmp_path / "o", segmenter="task"))

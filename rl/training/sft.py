@@ -1,0 +1,220 @@
+"""`kfh sft`: teach a model a form of reasoning by traces, before any RL. TRL's SFTTrainer does it.
+
+1. Check the settings, and that the folder holds no other run.
+2. Traces as token ids, the end token included; the prompts are those of sampling.
+3. Load the model, a GGUF file too; freeze its lower layers.
+4. Train from the last checkpoint, or from the start. The response alone has a loss.
+5. Save the model as safetensors in `model/`, and what came out in `run.json`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any
+
+from probing.choices import Dtype
+from probing.errors import ConfigError, DataError
+from probing.files.headers import HEADER, file_hash, file_header, write_json
+from probing.models.load import MODEL, ModelSource, choose_device, fast_bfloat16
+from probing.settings import check, choice, to_json
+
+IGNORED = -100  # what torch leaves out of a loss
+
+
+@dataclass(frozen=True)
+class SftConfig(ModelSource):
+    """What is taught to which model, and how; checked on creation.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    _: KW_ONLY
+    data: str = choice(
+        help="Traces: FILE.jsonl, or questions of a task that writes them, such as words:600@1."
+    )
+    out: Path = choice(help="Folder of the run.")
+    limit: int | None = choice(None, "At most so many traces.", least=1)
+    dtype: Dtype = choice("float32", "Of the weights.", panel=MODEL)
+    compute: Dtype = choice("auto", "Of the arithmetic; auto: bfloat16 where it is fast.")
+    template: str = choice("auto", "How a question becomes a prompt.")
+    learning_rate: float = choice(2e-4, "Of AdamW, at its peak; a cosine follows.", least=0)
+    epochs: float = choice(1.0, "Passes over the traces.", least=0)
+    max_steps: int | None = choice(None, "Steps, in place of the epochs.", least=1)
+    batch: int = choice(8, "Traces a step.", least=1)
+    warmup: int = choice(10, "Steps up to the peak.", least=0)
+    freeze: int = choice(0, "Layers, from the lowest, that stay; the embeddings too.", least=0)
+    save_steps: int = choice(50, "Steps between checkpoints.", least=1)
+    seed: int = choice(0, "Of the order, and of the traces that a task writes.")
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        check(self)
+
+
+def teach(config: SftConfig, *, resume: bool = False, watch: Sequence[Any] = ()) -> dict[str, Any]:
+    """Run, or go on with, a run of supervised fine-tuning.
+
+    Args:
+        config: its settings.
+        resume: go on where the folder holds this run.
+        watch: callbacks that show progress.
+
+    Returns:
+        The content of `run.json`: `status` is `done`, or `interrupted` after a SIGINT.
+
+    Raises:
+        ConfigError, DataError, ModelError: before the first step, where it can be known.
+    """
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from transformers.trainer_utils import get_last_checkpoint
+    from trl import SFTTrainer
+
+    from probing.models.checkpoint import check_trainable
+    from rl.training.callbacks import Interrupt
+    from rl.training.job import RUN_FILE, former_run
+
+    out, settings = Path(config.out), to_json(config)
+    former = former_run(out, resume)  # 1
+    if former is not None:
+        was = former["settings"]
+        if changed := [name for name in settings if settings[name] != was.get(name)]:
+            raise ConfigError(f"{out} holds another run ({', '.join(changed)}): another --out")
+        if former["status"] == "done":
+            return former
+    model, tokenizer = config.load()
+    check_trainable(model, tokenizer, config.model)
+    rows = [*examples(config, model, tokenizer)]  # 2
+    frozen = freeze_lower(model, config.freeze)  # 3
+    trainer = SFTTrainer(
+        model, _arguments(config), train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
+    trainer.remove_callback(PrinterCallback)
+    interrupt = Interrupt()
+    for callback in (interrupt, *watch):
+        trainer.add_callback(callback)
+    content = {
+        HEADER: file_header("fine-tuning run"),
+        "settings": settings,
+        "traces": len(rows),
+        "tokens": sum(len(row["input_ids"]) for row in rows),
+        "taught_tokens": sum(label != IGNORED for row in rows for label in row["labels"]),
+        "frozen_parameters": frozen,
+        "data_hash": file_hash(Path(config.data)) if _is_file(config.data) else None,
+        "status": "running",
+        "seconds": (former or {}).get("seconds", 0.0),
+        "loss": [],
+    }
+    write_json(out / RUN_FILE, content)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out)) if former else None)  # 4
+    content["seconds"] += time.perf_counter() - started
+    history = trainer.state.log_history
+    content["loss"] = [[line["step"], line["loss"]] for line in history if "loss" in line]
+    content["status"] = "interrupted" if interrupt.stopped else "done"
+    if not interrupt.stopped:  # 5
+        trainer.save_model(str(out / "model"))
+        for checkpoint in out.glob("checkpoint-*"):  # weights and moments, now of no use
+            shutil.rmtree(checkpoint)
+    write_json(out / RUN_FILE, content)
+    return content
+
+
+def _arguments(config: SftConfig) -> Any:
+    """The settings as TRL has them."""
+    from trl import SFTConfig
+
+    on_cpu = choose_device(config.device).type == "cpu"
+    return SFTConfig(
+        output_dir=str(config.out),
+        per_device_train_batch_size=config.batch,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        seed=config.seed,
+        use_cpu=on_cpu,
+        bf16=config.compute == "bfloat16"
+        or (config.compute == "auto" and fast_bfloat16(config.device)),
+        optim="adamw_torch_fused",
+        gradient_checkpointing=False,
+        dataloader_pin_memory=not on_cpu,
+        max_length=None,  # nothing is cut in silence
+        train_sampling_strategy="group_by_length",  # little is padding
+        logging_steps=min(10, config.save_steps),
+        save_steps=config.save_steps,
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def examples(config: SftConfig, model: Any, tokenizer: Any) -> Iterator[dict[str, list[int]]]:
+    """`input_ids` and `labels` of each trace: those of the prompt are `IGNORED`.
+
+    Raises:
+        DataError: a trace without a prompt, or too long for the model.
+    """
+    from probing.models.decode import encode_prompt, end_tokens
+    from probing.models.identity import context_limit
+
+    ends, limit = end_tokens(model, tokenizer), context_limit(model.config)
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else min(ends)
+    for name, prompt, response in taught(config, tokenizer):
+        if not prompt:
+            raise DataError(f"{config.data}, {name}: no prompt, so nothing to answer")
+        before = encode_prompt(tokenizer, prompt)
+        after = [*tokenizer(response, add_special_tokens=False)["input_ids"], end]
+        if limit is not None and len(before) + len(after) > limit:
+            raise DataError(f"{config.data}, {name}: longer than the {limit} tokens of the model")
+        yield {"input_ids": before + after, "labels": [IGNORED] * len(before) + after}
+
+
+def taught(config: SftConfig, tokenizer: Any) -> Iterator[tuple[str, str, str]]:
+    """Name, rendered prompt and response of each trace of the file, or that the task writes."""
+    from itertools import islice
+
+    from probing.traces.file import read_traces
+    from rl.tasks.prompts import render_prompt
+    from rl.tasks.questions import load_questions
+
+    if _is_file(config.data):
+        for trace in islice(read_traces(config.data), config.limit):
+            yield trace.id, trace.prompt, trace.response
+        return
+    asked = load_questions(config.data, limit=config.limit, seed=config.seed)
+    for question in asked.questions:
+        prompt = render_prompt(
+            tokenizer, question.question, config.template, instruction=asked.instruction
+        )
+        yield question.id, prompt, asked.task.trace(question, config.seed)
+
+
+def freeze_lower(model: Any, layers: int) -> int:
+    """Freeze the lowest layers with the embeddings; returns how many parameters that are.
+
+    With the embeddings a tied head is frozen, too: a gradient of theirs would have to go through
+    all layers.
+
+    Raises:
+        ConfigError: no layer would be left.
+    """
+    if layers >= model.config.num_hidden_layers:
+        raise ConfigError(f"freeze {layers}: the model has {model.config.num_hidden_layers} layers")
+    if not layers:
+        return 0
+    parts = [model.get_input_embeddings(), *model.get_decoder().layers[:layers]]
+    held = {id(weight): weight for part in parts for weight in part.parameters()}
+    for weight in held.values():
+        weight.requires_grad_(False)
+    return sum(weight.numel() for weight in held.values())
+
+
+def _is_file(data: str) -> bool:
+    return data.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst"))

@@ -46,6 +46,7 @@ def test_calibration_of_a_probe(tmp_path: Path) -> None:
     traces = write_lines(tmp_path / "t.jsonl", [trace_line(n, steps=7) for n in range(4)])
     run, model = tmp_path / "probe", model_folder(tmp_path / "model")
     given = ("--calibrate", "null", "--null-answer", "no")
+    assert "give one of them" in said(kfh("probe", "--out", run, *given[2:]))
     done = kfh("probe", "--model", model, "--traces", traces, "--out", run, *given)
     assert "Less the scores by the answer 'no'" in done.output, said(done)
     assert "TRAAC" not in done.output and "chosen anew" in done.output

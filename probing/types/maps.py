@@ -209,7 +209,7 @@ def _from_probe(folder: Path, column: str) -> HeadMap:
 
 
 def _typed(folder: Path, result: ProbeResult, found: HeadMap, column: str) -> Probed | None:
-    """A type by trace; None of one that no trace is needed for."""
+    """A type by trace; None of one that no trace is needed for, or by which all heads are alike."""
     rows, _ = read_lines(folder / LINES)
     lines = {row["id"]: row["heads"] for row in rows}
     if column == "qr":
@@ -219,6 +219,8 @@ def _typed(folder: Path, result: ProbeResult, found: HeadMap, column: str) -> Pr
         names = [name for name in result.ranked if name in lines]
         values = np.array([lines[name][column] for name in names], dtype=float).T
     else:
+        return None
+    if not np.ptp(found.values):
         return None
     there, problems = ~np.isnan(values).any(axis=0), result.problems()
     groups = tuple(problems[name] for name, use in zip(names, there, strict=True) if use)

@@ -356,7 +356,9 @@ def compare_types(
     folders = Path(base), Path(trained)
     tables = [HeadTypes.load(folder) for folder in folders]
     measured = [[row["type"] for row in of.content["types"]] for of in tables]
-    names = ["sra", *(name for name in measured[0] if name in measured[1])]
+    both = [name for name in measured[0] if name in measured[1]]
+    names = [name for name in both if all(np.isfinite(of.table[name]).all() for of in tables)]
+    lost, names = [name for name in both if name not in names], ["sra", *names]
     maps = {name: [read_map(f"{folder}:{name}") for folder in folders] for name in names}
     rows = []
     for name, (one, other) in maps.items():
@@ -376,5 +378,7 @@ def compare_types(
         f"(p = {number(row['into']['overlap']['p'])})."
         for row in rows
     ]
+    if lost:
+        verdict.append(f"Left out, since not every head has a figure: {', '.join(lost)}.")
     heads = len(pairs)
     return {"rows": rows, "origins": origins, "heads": heads, "k": top, "verdict": verdict}

@@ -98,10 +98,10 @@ def said(done: Any) -> str:
     return f"{done.output} {done.exception or ''}"
 
 
-def model_folder(path: Path, family: str = "llama") -> Path:
+def model_folder(path: Path, family: str = "llama", **changes: object) -> Path:
     """A tiny random model saved with a tokenizer, as `--model` takes it."""
     tokenizer = byte_tokenizer()
-    tiny(family, vocab_size=len(tokenizer)).save_pretrained(path)
+    tiny(family, vocab_size=len(tokenizer), **changes).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 

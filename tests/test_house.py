@@ -82,7 +82,7 @@ ORDER = {
     ],
     "rl": [
         "tasks",
-        "chains sampling signals",
+        "chains sampling signals benchmarks",
         "pocket words",
         "attnpo",
         "engines evaluation judges training",

@@ -106,11 +106,7 @@ def _figures(sets: Iterable[Row]) -> list[tuple[str, tuple[str, ...], int]]:
         ("redundant steps", ("pocket", "redundant_steps"), 2),
         ("redundant tokens", ("pocket", "redundant_tokens"), 1),
         ("not readable", ("pocket", "unreadable"), 0),
-        *(
-            [("without a box", ("no_box",), 0)]
-            if any(found.get("no_box") for found in sets)
-            else []
-        ),
+        *([("not stated", ("no_box",), 0)] if any(found.get("no_box") for found in sets) else []),
         ("AES", ("aes",), 3),
     ]
 
@@ -152,8 +148,8 @@ def benchmark_caveats(figures: Row, settings: Row, base: Row | None) -> list[str
         texts.append(f"no response holds {settings['think_end']}: all are wrong.")
     if without := figures.get("no_box"):  # older files do not say
         texts.append(
-            f'{without} responses without a box, or "the answer is": their references are texts, '
-            "which are looked for nowhere else; they count as wrong."
+            f"{without} responses do not state their answer where it counts (a box or the like; a "
+            "letter; a block of code): they count as wrong."
         )
     if cut > CUT_OFF:
         texts.append(

@@ -13,7 +13,7 @@ from probing.settings import check, choice
 from probing.traces.segmenters import Segmenter, SegmentFunction
 from probing.traces.source import STEPS, StepCutting
 from rl.sampling.base import BATCH, Backend
-from rl.tasks.base import TaskChoice
+from rl.tasks.base import AllowCode, TaskChoice
 from rl.tasks.prompts import THINK_START, Template
 
 if TYPE_CHECKING:
@@ -38,11 +38,18 @@ class AskConfig(ModelSource, TaskChoice):
     data: tuple[str, ...] = choice(
         (),
         "Question set, repeatable: FILE.jsonl, a folder of them, hub:owner/name@config:split, "
-        "rg:TASK, pocket:N@SEED, pocket-held-out:N, module:name; default: --task.",
+        "gpqa, mmlu, livecodebench[:FILE or hub:…], rg:TASK, pocket:N@SEED, pocket-held-out:N, "
+        "module:name; default: --task.",
         repeat=True,
     )
     out: Path = choice(help="Folder for the results.")
     resume: bool = choice(True, "Go on with the responses that are there.")
+    allow_code: bool = choice(
+        False, "Run the programs of responses (livecodebench), shut off from this machine."
+    )
+    allow_unguarded_code: bool = choice(
+        False, "Run them even where they can reach the network and your files."
+    )
     samples: int = choice(1, "Responses a question.", least=1, panel=SAMPLING)
     temperature: float = choice(0.6, "0 is greedy.", panel=SAMPLING)
     top_p: float = choice(0.95, "Share of the chances that is sampled from.", panel=SAMPLING)
@@ -94,6 +101,13 @@ class AskConfig(ModelSource, TaskChoice):
         from probing.models.decode import Sampling
 
         return Sampling(self.temperature, self.top_p, self.max_tokens, self.seed)
+
+    @property
+    def code_allowed(self) -> AllowCode:
+        """Whether programs that the model wrote may run here."""
+        if self.allow_unguarded_code:
+            return "unguarded"
+        return "guarded" if self.allow_code else "no"
 
     def samples_of(self, name: str) -> int:
         """Responses to a question of the set of this name."""

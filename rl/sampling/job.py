@@ -26,7 +26,10 @@ def load_sets(config: AskConfig) -> list[QuestionSet]:
         DataError: a set that cannot be loaded, or a folder without one.
     """
     specs = [one for spec in config.data for one in _specs(spec)]
-    sets = [load_questions(spec, seed=config.seed, **config.reading) for spec in specs]
+    leave = config.code_allowed
+    sets = [
+        load_questions(spec, seed=config.seed, allow_code=leave, **config.reading) for spec in specs
+    ]
     names = [questions.name for questions in sets]
     if len(set(names)) < len(names):
         raise ConfigError(f"two question sets have one name ({', '.join(names)}): rename one")

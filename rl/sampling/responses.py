@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from rl.tasks.prompts import THINK_START, render_prompt
 class Response:
     """One verified response; `tokens` counts the end token, `fault` names an exception of the
     verifier (the response then counts as wrong), `token_ids` are the ids as sampled, where they
-    are kept."""
+    are kept, `detail` what the task says of its verdict."""
 
     id: str  # of the question
     sample: int
@@ -31,12 +33,14 @@ class Response:
     correct: bool
     fault: str | None = None
     token_ids: tuple[int, ...] | None = None
+    detail: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The response as a line; without ids where none are kept."""
+        """The response as a line; without ids and detail where there are none."""
         line = asdict(self)
-        if self.token_ids is None:
-            del line["token_ids"]
+        for name in ("token_ids", "detail"):
+            if line[name] is None:
+                del line[name]
         return line
 
 
@@ -85,11 +89,15 @@ def ask(
     for start in range(0, len(ordered), at_once):
         chunk = ordered[start : start + at_once]
         sampled = sampler.sample([prompts[q.id] for q in chunk], n=n, settings=sampling)
-        verified = [
-            _verified(questions, question, number, sample, asking)
+        pairs = [
+            (question, number, sample)
             for question, samples in zip(chunk, sampled, strict=True)
             for number, sample in enumerate(samples)
         ]
+        threads = len(os.sched_getaffinity(0)) if questions.task.parallel else 1
+        with ThreadPoolExecutor(threads) as pool:
+            verify = partial(_verified, questions, asking)
+            verified = list((pool.map if questions.task.parallel else map)(verify, pairs))
         keep(verified)
         advance(len(verified), sum(response.tokens for response in verified))
 
@@ -108,23 +116,21 @@ def rendered(tokenizer: Any, questions: QuestionSet, question: Question, asking:
     )
 
 
-def _verified(
-    questions: QuestionSet, question: Question, number: int, sample: Any, asking: Asking
-) -> Response:
-    before = Counter(questions.faults)
-    correct = questions.correct(
+def _verified(questions: QuestionSet, asking: Asking, asked: tuple[Question, int, Any]) -> Response:
+    question, number, sample = asked
+    verdict = questions.verdict(
         question, sample.text, think_end=asking.think_end, think_end_at=asking.think_end_at
     )
-    fault = next(iter(questions.faults - before), None)
     return Response(
         question.id,
         number,
         sample.text,
         sample.tokens,
         sample.finished,
-        correct,
-        fault,
+        bool(verdict.correct),
+        verdict.fault,
         sample.token_ids if asking.keep_ids else None,
+        verdict.detail,
     )
 
 

@@ -137,7 +137,12 @@ def stated_letter(text: str) -> str | None:
     found = [match for pattern in _CHOICES for match in pattern.finditer(text)]
     if found:
         last = max(found, key=lambda match: match.end("letter"))
-        return None if _MORE.match(text, last.end("letter")) else last["letter"]
+        before = (other for other in _CHOICES[0].finditer(text) if other.end() <= last.start())
+        apart = any(
+            other["letter"] != last["letter"] and _beside(text[other.end() : last.start()])
+            for other in before
+        )
+        return None if apart or _MORE.match(text, last.end("letter")) else last["letter"]
     lines = [line for line in text.strip().splitlines() if line.strip()]
     if not lines:
         return None

@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from probing.choices import THINK_END
 from probing.errors import ConfigError
@@ -34,6 +34,7 @@ from probing.settings import choice
 from probing.traces.file import Step
 from probing.traces.text import answer_part
 
+AllowCode = Literal["no", "guarded", "unguarded"]  # may programs of a model run here?
 # (row of the training data, response) → its steps with labels; the offsets are characters.
 LabelFunc = Callable[[dict[str, Any], str], Sequence[Step]]
 
@@ -73,11 +74,22 @@ class Question:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a response is right; what its task says of that; the exception that said no."""
+
+    correct: bool
+    detail: dict[str, Any] | None = None
+    fault: str | None = None
+
+
 class Task(ABC):
     """One kind of question: `questions` and `correct` are its own, the rest where it can."""
 
     name: ClassVar[str]
     instruction: str = ""  # stands after each question: asks for reasoning, a box, …
+    parallel: ClassVar[bool] = False  # whether verdicts are reached at the same time, in threads
+    allow_code: AllowCode = "no"
 
     @abstractmethod
     def questions(self, spec: str, limit: int | None, seed: int) -> QuestionSet:
@@ -98,6 +110,10 @@ class Task(ABC):
 
         What it raises is counted by `QuestionSet.correct`, and the answer is wrong.
         """
+
+    def verdict(self, question: Question, answer: str) -> Verdict:
+        """Whether an answer is right, with what is worth keeping of how it was found."""
+        return Verdict(self.correct(question, answer))
 
     def reference(self, question: Question) -> str:
         """An answer that is right by definition: here the reference answer in a box."""
@@ -216,25 +232,36 @@ class QuestionSet:
         think_end: str = THINK_END,
         think_end_at: str = "first",
     ) -> bool:
-        """Whether a response (the text generated after the prompt) is right.
+        """Whether a response is right (see `verdict`); `faults` counts the exceptions."""
+        found = self.verdict(question, response, think_end=think_end, think_end_at=think_end_at)
+        return self._counted(found)
+
+    def verdict(
+        self,
+        question: Question,
+        response: str,
+        *,
+        think_end: str = THINK_END,
+        think_end_at: str = "first",
+    ) -> Verdict:
+        """The verdict on a response (the text generated after the prompt).
 
         Without `think_end` it is wrong, whatever its reasoning says; with several the first or
         the last counts (`think_end_at`).
         """
         answer = answer_part(response, think_end, think_end_at)
-        return answer is not None and self._counted(self.task.correct, question, answer)
+        if answer is None:
+            return Verdict(False)
+        return _caught(lambda: self.task.verdict(question, answer))
 
     def verifies(self, question: Question) -> bool:
         """Whether the verifier accepts the reference answer of a question."""
-        return self._counted(self.task.verifies, question)
+        return self._counted(_caught(lambda: Verdict(bool(self.task.verifies(question)))))
 
-    def _counted(self, verdict: Callable[..., bool], *given: Any) -> bool:
-        """A verdict; an exception in it is counted by its type, and means no."""
-        try:
-            return bool(verdict(*given))
-        except Exception as error:  # noqa: BLE001  # verifiers of others raise anything
-            self.faults[type(error).__name__] += 1
-            return False
+    def _counted(self, verdict: Verdict) -> bool:
+        if verdict.fault:
+            self.faults[verdict.fault] += 1
+        return bool(verdict.correct)
 
     @property
     def label_func(self) -> LabelFunc | None:
@@ -244,12 +271,23 @@ class QuestionSet:
         return lambda row, text: self.task.label(self.questions[row["question_index"]], text)
 
 
+def _caught(verdict: Callable[[], Verdict]) -> Verdict:
+    """A verdict; an exception in it means no."""
+    try:
+        return verdict()
+    except Exception as error:  # noqa: BLE001  # verifiers of others raise anything
+        return Verdict(False, fault=type(error).__name__)
+
+
 # The name before the first `:` or `@` of a spec → what gives the task: its class, a function, or
 # `module:name` of either. The shipped ones are named, not imported: a task stands on this module,
 # so it comes in as one from outside does, and nothing here depends on it.
 TASKS: dict[str, Callable[[], Task] | str] = {
     "hub": "rl.tasks.questions:Maths",
     "rg": "rl.tasks.gym:Gym",
+    "gpqa": "rl.benchmarks.choices:GPQA",
+    "mmlu": "rl.benchmarks.choices:MMLU",
+    "livecodebench": "rl.benchmarks.livecodebench:LiveCodeBench",
     "pocket": "rl.pocket.questions:Pocket",
     "pocket-held-out": "rl.pocket.questions:Pocket",
     "pocket-long": "rl.pocket.questions:Pocket",

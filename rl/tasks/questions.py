@@ -3,6 +3,7 @@
 A set is named by a spec:
 - `FILE.jsonl[.gz]`: lines `{"question", "answer"}`, optionally `id`; maths
 - `hub:owner/name[@config][:split]`: a data set of the hub, or of a folder; maths
+- `gpqa`, `mmlu`, `livecodebench`, each with `:` and one of the above: `rl.benchmarks`
 - `rg:TASK`: a task of reasoning-gym, with its own verifier
 - `pocket[:N][@SEED]`, `pocket-held-out[:N]`: problems of the pocket reasoner's task
 - a name in `rl.tasks.base.TASKS`, or `MODULE:NAME`: a task of one's own
@@ -16,8 +17,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,28 +29,95 @@ from probing.files.headers import HEADER, file_hash
 from probing.files.reading import BadLine, parse_line, text_lines
 from probing.formats.records import hub_parts
 from probing.traces.reports import ReadReport
-from rl.tasks.base import TASKS, Question, QuestionSet, Task, load_task, task_source
+from rl.tasks.base import TASKS, AllowCode, Question, QuestionSet, Task, load_task, task_source
 from rl.tasks.maths import final_answer, maths_correct, maths_readable, maths_unstated
 from rl.tasks.prompts import MATHS_INSTRUCTION
 
 QUESTION_FIELDS = ("question", "problem", "prompt")
-ANSWER_FIELDS = ("answer", "solution")
+ANSWER_FIELDS = ("answer", "final_answer", "solution")
+Origin = Callable[[], dict[str, Any]]  # where rows are from, for headers; once they are read
 
 
-class Maths(Task):
+class FileTask(Task):
+    """A task whose questions are the rows of a file or of a data set of the hub.
+
+    A subclass reads a row. Specs are `FILE.jsonl[.gz]` or `hub:owner/name[@config][:split]`, behind
+    `name:` or `name@at:` where the task has a name in `TASKS`.
+    """
+
+    default = ""  # the spec where there is nothing behind the name
+    skip_bad = False  # whether bad lines and rows are left out, counted
+
+    @abstractmethod
+    def question(self, row: Mapping[str, Any], name: str, seed: int) -> Question | None:
+        """The question of a row; None where it is not asked.
+
+        Args:
+            row: of the file or data set.
+            name: the id of the question, unless the row has one.
+            seed: of what is drawn.
+
+        Raises:
+            BadLine: what is wrong with it.
+        """
+
+    def limit_to(self, at: str) -> None:
+        """Ask only what `name@at` means.
+
+        Raises:
+            DataError: that means nothing to this task.
+        """
+        raise DataError(f"{self.name}@{at}: {self.name} takes nothing behind an @")
+
+    def questions(self, spec: str, limit: int | None, seed: int) -> QuestionSet:
+        """The rows in their order.
+
+        Raises:
+            DataError: it cannot be read, or a bad line; the message says where.
+        """
+        named = re.fullmatch(rf"{self.name}(?:@([^:]*))?(?::(.+))?", spec)
+        if named and named[1]:
+            self.limit_to(named[1])
+        place = (named[2] or self.default) if named else spec
+        name, rows, origin = (_hub_rows if place.startswith("hub:") else _file_rows)(place)
+        if named and place.startswith("hub:"):
+            config = hub_parts(place)[1]
+            name = f"{self.name}-{config}" if config and place != self.default else self.name
+        questions: list[Question] = []
+        report, seen, not_asked = ReadReport(), set(), 0
+        for where, row in rows:
+            if limit is not None and len(questions) == limit:
+                break
+            try:
+                row = parse_line(row) if isinstance(row, bytes) else row
+                if HEADER in row:
+                    continue
+                question = self.question(row, f"{name}/{len(questions) + not_asked}", seed)
+                if question and question.id in seen:
+                    raise BadLine(
+                        "duplicate id", f"the id {question.id!r} stands on an earlier line"
+                    )
+            except BadLine as error:
+                report.bad_line(error, where, self.skip_bad)
+                continue
+            if question is None:
+                not_asked += 1
+                continue
+            seen.add(question.id)
+            questions.append(question)
+        source = origin() | ({"spec": spec, "not_asked": not_asked} if named else {})
+        return QuestionSet(name, tuple(questions), self, {**source, **report.bad_json()})
+
+
+class Maths(FileTask):
     """Questions of a file or a data set of the hub; answers are compared by `rl.tasks.maths`."""
 
     name = "maths"
     instruction = MATHS_INSTRUCTION
-    skip_bad = False  # whether bad lines and rows are left out, counted
 
-    def questions(self, spec: str, limit: int | None, seed: int) -> QuestionSet:
-        """The rows of `FILE.jsonl[.gz]` or `hub:owner/name[@config][:split]`, in their order.
-
-        Raises:
-            DataError: it cannot be read, has no columns of question and answer, or a bad line.
-        """
-        return (_hub_set if spec.startswith("hub:") else _file_set)(self, spec, limit)
+    def question(self, row: Mapping[str, Any], name: str, seed: int) -> Question:
+        """The question of a row with columns of question and answer."""
+        return _question(row, _columns(row), name)
 
     def correct(self, question: Question, answer: str) -> bool:
         """Whether the last box, or else what the text gives, equals the reference."""
@@ -71,26 +140,31 @@ def load_questions(
     skip_bad: bool = False,
     task: str | None = None,
     instruction: str | None = None,
+    allow_code: AllowCode = "no",
 ) -> QuestionSet:
     """Load and check a question set.
 
     Args:
         spec: see the top of this file.
         limit: at most so many questions, the first ones; the size of a generated set (500).
-        seed: of generated sets (`rg:`, and `pocket` where the spec names none).
+        seed: of generated sets (`rg:`, and `pocket` where the spec names none), of the order of
+            choices.
         skip_bad: leave bad lines of a file, or rows of a data set, out; `source` counts them.
         task: name in `TASKS`, or `module:name`, of the task that the spec is given to.
         instruction: stands after each question in place of the task's own; empty: none.
+        allow_code: whether programs that a model wrote may run here, to verify them: `guarded`,
+            shut off from the machine, or `unguarded`.
 
     Raises:
-        ConfigError: no task of this name.
+        ConfigError: no task of this name, or one that may not run programs, or not guard them.
         DataError: no such file, task or column; a bad line; ids twice; no question; or not one
             reference answer that the verifier accepts.
     """
     if limit is not None and limit < 1:
         raise DataError(f"{spec}: a limit of {limit} leaves no question")
     asked = load_task(TASKS.get(task, task)) if task else find_task(spec)
-    if isinstance(asked, Maths):
+    asked.allow_code = allow_code
+    if isinstance(asked, FileTask):
         asked.skip_bad = skip_bad
     loaded, given = asked.questions(spec, limit, seed), {}
     if instruction is not None:
@@ -120,7 +194,8 @@ def find_task(spec: str) -> Task:
             why = why or f" ({error})"
     raise DataError(
         f"{spec!r} is no question set{why}. Give FILE.jsonl[.gz], hub:owner/name[@config][:split], "
-        "rg:TASK, pocket[:N][@SEED], pocket-held-out[:N] or MODULE:NAME of a task"
+        "gpqa, mmlu or livecodebench[:FILE or hub:…], rg:TASK, pocket[:N][@SEED], "
+        "pocket-held-out[:N] or MODULE:NAME of a task"
     )
 
 
@@ -128,7 +203,7 @@ def _checked(loaded: QuestionSet) -> QuestionSet:
     """The set, with its ids and its verifier tried on a reference response of each question."""
     spec, questions = loaded.source["spec"], loaded.questions
     if not questions:
-        raise DataError(f"{spec}: holds no question")
+        raise DataError("; ".join([f"{spec}: holds no question", *loaded.left_out]))
     twice = [name for name, n in Counter(q.id for q in questions).items() if n > 1]
     if twice:
         raise DataError(f"{spec}: {len(twice)} ids stand twice, first {twice[0]!r}")
@@ -154,6 +229,8 @@ def _question(row: Mapping[str, Any], columns: tuple[str, str], name: str) -> Qu
     texts = []
     for column in columns:
         value: Any = row.get(column)
+        if column == "final_answer" and isinstance(value, list):  # as OlympiadBench has it
+            value = ", ".join(map(str, value))
         if type(value) in (int, float) and column == columns[1] and abs(value) < math.inf:
             value = str(value)
         if not isinstance(value, str) or not value.strip():
@@ -185,31 +262,16 @@ def _columns(names: Iterable[str]) -> tuple[str, str]:
     return asked, answer
 
 
-def _file_set(task: Maths, spec: str, limit: int | None) -> QuestionSet:
+def _file_rows(spec: str) -> tuple[str, Iterator[tuple[str, bytes]], Origin]:
+    """The name of a file, its lines, each with its place, and where they are from."""
     path = Path(spec).expanduser()
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    questions: list[Question] = []
-    report, seen = ReadReport(), set()
-    for number, text in text_lines(path):
-        if limit is not None and len(questions) == limit:
-            break
-        try:
-            row = parse_line(text)
-            if HEADER in row:
-                continue
-            question = _question(row, _columns(row), f"{name}/{len(questions)}")
-            if question.id in seen:
-                raise BadLine("duplicate id", f"the id {question.id!r} stands on an earlier line")
-        except BadLine as error:
-            report.bad_line(error, f"{path}, line {number}", task.skip_bad)
-            continue
-        seen.add(question.id)
-        questions.append(question)
-    source = {"spec": str(path), "hash": file_hash(path), **report.bad_json()}
-    return QuestionSet(name, tuple(questions), task, source)
+    rows = ((f"{path}, line {number}", text) for number, text in text_lines(path))
+    return name, rows, lambda: {"spec": str(path), "hash": file_hash(path)}
 
 
-def _hub_set(task: Maths, spec: str, limit: int | None) -> QuestionSet:
+def _hub_rows(spec: str) -> tuple[str, Iterator[tuple[str, dict[str, Any]]], Origin]:
+    """The name of a data set, its rows, each with its place, and where they are from."""
     from datasets import DatasetDict, load_dataset
 
     name, config, split = hub_parts(spec)
@@ -222,16 +284,5 @@ def _hub_set(task: Maths, spec: str, limit: int | None) -> QuestionSet:
             raise DataError(f"{spec}: which split? add one of {', '.join(f':{k}' for k in data)}")
         data = next(iter(data.values()))
     short = name.rstrip("/").rpartition("/")[2].lower()
-    rows = data.select(range(min(limit or len(data), len(data))))
-    questions, report = [], ReadReport()
-    try:
-        columns = _columns(data.column_names)
-    except BadLine as error:
-        raise DataError(f"{spec}: {error}") from error
-    for number, row in enumerate(rows):
-        try:
-            questions.append(_question(row, columns, f"{short}/{number}"))
-        except BadLine as error:
-            report.bad_line(error, f"{spec}, row {number}", task.skip_bad)
-    source = {"spec": spec, "fingerprint": data._fingerprint, **report.bad_json()}
-    return QuestionSet(short, tuple(questions), task, source)
+    rows = ((f"{spec}, row {number}", row) for number, row in enumerate(data))
+    return short, rows, lambda: {"spec": spec, "fingerprint": data._fingerprint}

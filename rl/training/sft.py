@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ class SftConfig(ModelSource):
     compute: Dtype = choice("auto", "Of the arithmetic; auto: bfloat16 where it is fast.")
     template: str = choice("auto", "How a question becomes a prompt.")
     learning_rate: float = choice(2e-4, "Of AdamW, at its peak; a cosine follows.", least=0)
-    epochs: float = choice(1.0, "Passes over the traces.", least=0)
+    epochs: float = choice(1.0, "Passes over the traces, each in another order.", least=0)
     max_steps: int | None = choice(None, "Steps, in place of the epochs.", least=1)
     batch: int = choice(8, "Traces a step.", least=1)
     warmup: int = choice(10, "Steps up to the peak.", least=0)
@@ -90,9 +92,13 @@ def teach(config: SftConfig, *, resume: bool = False, watch: Sequence[Any] = ())
     model, tokenizer = config.load()
     check_trainable(model, tokenizer, config.model)
     rows = [*examples(config, model, tokenizer)]  # 2
+    steps = config.max_steps or max(1, ceil(len(rows) * config.epochs / config.batch))
     frozen = freeze_lower(model, config.freeze)  # 3
     trainer = SFTTrainer(
-        model, _arguments(config), train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        model,
+        _arguments(config, steps),
+        train_dataset=Dataset.from_list(in_order(rows, config.batch, steps, config.seed)),
+        processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
     interrupt = Interrupt()
@@ -125,7 +131,7 @@ def teach(config: SftConfig, *, resume: bool = False, watch: Sequence[Any] = ())
     return content
 
 
-def _arguments(config: SftConfig) -> Any:
+def _arguments(config: SftConfig, steps: int) -> Any:
     """The settings as TRL has them."""
     from trl import SFTConfig
 
@@ -136,8 +142,7 @@ def _arguments(config: SftConfig) -> Any:
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=config.warmup,
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
+        max_steps=steps,
         seed=config.seed,
         use_cpu=on_cpu,
         bf16=config.compute == "bfloat16"
@@ -146,8 +151,8 @@ def _arguments(config: SftConfig) -> Any:
         gradient_checkpointing=False,
         dataloader_pin_memory=not on_cpu,
         max_length=None,  # nothing is cut in silence
-        train_sampling_strategy="group_by_length",  # little is padding
-        logging_steps=min(10, config.save_steps),
+        train_sampling_strategy="sequential",  # TRL's other orders are not those of a resumed run
+        logging_steps=1,
         save_steps=config.save_steps,
         save_total_limit=1,
         report_to="none",
@@ -159,13 +164,16 @@ def examples(config: SftConfig, model: Any, tokenizer: Any) -> Iterator[dict[str
     """`input_ids` and `labels` of each trace: those of the prompt are `IGNORED`.
 
     Raises:
-        DataError: a trace without a prompt, or too long for the model.
+        DataError: a trace without a prompt, or too long for the model; a tokenizer without an
+            end token.
     """
-    from probing.models.decode import encode_prompt, end_tokens
+    from probing.models.decode import encode_prompt
     from probing.models.identity import context_limit
 
-    ends, limit = end_tokens(model, tokenizer), context_limit(model.config)
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else min(ends)
+    # The trainer makes the tokenizer's end token the model's, and so that of sampling.
+    end, limit = tokenizer.eos_token_id, context_limit(model.config)
+    if end is None:
+        raise DataError(f"{config.model}: its tokenizer names no token that ends a response")
     for name, prompt, response in taught(config, tokenizer):
         if not prompt:
             raise DataError(f"{config.data}, {name}: no prompt, so nothing to answer")
@@ -174,6 +182,20 @@ def examples(config: SftConfig, model: Any, tokenizer: Any) -> Iterator[dict[str
         if limit is not None and len(before) + len(after) > limit:
             raise DataError(f"{config.data}, {name}: longer than the {limit} tokens of the model")
         yield {"input_ids": before + after, "labels": [IGNORED] * len(before) + after}
+
+
+def in_order(rows: Sequence[Any], batch: int, steps: int, seed: int) -> list[Any]:
+    """The rows of so many steps: rows of like length share a batch, so that little is padding.
+
+    The batches of each pass are in an order of its own.
+    """
+    alike = sorted(rows, key=lambda row: len(row["input_ids"]))
+    batches = [alike[start : start + batch] for start in range(0, len(alike), batch)]
+    rng, order = random.Random(seed), list[Any]()
+    while len(order) < steps * batch:
+        rng.shuffle(batches)
+        order += [row for group in batches for row in group]
+    return order[: steps * batch]
 
 
 def taught(config: SftConfig, tokenizer: Any) -> Iterator[tuple[str, str, str]]:

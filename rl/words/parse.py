@@ -36,7 +36,7 @@ _THEMES = [
     for given, more, asked in THEMES
 ]
 _WORDS = f"(?:{'|'.join((FIRST_WORD, *NEXT_WORDS))})"
-_DERIVATION = re.compile(pattern(DERIVATION, _WORDS, _NAME, _VALUE, _VALUE, _NAME, _VALUE))
+_DERIVATION = re.compile(pattern(DERIVATION, _WORDS, _NAME, _VALUE, _NAME, _VALUE, _NAME, _VALUE))
 _CHECK = re.compile(
     pattern(CHECK, _VALUE, _VALUE, _VALUE)
     + f"(?:{re.escape(CONFIRMED)}|{pattern(CORRECTED, _VALUE, _NAME, _VALUE)})"
@@ -82,8 +82,8 @@ def read(problem: Problem, response: str) -> Reading:
 
 def _read_line(line: str) -> Line:
     """Kind, name and value of one line; the offsets are the caller's."""
-    if match := _DERIVATION.fullmatch(line):
-        _, left, right, name, value = match.groups()
+    if (match := _DERIVATION.fullmatch(line)) and match[1] == match[5]:
+        _, right, _, left, name, value = match.groups()
         easy = not is_hard(int(left), int(right))
         return Line(0, 0, "derivation", name=name, value=int(value), easy=easy)
     if match := _CHECK.fullmatch(line):

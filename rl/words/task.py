@@ -38,8 +38,9 @@ THEMES = (
 )
 LEAST, MOST = 2, 9  # of the numbers in a problem
 
-DERIVATION = "{} {}'s {} plus {} gives {} {}."
-CHECK, CONFIRMED, CORRECTED = "Wait, {} plus {} is {}, ", "ok.", "not {}, which gives {} {}."
+# It follows the words of the problem; the value stands behind its name, as in the recap.
+DERIVATION = "{} {} has {} more than {}'s {}, so {} {}."
+CHECK, CONFIRMED, CORRECTED = "Wait, {} plus {} is {}, ", "ok.", "not {}, so {} {}."
 OPENERS = ("Okay, so I need to find {}.", "Alright, I have to find {}.")
 GUESS = "Hmm, maybe {}? That is only a guess."
 RESTATEMENT = "Hmm, it says {} more than {}."
@@ -146,6 +147,10 @@ class WordsConfig(Chances):
     hard: float = 0.5
     slip: float = 0.4  # chance that a hard sum is one too small at once
     check_later_hard: float = 0.85
+    hard_extra: tuple[float, ...] = (0.60, 0.40)
+    opener: float = 0.90
+    aside: float = 0.30
+    closing: float = 0.90
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,7 +162,7 @@ class WordsConfig(Chances):
 
 
 def make_problem(rng: random.Random, config: WordsConfig | None = None) -> Problem:
-    """Draw a problem. The path keeps its order; what is given of others stands anywhere."""
+    """Draw a problem: what is given, in any order, then the path."""
     config = config or WordsConfig()
     length, extra = rng.choice(config.path_lengths), rng.choice(config.distractors)
     start, *names = rng.sample(NAMES, length + extra + 1)
@@ -169,8 +174,8 @@ def make_problem(rng: random.Random, config: WordsConfig | None = None) -> Probl
         right = rng.choice(rights or range(LEAST, MOST + 1))
         chain.append(Sentence(name, chain[-1].name, right))
         value += right
-    for name in names[length:]:
-        chain.insert(rng.randint(0, len(chain)), Sentence(name, None, rng.randint(LEAST, MOST)))
+    for count, name in enumerate(names[length:], 1):  # the givens so far
+        chain.insert(rng.randint(0, count), Sentence(name, None, rng.randint(LEAST, MOST)))
     return Problem(rng.randrange(len(THEMES)), tuple(chain), names[length - 1])
 
 
@@ -211,7 +216,7 @@ class _Writer(Writer):
 
     def derivation(self, item: Sentence, value: int, word: str) -> str:
         left = self.values[item.left or ""]
-        return DERIVATION.format(word, item.left, left, item.right, item.name, value)
+        return DERIVATION.format(word, item.name, item.right, item.left, left, item.name, value)
 
     def verdict(self, item: Sentence, had: int, right: int) -> str:
         check = CHECK.format(item.right, self.values[item.left or ""], right)

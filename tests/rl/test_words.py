@@ -30,11 +30,11 @@ TEXT = (
 PROBLEM = parse_problem(TEXT)
 CORRECTED = (
     "Okay, so I need to find Leo.\n"
-    "First, Ben's 4 plus 3 gives Ana 7.\n"
+    "First, Ana has 3 more than Ben's 4, so Ana 7.\n"
     "Wait, 3 plus 4 is 7, ok.\n"
     "Similarly, Mia counts 6 at the start.\n"
-    "Then Ana's 7 plus 5 gives Leo 11.\n"
-    "Wait, 5 plus 7 is 12, not 11, which gives Leo 12.\n"
+    "Then Leo has 5 more than Ana's 7, so Leo 11.\n"
+    "Wait, 5 plus 7 is 12, not 11, so Leo 12.\n"
     "</think> Ana 7 Leo 12 \\boxed{12}"
 )
 
@@ -66,16 +66,16 @@ def test_parser_reads_what_the_writer_writes_and_steps_are_lines() -> None:
 def test_labels() -> None:
     found = ["redundant", "essential", "redundant", "redundant", "redundant", "essential"]
     assert labels(CORRECTED) == found and read(PROBLEM, CORRECTED).correct
-    right = CORRECTED.replace("gives Leo 11", "gives Leo 12")
+    right = CORRECTED.replace("7, so Leo 11", "7, so Leo 12")
     sure = "Wait, 5 plus 7 is 12, ok.\n"  # of a sum that carries: None, once
-    twice = right.replace("Wait, 5 plus 7 is 12, not 11, which gives Leo 12.\n", sure * 2)
+    twice = right.replace("Wait, 5 plus 7 is 12, not 11, so Leo 12.\n", sure * 2)
     assert labels(twice)[-3:] == ["essential", None, "redundant"]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ("First, Ben's", "First Ben's", "line 2 is no sentence"),
+        ("First, Ana has", "First Ana has", "line 2 is no sentence"),
         ("Mia counts 6", "Mia counts six", "line 4 is no sentence"),
         ("is 12, not 11", "is 12 not 11", "line 6 is no sentence"),
         ("</think>", "", "there is no </think>"),
@@ -83,7 +83,7 @@ def test_labels() -> None:
         (" Ana 7 Leo", " Ana 8 Leo", "gives Ana as 8, the steps as 7"),
         ("boxed{12}", "boxed{11}", "gives Leo as 11, the steps as 12"),
         ("boxed{12}", "boxed{twelve}", "no recap of values"),
-        ("First, Ben's 4 plus 3 gives Ana 7.\n", "", "gives Ana, which no step derives"),
+        ("First, Ana has 3 more than Ben's 4, so Ana 7.\n", "", "gives Ana, which no step derives"),
     ],
 )
 def test_what_cannot_be_read_is_reported(old: str, new: str, reason: str) -> None:
@@ -148,7 +148,8 @@ def test_bad_problems_are_refused(text: str, reason: str) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(model_folder(tmp_path_factory.mktemp("model")))
+    folder = tmp_path_factory.mktemp("model")
+    return str(model_folder(folder, max_position_embeddings=2048))
 
 
 def config(model: str, out: Path, **changes: object) -> SftConfig:
@@ -190,19 +191,24 @@ def test_loss_falls_and_a_killed_run_goes_on_with_the_same_bits(tiny: str, tmp_p
             if state.global_step == 4:
                 raise SystemExit
 
-    whole = teach(config(tiny, tmp_path / "whole"))
+    data = str(trace_file(tmp_path / "t.jsonl", 12))
+
+    def run(name: str, **changes: object) -> SftConfig:
+        return config(tiny, tmp_path / name, data=data, **changes)
+
+    whole = teach(run("whole"))
     with pytest.raises(SystemExit):
-        teach(config(tiny, tmp_path / "parts"), watch=[Kill()])
+        teach(run("parts"), watch=[Kill()])
     with pytest.raises(ConfigError, match="--resume"):
-        teach(config(tiny, tmp_path / "parts"))
-    with pytest.raises(ConfigError, match="another run .learning_rate"):
-        teach(config(tiny, tmp_path / "parts", learning_rate=1.0), resume=True)
-    parts = teach(config(tiny, tmp_path / "parts"), resume=True)
+        teach(run("parts"))
+    with pytest.raises(ConfigError, match="another run"):
+        teach(run("parts", learning_rate=1.0), resume=True)
+    parts = teach(run("parts"), resume=True)
     assert parts["loss"] == whole["loss"] and parts["loss"][-1][1] < parts["loss"][0][1] - 0.5
     models = [load_model(str(tmp_path / name / "model")) for name in ("whole", "parts")]
     assert all(a.equal(b) for a, b in zip(*(m.parameters() for m in models), strict=True))
     assert not [*(tmp_path / "parts").glob("checkpoint-*")]
-    assert teach(config(tiny, tmp_path / "parts"), resume=True) == parts
+    assert teach(run("parts"), resume=True) == parts
 
 
 def test_the_command_freezes_layers_and_takes_a_trace_file(tiny: str, tmp_path: Path) -> None:

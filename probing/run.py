@@ -234,18 +234,15 @@ def _score(
         begin(store, config.resume) if plan else store.open(config.resume)
     processes.wait()
     done = store.done(job.ids)
-    if plan:
-        mine = plan.left(done, processes)
-    else:
-        mine = set(job.ids[processes.rank :: processes.count]) - done
+    share = job.ids[processes.rank :: processes.count]
+    mine = plan.left(done, processes) if plan else {*share} - done
     alone = not plan and not place and processes.count == 1 and config.backend == BACKENDS[0]
     beside = job.beside if alone else None
     capture: Any = beside and beside.open(model, job.tokenizer, own)
     capture = capture or open_capture(model, config.backend)
     given = config.batch_tokens
     size = BatchSize.auto_of(model, capture) if given == "auto" else BatchSize(given)
-    started, tokens = time.perf_counter(), 0
-    limit = position_limit(model)
+    started, tokens, limit = time.perf_counter(), 0, position_limit(model)
 
     def encoded() -> Iterator[EncodedTrace]:
         for trace in prepare_traces(config.source):
@@ -271,8 +268,7 @@ def _score(
                 beside.keep(trace)
             store.add(trace)
             tokens += trace.total_tokens
-    seconds = time.perf_counter() - started
-    speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds}
+    speed = {"traces": len(mine), "tokens": tokens, "seconds": time.perf_counter() - started}
     speed |= {"resumed": len(done - mine), "batch_tokens": size.tokens}
     speed["batches_halved"] = size.halved
     processes.wait()

@@ -191,7 +191,7 @@ class _LayerSums:
         if before.stop > before.start:
             own = taken(probs, plan.before[before] - begin)
             # numpy's is the faster by far on a CPU
-            most = own.argmax(-1) if own.is_cuda else torch.from_numpy(own.numpy().argmax(-1))
+            most = own.max(-1)[1] if own.is_cuda else torch.from_numpy(own.numpy().argmax(axis=-1))
             self.looked_at[kv, :, before] = most.transpose(1, 2)
         self._band(probs, at, kv, there)  # 4
 

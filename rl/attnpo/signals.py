@@ -86,15 +86,7 @@ SIGNALS: dict[str, Signal] = {"recency": recency_scores, "labels": label_scores}
 
 
 def signal_names() -> list[str]:
-    """What the setting `signal` may be; `none`: steps are not scored.
-
-    Raises:
-        ConfigError: an entry of `SIGNALS` has a name that another signal has, and would never run.
-    """
-    if taken := [name for name in ("none", *BY_ATTENTION, *RATIOS) if name in SIGNALS]:
-        raise ConfigError(
-            f"SIGNALS[{taken[0]!r}]: kfh has a signal of this name; enter yours under another"
-        )
+    """What the setting `signal` may be; `none`: steps are not scored."""
     return ["none", *BY_ATTENTION, *RATIOS, *SIGNALS]
 
 

@@ -113,5 +113,5 @@ def test_a_recipe_is_known_again_by_its_content(tmp_path):
 @pytest.mark.parametrize("name", ["chained", "heads", "none"])
 def test_a_signal_of_a_taken_name_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.setitem(SIGNALS, name, lambda batch: [])
-    with pytest.raises(ConfigError, match=f"SIGNALS.*{name}.*under another"):
+    with pytest.raises(ConfigError, match=f"SIGNALS.*{name}.*under another name"):
         AttnPOConfig(output_dir=str(tmp_path), signal="recency")

@@ -6,4 +6,5 @@ from .edited import head_means as head_means
 from .edits import HeadEdit as HeadEdit
 from .edits import HeadEdits as HeadEdits
 from .hiding import StepHiding as StepHiding
+from .hiding import token_log_probabilities as token_log_probabilities
 from .removal import Answerer as Answerer

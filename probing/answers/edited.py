@@ -28,7 +28,7 @@ from torch import Tensor
 
 from probing.answers.context import PreparedTrace
 from probing.answers.edits import ANSWER, HeadEdit, HeadEdits, edited_rows, weighted_values
-from probing.answers.hiding import Layers
+from probing.answers.hiding import Layers, token_log_probabilities
 from probing.attention.scores import pad_batch
 from probing.choices import Head
 from probing.errors import ModelError, in_trace
@@ -38,7 +38,6 @@ from probing.models.decode import (
     cached_logits,
     decode_from,
     pad_left,
-    token_log_probabilities,
 )
 from probing.models.front import AttentionCall, Workspace, check_heads
 from probing.models.lengths import Lengths, held_at

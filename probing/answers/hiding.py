@@ -26,12 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.answers.context import CauseTrace
-from probing.errors import ModelError, in_trace
-from probing.models.decode import token_log_probabilities
+from probing.errors import ModelError, NotFiniteError, in_trace
 from probing.models.lengths import held_at
 
 if TYPE_CHECKING:
@@ -61,6 +60,29 @@ class Drops:
     def mean(self) -> Float[np.ndarray, "step"]:
         """Drop per answer token, the score of a step."""
         return self.total / self.tokens
+
+
+def token_log_probabilities(
+    logits: Float[Tensor, "*row token vocabulary"], ids: Int[Tensor, "token"]
+) -> Float[Tensor, "*row token"]:
+    """log p of each id by the logits of its place, in nats and float32.
+
+    Rows are worked through one after another: their logits are what takes memory.
+
+    Raises:
+        NotFiniteError: one of them is not finite.
+
+    Example:
+        >>> token_log_probabilities(torch.log(torch.tensor([[0.25, 0.75]])), torch.tensor([1]))
+        tensor([-0.2877])
+    """
+    rows = logits.reshape(-1, *logits.shape[-2:])
+    targets = ids.to(logits.device)[:, None]
+    chances = [row.float().log_softmax(-1).gather(-1, targets)[:, 0] for row in rows]
+    found = torch.stack(chances).reshape(logits.shape[:-1])
+    if not found.isfinite().all():
+        raise NotFiniteError.of("the log-probabilities of an answer are", logits.dtype)
+    return found
 
 
 def hiding_mask(

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from probing.answers.context import PreparedTrace
-from probing.answers.hiding import Layers, StepHiding
+from probing.answers.hiding import Layers, StepHiding, token_log_probabilities
 from probing.errors import in_trace
 from probing.models.decode import (
     Sampling,
@@ -34,7 +34,6 @@ from probing.models.decode import (
     cached_logits,
     decode_from,
     pad_left,
-    token_log_probabilities,
 )
 from probing.models.lengths import held_at
 

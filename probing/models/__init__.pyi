@@ -1,7 +1,6 @@
 from .decode import Sampling as Sampling
 from .decode import Start as Start
 from .decode import decode_from as decode_from
-from .decode import token_log_probabilities as token_log_probabilities
 from .identity import ModelCard as ModelCard
 from .identity import config_fingerprint as config_fingerprint
 from .identity import position_limit as position_limit

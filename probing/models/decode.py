@@ -1,6 +1,7 @@
 """Decoding: token ids from a model, many rows at once.
 
-1. A `Start` holds the tokens that go in first, and the cache of what stands before them.
+1. A `Start` holds the tokens that go in first, and the cache of what stands before them. A prompt
+   that several rows begin with goes in once.
 2. A pass over the newest tokens gives the logits of the next one of every row. A caller may stand
    around the pass (`Around`: edits of heads) and change its logits (`Change`: tokens forbidden).
 3. A token is chosen for each row: the greatest, or one drawn from the row's own stream of random
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _DRAWS = 256  # random numbers that a row draws at once
+_CANDIDATES = 256  # tokens of a row among which its nucleus is looked for
+_SURE = 1e-9  # more than rounding adds to a sum of chances
 
 Rows = Int[Tensor, "row"]  # those not ended yet, by their places in the batch
 # change(logits, written): logits of the next token of each row, which has written these ids so far
@@ -81,11 +84,13 @@ class Start:
         ids: what goes in first.
         mask: of all tokens, those in the cache first; 0 where a token is padding.
         cache: of what stands before `ids`; decoding lets it grow. None: nothing does.
+        of: with which of these each row begins; None: each of them is one.
     """
 
     ids: Int[Tensor, "row token"]
     mask: Int[Tensor, "row all"]
     cache: Any = None
+    of: Int[Tensor, "begun"] | None = None
 
 
 class Draws:
@@ -155,11 +160,14 @@ def decode(
         kind = lengths.kind(len(texts[going[0]]))
         rows = [row for row in going if lengths.kind(len(texts[row])) == kind]
         rooms = [lengths.room(len(texts[row])) for row in rows]
-        ids, mask = pad_left([texts[row] for row in rows])
+        once = {tuple(texts[row]): None for row in rows}
+        place = {text: number for number, text in enumerate(once)}
+        ids, mask = pad_left([*once])
+        of = torch.tensor([place[tuple(texts[row])] for row in rows])
         fresh_rope(model)
         decode_from(
             model,
-            Start(ids.to(device), mask.to(device)),
+            Start(ids.to(device), mask.to(device), of=of.to(device)),
             settings,
             ends,
             draws=draws and draws.of(rows),
@@ -213,13 +221,17 @@ def decode_from(
     ids, mask = start.ids, start.mask
     cache = DynamicCache(config=model.config) if start.cache is None else start.cache
     stop = torch.tensor(sorted(ends), dtype=torch.long, device=ids.device)
-    rows = torch.arange(len(ids), device=ids.device)
-    written = [[] for _ in range(len(ids))] if written is None else written
-    most = most or [settings.max_tokens] * len(ids)
+    of = torch.arange(len(ids), device=ids.device) if start.of is None else start.of
+    rows = torch.arange(len(of), device=ids.device)
+    written = [[] for _ in of] if written is None else written
+    most = most or [settings.max_tokens] * len(of)
     left = torch.tensor([end - len(own) for end, own in zip(most, written, strict=True)]).to(stop)
     while True:
         with around(rows, ids, mask) if around else nullcontext():  # 2
             logits = cached_logits(model, ids, mask, cache, keep=1)[:, -1]
+        if len(logits) < len(rows):  # the first pass
+            cache.batch_select_indices(of)
+            logits, mask = logits[of], mask[of]
         own = [written[row] for row in rows.tolist()]
         steps = np.array([len(row) for row in own])
         numbers = None if draws is None else draws.take(steps, rows.cpu().numpy())
@@ -264,7 +276,9 @@ def choose(
     chances = torch.softmax(logits.double() / settings.temperature, -1)
     order = None
     if settings.top_p < 1:
-        chances, order = chances.sort(dim=-1, descending=True, stable=True)
+        likely = _likely(chances, settings.top_p)
+        chances, order = chances[:, likely].sort(dim=-1, descending=True, stable=True)
+        order = likely[order]
         before = chances.cumsum(-1) - chances
         chances = chances.where(before < settings.top_p, 0.0)
     reach = chances.cumsum(-1)
@@ -273,6 +287,15 @@ def choose(
     # Rounding may put the last number beyond the sum.
     place = place.clamp(max=reach.shape[-1] - 1)
     return (place if order is None else order.gather(-1, place)).flatten()
+
+
+def _likely(chances: Float[Tensor, "row vocabulary"], top_p: float) -> Int[Tensor, "likely"]:
+    """Tokens that hold the nucleus of every row: to sort them alone, of a large vocabulary, is soon
+    done, and gives the same."""
+    highest = chances.topk(min(_CANDIDATES, chances.shape[-1]), dim=-1).values
+    if (highest.sum(-1) <= top_p + _SURE).any():
+        return torch.arange(chances.shape[-1], device=chances.device)
+    return (chances >= highest[:, -1:]).any(0).nonzero().flatten()
 
 
 def cached_logits(
@@ -312,29 +335,6 @@ def cached_logits(
 def _arguments(forward: Any) -> frozenset[str]:
     """Names of the arguments that a model's forward takes."""
     return frozenset(inspect.signature(forward).parameters)
-
-
-def token_log_probabilities(
-    logits: Float[Tensor, "*row token vocabulary"], ids: Int[Tensor, "token"]
-) -> Float[Tensor, "*row token"]:
-    """log p of each id by the logits of its place, in nats and float32.
-
-    Rows are worked through one after another: their logits are what takes memory.
-
-    Raises:
-        NotFiniteError: one of them is not finite.
-
-    Example:
-        >>> token_log_probabilities(torch.log(torch.tensor([[0.25, 0.75]])), torch.tensor([1]))
-        tensor([-0.2877])
-    """
-    rows = logits.reshape(-1, *logits.shape[-2:])
-    targets = ids.to(logits.device)[:, None]
-    chances = [row.float().log_softmax(-1).gather(-1, targets)[:, 0] for row in rows]
-    found = torch.stack(chances).reshape(logits.shape[:-1])
-    if not found.isfinite().all():
-        raise NotFiniteError.of("the log-probabilities of an answer are", logits.dtype)
-    return found
 
 
 def pad_left(

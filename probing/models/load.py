@@ -38,11 +38,7 @@ class ModelSource:
         "none", "auto: spread over all GPUs, and what they cannot hold over memory.", panel=MODEL
     )
     attention: Kernel = choice("auto", "Its kernel; auto: the model's own.", panel=MODEL)
-    adapter: str | None = choice(
-        None,
-        "LoRA (folder or hub id) of --model, which need not be the base that it names.",
-        panel=MODEL,
-    )
+    adapter: str | None = choice(None, "LoRA of --model: folder or hub id.", panel=MODEL)
     trust_remote_code: bool = choice(False, "Run code of the model's.", panel=MODEL)
 
     @property
@@ -62,15 +58,9 @@ class ModelSource:
         if tokenizer is None:
             tokenizer = load_tokenizer(self.model, trust_remote_code=code)
         if model is None:
-            model = load_model(
-                self.model,
-                device=self.device,
-                dtype=self.dtype,
-                device_map=self.device_map,
-                attention=self.attention,
-                adapter=self.adapter,
-                trust_remote_code=code,
-            )
+            names = ("device", "dtype", "device_map", "attention", "adapter")
+            given = {name: getattr(self, name) for name in names}
+            model = load_model(self.model, **given, trust_remote_code=code)
         check_fit(model, tokenizer, self.model)
         return model, tokenizer
 

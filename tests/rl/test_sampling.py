@@ -17,7 +17,7 @@ from helpers import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from probing.errors import ConfigError, ModelError
-from probing.models.decode import Draws, Sampling, choose, encode_prompt, row_seed
+from probing.models.decode import Draws, Sampling, _likely, choose, encode_prompt, row_seed
 from rl.sampling.backends import TransformersSampler, open_sampler
 
 PROMPTS = ["Wait, let me", "12 + 7", "So", "check the sum. But is it 19 or is it 12?"]
@@ -116,6 +116,32 @@ def test_chances_are_those_of_temperature_and_top_p(settings: Sampling, chances:
     counts = Counter(tokens.tolist())
     found = [counts[token] / 4000 for token in order]
     assert found == pytest.approx(chances, abs=0.0006)
+
+
+@pytest.mark.parametrize("sharp", [0.3, 4.0])
+def test_the_nucleus_is_that_of_all_tokens_sorted(sharp: float) -> None:
+    """Of a large vocabulary its likely tokens alone are sorted; equal logits keep their order."""
+    rows, vocabulary, top_p = 6, 3000, 0.9
+    logits = (sharp * torch.randn(rows, vocabulary)).bfloat16().float()  # many are equal
+    draws = np.linspace(0.01, 0.99, rows)
+    chances, order = torch.softmax(logits.double(), -1).sort(dim=-1, descending=True, stable=True)
+    chances = chances.where(chances.cumsum(-1) - chances < top_p, 0.0)
+    reach = chances.cumsum(-1)
+    places = torch.searchsorted(reach, torch.as_tensor(draws)[:, None] * reach[:, -1:], right=True)
+    found = choose(logits, Sampling(1.0, top_p), draws)
+    assert found.tolist() == order.gather(-1, places).flatten().tolist()
+    assert (_likely(torch.softmax(logits.double(), -1), top_p).numel() < vocabulary) == (sharp > 1)
+
+
+def test_a_prompt_of_several_rows_goes_in_once() -> None:
+    ours, seen = sampler(), []
+    ours.model.register_forward_pre_hook(
+        lambda model, given, options: seen.append(options["input_ids"].shape[0]), with_kwargs=True
+    )
+    together = ours.sample(PROMPTS[:2], n=3, settings=Sampling(1.0, 0.9, 12, seed=3))
+    assert seen[:2] == [2, 6]
+    ours.rows = 1  # each row by itself
+    assert ours.sample(PROMPTS[:2], n=3, settings=Sampling(1.0, 0.9, 12, seed=3)) == together
 
 
 def test_the_ends_of_the_range_choose_possible_tokens() -> None:

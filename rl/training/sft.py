@@ -86,12 +86,9 @@ def teach(config: SftConfig, *, resume: bool = False, watch: Sequence[Any] = ())
     from rl.training.callbacks import Interrupt
     from rl.training.job import RUN_FILE, former_run
 
-    out, settings = Path(config.out), to_json(config)
-    former = former_run(out, resume)  # 1
+    out, former = Path(config.out), former_run(Path(config.out), resume)  # 1
     if former is not None:
-        was = former["settings"]
-        if changed := [name for name in settings if settings[name] != was.get(name)]:
-            raise ConfigError(f"{out} holds another run ({', '.join(changed)}): another --out")
+        _check_same(config, former["settings"])
         if former["status"] == "done":
             return former
     model, tokenizer = config.load()
@@ -109,18 +106,8 @@ def teach(config: SftConfig, *, resume: bool = False, watch: Sequence[Any] = ())
     interrupt = Interrupt()
     for callback in (interrupt, *watch):
         trainer.add_callback(callback)
-    content = {
-        HEADER: file_header("fine-tuning run"),
-        "settings": settings,
-        "traces": len(rows),
-        "tokens": sum(len(row["input_ids"]) for row in rows),
-        "taught_tokens": sum(label != IGNORED for row in rows for label in row["labels"]),
-        "frozen_parameters": frozen,
-        "data_hash": file_hash(Path(config.data)) if _is_file(config.data) else None,
-        "status": "running",
-        "seconds": (former or {}).get("seconds", 0.0),
-        "loss": [],
-    }
+    content = _content(config, rows, frozen)
+    content["seconds"] = (former or {}).get("seconds", 0.0)
     write_json(out / RUN_FILE, content)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out)) if former else None)  # 4
@@ -135,6 +122,29 @@ def teach(config: SftConfig, *, resume: bool = False, watch: Sequence[Any] = ())
             shutil.rmtree(checkpoint)
     write_json(out / RUN_FILE, content)
     return content
+
+
+def _check_same(config: SftConfig, former: dict[str, Any]) -> None:
+    """Raise ConfigError where a folder's run has other settings."""
+    settings = to_json(config)
+    if changed := [name for name in settings if settings[name] != former.get(name)]:
+        raise ConfigError(f"{config.out} holds another run ({', '.join(changed)}): another --out")
+
+
+def _content(config: SftConfig, rows: Sequence[Any], frozen: int) -> dict[str, Any]:
+    """What `run.json` says while the run goes on."""
+    return {
+        HEADER: file_header("fine-tuning run"),
+        "settings": to_json(config),
+        "traces": len(rows),
+        "tokens": sum(len(row["input_ids"]) for row in rows),
+        "taught_tokens": sum(label != IGNORED for row in rows for label in row["labels"]),
+        "frozen_parameters": frozen,
+        "data_hash": file_hash(Path(config.data)) if _is_file(config.data) else None,
+        "status": "running",
+        "seconds": 0.0,
+        "loss": [],
+    }
 
 
 def _arguments(config: SftConfig, steps: int) -> Any:

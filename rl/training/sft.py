@@ -50,6 +50,11 @@ class SftConfig(ModelSource):
     batch: int = choice(8, "Traces a step.", least=1)
     warmup: int = choice(10, "Steps up to the peak.", least=0)
     freeze: int = choice(0, "Layers, from the lowest, that stay; the embeddings too.", least=0)
+    sharpen: float = choice(
+        1.0,
+        "What multiplies the logits at the end; above 1, slips of the pen are rare.",
+        least=0.1,
+    )
     save_steps: int = choice(50, "Steps between checkpoints.", least=1)
     seed: int = choice(0, "Of the order, and of the traces that a task writes.")
 
@@ -81,12 +86,9 @@ def teach(config: SftConfig, *, resume: bool = False, watch: Sequence[Any] = ())
     from rl.training.callbacks import Interrupt
     from rl.training.job import RUN_FILE, former_run
 
-    out, settings = Path(config.out), to_json(config)
-    former = former_run(out, resume)  # 1
+    out, former = Path(config.out), former_run(Path(config.out), resume)  # 1
     if former is not None:
-        was = former["settings"]
-        if changed := [name for name in settings if settings[name] != was.get(name)]:
-            raise ConfigError(f"{out} holds another run ({', '.join(changed)}): another --out")
+        _check_same(config, former["settings"])
         if former["status"] == "done":
             return former
     model, tokenizer = config.load()
@@ -104,18 +106,8 @@ def teach(config: SftConfig, *, resume: bool = False, watch: Sequence[Any] = ())
     interrupt = Interrupt()
     for callback in (interrupt, *watch):
         trainer.add_callback(callback)
-    content = {
-        HEADER: file_header("fine-tuning run"),
-        "settings": settings,
-        "traces": len(rows),
-        "tokens": sum(len(row["input_ids"]) for row in rows),
-        "taught_tokens": sum(label != IGNORED for row in rows for label in row["labels"]),
-        "frozen_parameters": frozen,
-        "data_hash": file_hash(Path(config.data)) if _is_file(config.data) else None,
-        "status": "running",
-        "seconds": (former or {}).get("seconds", 0.0),
-        "loss": [],
-    }
+    content = _content(config, rows, frozen)
+    content["seconds"] = (former or {}).get("seconds", 0.0)
     write_json(out / RUN_FILE, content)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out)) if former else None)  # 4
@@ -124,11 +116,35 @@ def teach(config: SftConfig, *, resume: bool = False, watch: Sequence[Any] = ())
     content["loss"] = [[line["step"], line["loss"]] for line in history if "loss" in line]
     content["status"] = "interrupted" if interrupt.stopped else "done"
     if not interrupt.stopped:  # 5
+        sharpen(trainer.accelerator.unwrap_model(trainer.model), config.sharpen)
         trainer.save_model(str(out / "model"))
         for checkpoint in out.glob("checkpoint-*"):  # weights and moments, now of no use
             shutil.rmtree(checkpoint)
     write_json(out / RUN_FILE, content)
     return content
+
+
+def _check_same(config: SftConfig, former: dict[str, Any]) -> None:
+    """Raise ConfigError where a folder's run has other settings."""
+    settings = to_json(config)
+    if changed := [name for name in settings if settings[name] != former.get(name)]:
+        raise ConfigError(f"{config.out} holds another run ({', '.join(changed)}): another --out")
+
+
+def _content(config: SftConfig, rows: Sequence[Any], frozen: int) -> dict[str, Any]:
+    """What `run.json` says while the run goes on."""
+    return {
+        HEADER: file_header("fine-tuning run"),
+        "settings": to_json(config),
+        "traces": len(rows),
+        "tokens": sum(len(row["input_ids"]) for row in rows),
+        "taught_tokens": sum(label != IGNORED for row in rows for label in row["labels"]),
+        "frozen_parameters": frozen,
+        "data_hash": file_hash(Path(config.data)) if _is_file(config.data) else None,
+        "status": "running",
+        "seconds": 0.0,
+        "loss": [],
+    }
 
 
 def _arguments(config: SftConfig, steps: int) -> Any:
@@ -236,6 +252,27 @@ def freeze_lower(model: Any, layers: int) -> int:
     for weight in held.values():
         weight.requires_grad_(False)
     return sum(weight.numel() for weight in held.values())
+
+
+def sharpen(model: Any, factor: float) -> None:
+    """Multiply the logits by a factor, in the weight of the last norm: sampled at temperature 1 the
+    model then is what it was at 1 / factor.
+
+    Raises:
+        ConfigError: they are not this weight's multiples.
+    """
+    import torch
+
+    if factor == 1:
+        return
+    norm = getattr(model.get_decoder(), "norm", None)
+    trial = torch.tensor([[0, 1, 2]], device=model.device)
+    with torch.no_grad():
+        before = model(trial).logits
+        if norm is not None:
+            norm.weight.mul_(factor)
+        if not torch.allclose(model(trial).logits, factor * before, rtol=0.05, atol=0.5):
+            raise ConfigError(f"sharpen {factor}: no norm of this model scales its logits")
 
 
 def _is_file(data: str) -> bool:

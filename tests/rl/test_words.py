@@ -19,7 +19,7 @@ from probing.traces.file import read_traces
 from probing.traces.segmenters import Segmenter
 from rl.tasks.base import Question
 from rl.tasks.questions import find_task, load_questions
-from rl.training.sft import IGNORED, SftConfig, examples, freeze_lower, teach
+from rl.training.sft import IGNORED, SftConfig, examples, freeze_lower, sharpen, teach
 from rl.words.parse import parse_problem, read
 from rl.words.task import Problem, Sentence, WordsConfig, make_problem, make_trace, shortest_trace
 
@@ -45,7 +45,7 @@ def labels(response: str) -> list[str | None]:
 
 def test_parser_reads_what_the_writer_writes_and_steps_are_lines() -> None:
     phrases, lines = Segmenter("attnpo", min_chars=0), Segmenter("line")
-    for seed in range(3000):
+    for seed in range(2000):
         rng = random.Random(seed)
         problem = make_problem(rng)
         trace = make_trace(rng, problem)
@@ -161,9 +161,9 @@ def config(model: str, out: Path, **changes: object) -> SftConfig:
 def test_the_response_alone_has_a_loss_and_its_end_is_taught(tiny: str, tmp_path: Path) -> None:
     """The first loss is that of theory: the mean of -log p over response and end token."""
     model, tokenizer = load_model(tiny, device="cpu"), load_tokenizer(tiny)
-    settings = config(tiny, tmp_path, batch=3, limit=3, max_steps=1, save_steps=1)
+    settings = config(tiny, tmp_path, batch=2, limit=2, max_steps=1, save_steps=1)
     rows = [*examples(settings, model, tokenizer)]
-    questions = load_questions("words:12@1", limit=3)
+    questions = load_questions("words:12@1", limit=2)
     total = count = 0.0
     for row, question in zip(rows, questions.questions, strict=True):
         start = row["labels"].count(IGNORED)
@@ -222,5 +222,9 @@ def test_the_command_freezes_layers_and_takes_a_trace_file(tiny: str, tmp_path: 
     assert same == {n: not p.requires_grad for n, p in before.named_parameters()}
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert run["frozen_parameters"] == frozen > 0 and run["traces"] == len([*read_traces(data)])
+    ids = torch.arange(9)[None]
+    at_half = (after(ids).logits / 0.5).softmax(-1)
+    sharpen(after, 2.0)
+    torch.testing.assert_close(after(ids).logits.softmax(-1), at_half)
     with pytest.raises(ConfigError, match="the model has"):
         freeze_lower(before, 99)

@@ -27,7 +27,6 @@ from kfh.tables import Table
 from probing.errors import ConfigError, KfhError
 from probing.files.headers import HEADER, file_header, read_object, write_json
 from probing.settings import check, choice, unknown
-from rl.runs.job import stop
 
 MARKS = "stages"  # folder of a study that says which stages are finished
 PACE = 0.2  # seconds between two looks at a command
@@ -153,6 +152,8 @@ class Study:
 
     def _run(self, name: str, command: list[str], deadline: float | None) -> None:
         """One command, as a process of its own group; see `run`."""
+        from rl.runs.job import stop
+
         say(f"{name}: {' '.join(command)}")
         process = subprocess.Popen(
             [sys.executable, "-m", *command], stdin=subprocess.DEVNULL, start_new_session=True

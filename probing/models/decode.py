@@ -137,9 +137,8 @@ def decode(
     Args:
         model: a causal language model in eval mode.
         prompts: token ids, at least one a prompt.
-        settings: temperature, top-p and the greatest number of new tokens.
+        settings, ends: how to sample; the ids that end a row.
         draws: a stream a prompt; None where the temperature is 0.
-        ends: the ids that end a row.
         change: changes the logits before a token is chosen.
 
     Raises:
@@ -202,13 +201,11 @@ def decode_from(
     Args:
         model: a causal language model in eval mode.
         start: on the model's device.
-        settings: temperature, top-p and the greatest number of new tokens.
-        ends: the ids that end a row.
+        settings, ends: how to sample; the ids that end a row.
         most: of each row, how many ids it may have written in the end; default `max_tokens`.
         draws: a stream a row; None where the temperature is 0.
         change: changes the logits before a token is chosen.
-        around: makes the context that each pass runs in.
-        written: what each row has written so far; it is added to.
+        around, written: context of each pass; what each row has written so far, which is added to.
 
     Raises:
         NotFiniteError: logits that are not finite.

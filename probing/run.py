@@ -17,13 +17,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from probing.attention.memory import BatchSize
-from probing.attention.scores import ScoredTrace, open_capture, score_traces
+from probing.attention.scores import Masses, ScoredTrace, batch_masses, open_capture, score_traces
 from probing.attention.shards import FOLDER, Plan, begin, join, share_settings
 from probing.attention.store import ScoreStore
-from probing.choices import Head
+from probing.choices import BACKENDS, Head
 from probing.config import ProbeConfig
 from probing.errors import DataError, NotFiniteError
 from probing.files.headers import file_header
@@ -54,11 +54,24 @@ NOT_FINITE = "attention that is not finite"
 NO_SETTINGS: Mapping[str, int] = MappingProxyType({})
 
 
+class Beside(Protocol):
+    """What takes more from the pass that scores traces; `probing.types.job.TypesBeside`."""
+
+    masses: Masses
+
+    def open(self, model: Any, tokenizer: Any, settings: Mapping[str, Any]) -> Any:
+        """The capture whose pass it is, for scores of these settings."""
+
+    def keep(self, scored: ScoredTrace) -> None:
+        """Keep what the pass gave of a trace, before its scores are."""
+
+
 def probe(
     config: ProbeConfig,
     *,
     model: PreTrainedModel | None = None,
     tokenizer: Any = None,
+    beside: Beside | None = None,
     progress: Progress = no_progress,
 ) -> ProbeResult | None:
     """Rank the heads of a model on a trace file and save the result in `config.out`.
@@ -66,6 +79,8 @@ def probe(
     Args:
         config: the settings.
         model, tokenizer: loaded ones, instead of loading `config.model` (which still names them).
+        beside: takes more in the pass that scores; not in shards, several processes, or another
+            backend, where it is never opened.
         progress: makes progress bars, see `probing.settings`.
 
     Returns:
@@ -80,7 +95,8 @@ def probe(
         found = _joined(config, model, tokenizer, ids) if processes.rank == 0 else None
     else:
         model, tokenizer = config.load(model, tokenizer)  # 2
-        found = _scored(_Job(config, tokenizer, ids, processes, progress), model)  # 3
+        job = _Job(config, tokenizer, ids, processes, progress, beside=beside)
+        found = _scored(job, model)  # 3
     if found is None or config.shards or processes.rank != 0:
         return None
     config = replace(config, merge=False)  # the result is that of one run
@@ -175,6 +191,7 @@ class _Job:
     processes: Processes
     progress: Progress
     plan: Plan | None = None
+    beside: Beside | None = None
 
 
 def _scored(job: _Job, model: PreTrainedModel) -> Scored:
@@ -217,15 +234,15 @@ def _score(
         begin(store, config.resume) if plan else store.open(config.resume)
     processes.wait()
     done = store.done(job.ids)
-    if plan:
-        mine = plan.left(done, processes)
-    else:
-        mine = set(job.ids[processes.rank :: processes.count]) - done
-    capture = open_capture(model, config.backend)
+    share = job.ids[processes.rank :: processes.count]
+    mine = plan.left(done, processes) if plan else {*share} - done
+    alone = not plan and not place and processes.count == 1 and config.backend == BACKENDS[0]
+    beside = job.beside if alone else None
+    capture: Any = beside and beside.open(model, job.tokenizer, own)
+    capture = capture or open_capture(model, config.backend)
     given = config.batch_tokens
     size = BatchSize.auto_of(model, capture) if given == "auto" else BatchSize(given)
-    started, tokens = time.perf_counter(), 0
-    limit = position_limit(model)
+    started, tokens, limit = time.perf_counter(), 0, position_limit(model)
 
     def encoded() -> Iterator[EncodedTrace]:
         for trace in prepare_traces(config.source):
@@ -245,11 +262,13 @@ def _score(
             advance=advance,
             lost=_pass_over if config.skip_bad else None,
             wanted=lambda batch: batch[0].id in mine,
+            masses=beside.masses if beside else batch_masses,
         ):
+            if beside:
+                beside.keep(trace)
             store.add(trace)
             tokens += trace.total_tokens
-    seconds = time.perf_counter() - started
-    speed = {"traces": len(mine), "tokens": tokens, "seconds": seconds}
+    speed = {"traces": len(mine), "tokens": tokens, "seconds": time.perf_counter() - started}
     speed |= {"resumed": len(done - mine), "batch_tokens": size.tokens}
     speed["batches_halved"] = size.halved
     processes.wait()

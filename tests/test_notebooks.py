@@ -24,6 +24,7 @@ NAMES = [
     "3_interventions.ipynb",
     "4_training.ipynb",
     "5_your_own_model.ipynb",
+    "6_what_else.ipynb",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,26 +34,42 @@ def types(config: TypesConfig, formats: Formats = FORMATS) -> None:
     run_types(config, formats)
 
 
-def run_types(config: TypesConfig, formats: Formats = FORMATS) -> None:
-    """Measure, print, draw."""
+def run_types(
+    config: TypesConfig, formats: Formats = FORMATS, beside: Any = None, calibrate: bool = False
+) -> None:
+    """Measure, print, draw.
+
+    Args:
+        config: the settings.
+        formats: of the figure.
+        beside: what was taken in the probe's own pass, see `probing.types.job.measure_types`.
+        calibrate: print what calibration does, and nothing else.
+    """
     from transformers.utils import logging
 
-    from kfh.findings.heads import types_caveats, types_tables
+    from kfh.findings.heads import calibration_table, types_caveats, types_tables
     from probing.figures.types import types_figure
     from probing.types.job import measure_types
 
     logging.disable_progress_bar()  # ours is enough
-    content = measure_types(config, progress=progress_bar).content
-    print_tables(types_tables(content), types_caveats(content))
-    for sentence in content["verdict"]:
+    content = measure_types(config, beside=beside, progress=progress_bar).content
+    tables, sentences = types_tables(content), content["verdict"]
+    if calibrate:
+        tables, sentences = [calibration_table(content)], sentences[-2:]
+    print_tables(tables, types_caveats(content))
+    for sentence in sentences:
         console.print(sentence, soft_wrap=True)
     speed, folder = content["speed"], Path(config.folder)
+    how = f"{speed['resumed']} traces were there already"
+    if speed["beside"]:
+        how = "the traces beside the probe's own pass"
     console.print(
         f"{len(content['types'])} types of {content['counts']['heads']} heads in "
-        f"{speed['seconds']:.1f} s; {speed['resumed']} traces were there already"
+        f"{speed['seconds']:.1f} s; {how}"
     )
     console.print(f"→ {folder}: types.parquet, types.json", soft_wrap=True)
-    save_all({"types": types_figure(content)}, folder, formats)
+    if not calibrate:
+        save_all({"types": types_figure(content)}, folder, formats)
 
 
 SetPlace = Annotated[str, typer.Argument(metavar="SET", help="Head file, or a shipped set.")]
@@ -124,10 +140,25 @@ def compare(
     other: MapPlace,
     top: Annotated[int, typer.Option(min=1, help="Strongest heads that are compared.")] = 10,
     seed: Annotated[int, typer.Option(help="Of resampling.")] = 0,
+    types: Annotated[
+        bool,
+        typer.Option(
+            "--types",
+            help="Two probes of one model before and after training, by SRA and every head type "
+            "measured in both: where do its heads come from?",
+        ),
+    ] = False,
 ) -> None:
     """Hold two head maps against each other: correlation with its ceiling, overlap with chance."""
-    from kfh.findings.heads import compared_table, compared_words
-    from probing.types.maps import compare_maps, read_map
+    from kfh.findings.heads import compared_table, compared_types, compared_words
+    from probing.types.maps import compare_maps, compare_types, read_map
+
+    if types:
+        content = compare_types(one, other, top, seed)
+        print_tables(compared_types(content))
+        for sentence in content["verdict"]:
+            console.print(sentence, soft_wrap=True)
+        return
 
     found = compare_maps(read_map(one), read_map(other), top, seed)
     print_tables([compared_table(found)])

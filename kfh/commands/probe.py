@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kfh.console import console, print_tables, progress_bar, report_counts, report_reading, warn
-from kfh.options import options
+from kfh.options import declared, options
 from probing.config import ProbeConfig
 from probing.errors import ConfigError
 from probing.labelling.cause import CauseConfig
 from probing.traces.reports import ReadReport
 from probing.traces.source import StepSource
+from probing.types.config import CHEAP, NULL_ANSWER, Calibrate, TypesConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +74,11 @@ def probe(
         bool,
         typer.Option("--types", help="Head types and scorers, too (kfh heads types)."),
     ] = False,
+    calibrate: Annotated[
+        Calibrate,
+        typer.Option(help="null: also say what scores gain less those by --null-answer."),
+    ] = "none",
+    null_answer: Annotated[str, declared(TypesConfig, "null_answer")] = NULL_ANSWER,
 ) -> None:
     """Rank the attention heads of a model on traces with labels and save the head set.
 
@@ -83,19 +89,35 @@ def probe(
     there. Every shard tokenises all traces, for the batches of the whole run, and scores every
     n-th batch, so that the numbers are those of one run.
     """
-    if types and config.shards:
-        raise ConfigError("--types goes with the whole probe, not with a shard: give it to --merge")
+    wanted = types or calibrate == "null"
+    if null_answer != NULL_ANSWER and not wanted:
+        raise ConfigError("--null-answer is that of --calibrate null or --types: give one of them")
+    if wanted and config.shards:
+        raise ConfigError(
+            "--types and --calibrate go with the whole probe, not with a shard: give them to "
+            "--merge"
+        )
     if dry_run:
         from kfh.bring.estimate import run_estimate
 
         run_estimate(config, cause)
         return
-    if run_probe(*from_raw(config, cause)) and types:
-        from kfh.commands.heads import run_types
-        from probing.types.config import TypesConfig
+    beside = None
+    if wanted:
+        from probing.types.job import TypesBeside
 
-        settings = TypesConfig(config.out, device=config.device, resume=config.resume)
-        run_types(settings, ("png",))  # as the heatmap
+        settings = TypesConfig(
+            config.out,
+            types=CHEAP if types else ("qr",),
+            null_answer=null_answer,
+            device=config.device,
+            resume=config.resume,
+        )
+        beside = TypesBeside(settings)
+    if run_probe(*from_raw(config, cause), beside) and beside:
+        from kfh.commands.heads import run_types
+
+        run_types(beside.config, ("png",), beside, calibrate=not types)  # png as the heatmap
 
 
 def from_raw(config: ProbeConfig, cause: CauseConfig) -> tuple[ProbeConfig, Loaded]:
@@ -126,13 +148,14 @@ def from_raw(config: ProbeConfig, cause: CauseConfig) -> tuple[ProbeConfig, Load
     return replace(config, labels=str(out)), loaded
 
 
-def run_probe(config: ProbeConfig, loaded: Loaded = (None, None)) -> bool:
+def run_probe(config: ProbeConfig, loaded: Loaded = (None, None), beside: Any = None) -> bool:
     """Probe, and say what was left out and found; the heatmap is drawn beside the tables.
 
     Whether this process did so, and not another or later one.
 
     Args:
         loaded: model and tokenizer; those that are None are loaded.
+        beside: takes more in the pass that scores, see `probing.run.probe`.
     """
     from transformers.utils import logging
 
@@ -141,7 +164,9 @@ def run_probe(config: ProbeConfig, loaded: Loaded = (None, None)) -> bool:
 
     logging.disable_progress_bar()  # ours are enough
     model, tokenizer = loaded
-    result = probe_model(config, model=model, tokenizer=tokenizer, progress=progress_bar)
+    result = probe_model(
+        config, model=model, tokenizer=tokenizer, beside=beside, progress=progress_bar
+    )
     if result is None:
         if config.shards and Processes(config.device).rank == 0:
             _report_shard(config)

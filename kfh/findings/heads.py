@@ -176,7 +176,7 @@ def read_types(place: Place) -> Section:
 def types_tables(content: Row) -> list[Table]:
     """Types beside SRA, scorers of steps, and what calibration by the null answer does."""
     tables = [_types_table(content), _scorers_table(content)]
-    return [*tables, _calibration_table(content)] if content["calibration"] else tables
+    return [*tables, calibration_table(content)] if content["calibration"] else tables
 
 
 def _types_table(content: Row) -> Table:
@@ -220,20 +220,27 @@ def _scorers_table(content: Row) -> Table:
     return Table(title, columns, rows)
 
 
-def _calibration_table(content: Row) -> Table:
-    """Rows by metric."""
-    rows = [
-        (
-            METRIC_NAMES[metric],
-            f"{number(found['best'])} → {number(found['best_less_null'])}",
-            f"{number(found['set'])} → {number(found['set_less_null'])}",
-            number(found["gain"], signed=True),
+def calibration_table(content: Row) -> Table:
+    """Plain and calibrated figures by metric, and what is gained."""
+    found, rows = content["calibration"], []
+
+    def change(row: Row) -> tuple[str, Number]:
+        values = f"{number(row['plain'])} → {number(row['less_null'])}"
+        return values, Number.column(row, "gain", signed=True)
+
+    for metric, row in found["metrics"].items():
+        best = f"{number(row['best'])} → {number(row['best_less_null'])}"
+        heads = Number.column(row["heads"], "gain", signed=True)
+        rows.append(
+            (METRIC_NAMES[metric], *change(row["set"]), *change(row["chosen"]), best, heads)
         )
-        for metric, found in content["calibration"].items()
-    ]
-    null = content["settings"]["null_answer"]
-    title = f"Scores less those by the answer {null!r}; single heads"
-    return Table(title, ("metric", "best head", "mean of the set", "mean gain of all heads"), rows)
+    null, chosen = content["settings"]["null_answer"], heads_text(found["chosen"])
+    title = (
+        f"Scores less those by the answer {null!r}: the set, and as many heads chosen by what is "
+        f"left ({chosen}), on problems not chosen on; gains with 95 % over problems"
+    )
+    columns = ("metric", "the set", "gain", "chosen anew", "gain", "best head", "mean gain, heads")
+    return Table(title, columns, rows)
 
 
 def types_caveats(content: Row) -> list[str]:
@@ -311,12 +318,46 @@ def compared_table(found: Row) -> Table:
         ("Pearson's r", Number.column(found, "pearson", 2, signed=True)),
         ("ceiling by their noise", number(found["ceiling"], 2)),
         (f"shared by the {found['k']} strongest", str(shared["shared"])),
+        *([("95 % over problems", f"{shared['low']}–{shared['high']}")] if shared["high"] else []),
         ("by chance", number(shared["expected"], 1)),
         ("p", number(shared["p"])),
         ("which", heads_text(found["shared"]) or NONE),
     ]
     title = f"{found['a']} and {found['b']}, {found['heads']} heads"
     return Table(title, ("figure", "value"), rows)
+
+
+def compared_types(content: Row) -> list[Table]:
+    """Base and trained model: overlaps of the strongest heads, and where the set comes from."""
+
+    def shared(found: Row) -> tuple[str, str]:
+        own = found["overlap"]
+        ends = f" ({own['low']}–{own['high']})" if own["low"] is not None else ""
+        return f"{own['shared']}{ends}", number(own["p"])
+
+    rows = [
+        (
+            row["type"],
+            Number.column(row["kept"], "spearman", 2, signed=True),
+            *shared(row["kept"]),
+            *shared(row["into"]),
+        )
+        for row in content["rows"]
+    ]
+    chance = number(content["rows"][0]["kept"]["overlap"]["expected"], 1)
+    title = (
+        f"The {content['k']} strongest of {content['heads']} heads of the base, shared with those "
+        f"of the trained model by the same, and by SRA; by chance {chance}; in brackets 95 % over "
+        "problems"
+    )
+    columns = ("of the base by", "ρ, the same", "shared, the same", "p", "shared, SRA", "p")
+    places = [
+        (heads_text([row["head"]]), *(str(row[each["type"]]) for each in content["rows"]))
+        for row in content["origins"]
+    ]
+    names = [str(row["type"]) for row in content["rows"]]
+    about = "The trained model's set: the place of each head in the base, the strongest is 1"
+    return [Table(title, columns, rows), Table(about, ("head", *names), places)]
 
 
 def compared_words(found: Row) -> str:

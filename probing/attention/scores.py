@@ -171,6 +171,7 @@ def check_finite(
 
 
 Lost = Callable[[EncodedTrace, NotFiniteError], None]
+Masses = Callable[[Any, Sequence[EncodedTrace], torch.device], list[np.ndarray]]
 
 
 def score_batch(
@@ -180,6 +181,7 @@ def score_batch(
     *,
     dtype: object = torch.float32,
     lost: Lost | None = None,
+    masses: Masses = batch_masses,
 ) -> list[ScoredTrace]:
     """Step scores of a batch of traces, in one forward pass; see `batch_masses`.
 
@@ -189,12 +191,13 @@ def score_batch(
         device: of the model.
         dtype: of the model, for messages.
         lost: called with a trace whose attention is not finite, which is left out.
+        masses: makes the pass.
 
     Raises:
         NotFiniteError: there is such a trace, and `lost` is None.
     """
     scored = []
-    for trace, mass in zip(traces, batch_masses(capture, traces, device), strict=True):
+    for trace, mass in zip(traces, masses(capture, traces, device), strict=True):
         try:
             check_finite(f"trace {trace.id}", mass, capture.heads, dtype)
         except NotFiniteError as error:
@@ -274,6 +277,7 @@ def score_traces(
     advance: Callable[[int, int], None] = lambda traces, tokens: None,
     lost: Lost | None = None,
     wanted: Callable[[list[EncodedTrace]], bool] | None = None,
+    masses: Masses = batch_masses,
 ) -> Iterator[ScoredTrace]:
     """Score traces one batch after another, longest first within a stretch.
 
@@ -286,6 +290,7 @@ def score_traces(
         advance: called after each batch with its number of traces and of tokens.
         lost: called with a trace whose attention is not finite, which is left out.
         wanted: says of each batch whether it is scored; default all.
+        masses: makes the pass of a batch.
 
     Raises:
         NotFiniteError: there is such a trace, and `lost` is None.
@@ -296,7 +301,7 @@ def score_traces(
 
     def score(batch: list[EncodedTrace]) -> list[ScoredTrace]:
         prove_longer(capture, batch, place, lost is not None)
-        return score_batch(capture, batch, place, dtype=dtype, lost=lost)
+        return score_batch(capture, batch, place, dtype=dtype, lost=lost, masses=masses)
 
     with capture:
         batches = batches_by_length(traces, size.tokens, lengths=capture.lengths)

@@ -58,11 +58,14 @@ def spearman_brown(r: float) -> float:
     return 2 * r / (1 + r) if r > -1 else float("nan")
 
 
-def ceiling(reliability_a: float, reliability_b: float) -> float:
+def ceiling(reliability_a: float | None, reliability_b: float | None) -> float | None:
     """What two probes of the same heads on different traces correlate to: √(rel_a · rel_b) (22).
 
-    Zero where a probe's figures are no more alike between its halves than chance.
+    Zero where a probe's figures are no more alike between its halves than chance; None where a
+    reliability is not known.
     """
+    if reliability_a is None or reliability_b is None:
+        return None
     return float(np.sqrt(max(reliability_a, 0.0) * max(reliability_b, 0.0)))
 
 
@@ -120,7 +123,9 @@ class Probed:
     about: dict[str, Any] | None = None
 
 
-def _drawn(probes: Sequence[Probed], resamples: int, seed: int) -> list[np.ndarray]:
+def drawn(
+    probes: Sequence[Probed], resamples: int, seed: int
+) -> list[Float[np.ndarray, "draw trace"]]:
     """Weights (draw, trace) for each probe: Exp(1) by problem, the Bayesian bootstrap.
 
     A problem that several probes hold weighs the same in all of them, which pairs them.
@@ -185,7 +190,7 @@ def corrected_correlation(
 
     value = float(estimate(np.ones((1, len(a.problems))), np.ones((1, len(b.problems))))[0])
     tail = (1 - LEVEL) / 2
-    again = estimate(*_drawn([a, b], resamples, seed))
+    again = estimate(*drawn([a, b], resamples, seed))
     if np.isnan(value) or np.isnan(again).mean() > tail:
         return value, float("nan"), float("nan")
     low, high = np.nanquantile(again, [tail, 1 - tail])
@@ -203,7 +208,7 @@ def correlation_interval(
     assert a.values is not None and b.values is not None
     means = [
         (w @ x.values.T) / w.sum(1, keepdims=True)
-        for x, w in zip((a, b), _drawn([a, b], resamples, seed), strict=True)
+        for x, w in zip((a, b), drawn([a, b], resamples, seed), strict=True)
         if x.values is not None
     ]
     again = fisher(kind(means[0], means[1]))
@@ -352,7 +357,7 @@ def compare_probes(
     compared = []
     for i, a in enumerate(probes):
         for b in probes[i + 1 :]:
-            top = _ceiling(reliable[a.name], reliable[b.name])
+            top = ceiling(reliable[a.name], reliable[b.name])
             compared.append({**compare_pair(a, b, pairs, seed), "ceiling": top})
             advance()
     return {
@@ -376,7 +381,7 @@ def compare_with_first(folders: Sequence[Path], seed: int = 0) -> list[dict[str,
     probes, pairs = read_probes(folders, None, ProbeResult.load(folders[0]).config.by)
     reliable = [reliability(probe, seed)[1] for probe in probes]
     return [
-        {**compare_pair(probes[0], other, pairs, seed), "ceiling": _ceiling(reliable[0], its)}
+        {**compare_pair(probes[0], other, pairs, seed), "ceiling": ceiling(reliable[0], its)}
         for other, its in zip(probes[1:], reliable[1:], strict=True)
     ]
 
@@ -385,10 +390,6 @@ def reliability(probe: Probed, seed: int) -> tuple[float | None, float | None]:
     """Correlation of halves, and the reliability of the whole; None where nothing is known."""
     half = float("nan") if probe.values is None else half_correlation(probe, seed=seed)
     return json_number(half), json_number(spearman_brown(half))
-
-
-def _ceiling(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else ceiling(a, b)
 
 
 def write_stability(content: dict[str, Any], out: Path) -> Path:

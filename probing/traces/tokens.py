@@ -36,6 +36,7 @@ class EncodedTrace:
     spans: Int[np.ndarray, "step 2"]  # half open, in tokens; first = last: a step without token
     answer: Bool[np.ndarray, "token"]  # F
     sampled: bool = False  # the ids are those that were sampled
+    behind: int | None = None  # first token behind the end mark; None: not known, the first of F
 
     def __len__(self) -> int:
         """Number of tokens, |q ⊕ o|."""
@@ -138,12 +139,14 @@ def encode_trace(
     check_ids(tokenizer, ids, f"trace {trace.id}")
     shift = len(trace.prompt)
     spans = token_spans(offsets, [(s.start + shift, s.end + shift) for s in trace.steps], rule)
+    start = shift + trace.answer_start
     return EncodedTrace(
         trace.id,
         ids,
         int((offsets[:, 0] < shift).sum()),
         spans,
-        answer_tokens(offsets, trace.prompt + trace.response, shift + trace.answer_start, answer),
+        answer_tokens(offsets, trace.prompt + trace.response, start, answer),
+        behind=int((offsets[:, 0] < start).sum()),
     )
 
 
@@ -240,6 +243,7 @@ def _encode_sampled(
         token_spans(offsets, [(s.start, s.end) for s in trace.steps], rule),
         answer_tokens(offsets, text, trace.answer_start, answer),
         sampled=True,
+        behind=int((offsets[:, 0] < trace.answer_start).sum()),
     )
 
 

@@ -8,5 +8,7 @@ from .formulas import query_score as query_score
 from .formulas import receiver_score as receiver_score
 from .formulas import vertical_scores as vertical_scores
 from .formulas import windowed_distance as windowed_distance
+from .job import TypesBeside as TypesBeside
 from .job import measure_types as measure_types
+from .maps import compare_types as compare_types
 from .result import HeadTypes as HeadTypes

@@ -20,6 +20,8 @@ HeadType = Literal[
     "sink",
     "gradient",
 ]
+Calibrate = Literal["none", "null"]
+NULL_ANSWER = "N/A"
 TYPES: tuple[HeadType, ...] = get_args(HeadType)
 CHEAP = tuple(name for name in TYPES if name != "gradient")
 
@@ -34,7 +36,7 @@ class TypesConfig:
 
     folder: Path = choice(help="Folder of a finished kfh probe.", argument="DIR")
     types: tuple[HeadType, ...] = choice(
-        CHEAP, "Comma between; gradient takes a backward pass a trace, qr a second forward pass."
+        CHEAP, "Comma between; gradient takes a backward pass a trace."
     )
     rows: int | Literal["all"] = choice(
         4, "Rows of each step that are read, evenly spread.", least=1
@@ -42,7 +44,7 @@ class TypesConfig:
     receivers: int = choice(
         16, "Receiver heads whose mean scores steps; at most a tenth of all.", least=1
     )
-    null_answer: str = choice("N/A", "The answer without content of qr and its calibration.")
+    null_answer: str = choice(NULL_ANSWER, "The answer without content of qr and its calibration.")
     repeated: int = choice(50, "Random tokens that are repeated for induction.", least=2)
     draws: int = choice(10, "Inputs of random tokens.", least=1)
     top: int = choice(10, "Strongest heads of a type that the head set is held against.", least=1)

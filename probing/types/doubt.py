@@ -35,45 +35,39 @@ def surprisals(
         >>> round(float(surprisals(logits, torch.tensor([0]))[0]), 4)
         1.3863
     """
-    return -logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    logits = logits.float()
+    return logits.logsumexp(-1) - logits.gather(-1, ids[:, None])[:, 0]
 
 
 @torch.no_grad()
-def doubts(
+def step_doubts(
     hidden: Float[Tensor, "token hidden"],
     ids: Int[np.ndarray, "token"],
+    spans: Int[np.ndarray, "step 2"],
     head: Callable[[Tensor], Tensor],
-) -> tuple[Float[np.ndarray, "token"], Float[np.ndarray, "token"]]:
-    """Surprisal of each token and entropy of what it was drawn from, in nats; of the first 0.
+) -> tuple[Float[np.ndarray, "step"], Float[np.ndarray, "step"]]:
+    """Mean surprisal of a step's tokens, and the entropy of what its first token was drawn from.
+
+    In nats; 0 for a step without a token. Of the very first token of a trace both are 0.
 
     Args:
         hidden: the last hidden state.
         ids: of the tokens.
+        spans: of the steps; they may overlap.
         head: see `probing.models.proof.output_head`.
     """
+    inside = np.zeros(len(ids), dtype=bool)
+    for first, last in spans:
+        inside[first:last] = True
+    inside[0] = False  # drawn from nothing
+    opens = np.isin(np.arange(len(ids)), spans[:, 0])
+    surprisal, entropy = np.zeros((2, len(ids)))
     tokens = torch.from_numpy(ids).to(hidden.device)
-    found = [torch.zeros(2, 1)]
-    for part, after in zip(hidden[:-1].split(CHUNK), tokens[1:].split(CHUNK), strict=True):
-        logits = head(part)
-        found.append(torch.stack([surprisals(logits, after), entropies(logits)]).cpu())
-    surprisal, entropy = torch.cat(found, dim=1).numpy()
-    return surprisal, entropy
-
-
-def step_doubts(
-    surprisal: Float[np.ndarray, "token"],
-    entropy: Float[np.ndarray, "token"],
-    spans: Int[np.ndarray, "step 2"],
-) -> tuple[Float[np.ndarray, "step"], Float[np.ndarray, "step"]]:
-    """Mean surprisal of a step's tokens, and the entropy of what its first token was drawn from.
-
-    0 for a step without a token.
-
-    Example:
-        >>> given = np.array([0, 1.0, 3.0]), np.array([0, 2.0, 5.0])
-        >>> tuple(float(x[0]) for x in step_doubts(*given, np.array([[1, 3]])))
-        (2.0, 2.0)
-    """
+    wanted = np.flatnonzero(inside)
+    for at in np.split(wanted, range(CHUNK, len(wanted), CHUNK)):
+        logits = head(hidden[at - 1])
+        surprisal[at] = surprisals(logits, tokens[at]).cpu().numpy()
+        entropy[at[opens[at]]] = entropies(logits[opens[at]]).cpu().numpy()
     means = [surprisal[first:last].mean() if last > first else 0.0 for first, last in spans]
     firsts = [entropy[first] if last > first else 0.0 for first, last in spans]
     return np.array(means), np.array(firsts)

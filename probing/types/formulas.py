@@ -1,8 +1,10 @@
 """What others call a head or a step by: published formulas, on attention as it stands in rows.
 
 Each is a function of arrays with its source. Where a paper speaks of tokens and we of steps, or
-leaves a constant open, the docstring says what is our reading. `probing.types.rows` gives them what
-they need without keeping a T × T matrix.
+leaves a constant open, the docstring says what is our reading. "Equal to the published code" means
+that the authors' own function gave the same for the same random input (docs/LOG.md); the code of
+WAAD and FAI was not found. `probing.types.rows` gives them what they need without keeping a T × T
+matrix.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ SHARE = 0.3  # of the heads are local, as many global (the same)
 def vertical_scores(
     attention: Float[np.ndarray, "*head step step"], near: int = NEAR, *, ranked: bool = False
 ) -> Float[np.ndarray, "*head step"]:
-    """How much later steps look at each step (Thought Anchors, arXiv 2506.19143, section 5).
+    """How much later steps look at each step (Thought Anchors, arXiv 2506.19143).
+
+    Equal to the published code (`get_vertical_scores`), plain and by rank.
 
         v_j = mean over i ≥ j + near of M_ij
 
@@ -78,6 +82,9 @@ def forward_influence(
 
         FCI_k = max over heads of Σ_{j ≥ k + near} α_jk
 
+    Equal to the published code, which then sets the first steps and those of the answer to 0; here
+    they keep what they have.
+
     Args:
         attention: α_jk, mean attention from step j to step k.
         near: Δ.
@@ -99,11 +106,12 @@ def copied(
     written: Int[np.ndarray, "answer"],
     needle: Bool[np.ndarray, "token"],
 ) -> Bool[np.ndarray, "*head answer"]:
-    """Where a head looks most at the very token that is written (Retrieval Head, 2404.15574, § 2).
+    """Where a head looks most at the very token that is written (Retrieval Head, 2404.15574).
 
     Its mean over the answer is the retrieval score: the share of written tokens that the head
-    copies from the needle. Our adaptation: the needle is the steps, the written tokens are F (the
-    paper divides by the tokens of the needle, which are written once each).
+    copies from the needle. Our adaptation: the needle is the steps, the written tokens are F. The
+    published code (`retrieval_calculate`) counts the same tokens and divides by those of the
+    needle, which are written once each.
 
     Args:
         looked_at: for each written token the key of greatest attention when it was written: in
@@ -151,11 +159,13 @@ def induction(tokens: int, period: int) -> Bool[np.ndarray, "query key"]:
 def windowed_distance(
     rows: Float[np.ndarray, "*head query key"], at: Int[np.ndarray, "query"], window: int = WINDOW
 ) -> Float[np.ndarray, "*head query"]:
-    """WAAD of a token: how far back it looks, counted up to a window (arXiv 2510.13554, section 3).
+    """WAAD of a token: how far back it looks, counted up to a window (arXiv 2510.13554).
 
         WAAD_m = Σ_n a_{m→n} min(m − n, window)
 
-    The paper takes the mean of local heads (`focused`); our reading of its constants.
+    The paper takes the mean of local heads (`focused`). Held against its abstract alone ("the
+    extent of backward attention within a clipped window"): equations 7 to 11 could not be read, so
+    that the form and the constants here are our reading.
 
     Example:
         >>> float(windowed_distance(np.array([[0.5, 0.25, 0.25]]), np.array([2]), window=1)[0])
@@ -170,11 +180,12 @@ def future_influence(
     at: Int[np.ndarray, "query"],
     future: tuple[int, int] = FUTURE,
 ) -> Float[np.ndarray, "*head key"]:
-    """FAI of a token: mean attention from the tokens that stand so far behind it (the same, § 3).
+    """FAI of a token: mean attention from the tokens that stand so far behind it (the same).
 
         FAI_n = mean over m with first ≤ m − n ≤ last of a_{m→n}
 
-    0 where no row does. The paper takes the mean of global heads (`focused`).
+    0 where no row does. The paper takes the mean of global heads (`focused`); our reading, as of
+    `windowed_distance` ("the average attention it receives from subsequent tokens").
 
     Example:
         >>> rows = np.array([[1.0, 0.0], [0.75, 0.25]])
@@ -211,8 +222,8 @@ def calibrated(
 
         S_k / |F| − S_k(null) / |null|
 
-    By an answer's token each, so that they are of one size (QRHead, arXiv 2506.09944, section 3,
-    calibrates the score of a document so, by the query "N/A").
+    By an answer's token each, so that they are of one size (QRHead, arXiv 2506.09944, calibrates
+    the attention of a query to each token of a document so, by the query "N/A").
 
     Example:
         >>> tuple(calibrated(np.array([[1.0, 0.5]]), 2, np.array([[0.25, 0.25]]), 1)[0].tolist())
@@ -226,9 +237,11 @@ def query_score(
     tokens: Int[np.ndarray, "step"],
     essential: Bool[np.ndarray, "step"],
 ) -> Float[np.ndarray, "head"]:
-    """QR score: attention of an answer's token on the essential steps (QRHead, section 3).
+    """QR score: attention of an answer's token on the essential steps (QRHead, 2506.09944).
 
-    Our adaptation: the query is the answer, the documents are steps, the right ones essential.
+    Our adaptation: the query is the answer, the documents are steps, the right ones essential. The
+    published code also leaves out tokens more than two deviations below their document's mean;
+    with that rule taken away the sums are equal.
 
     Args:
         scores: by an answer's token and a step's token, see `calibrated`.

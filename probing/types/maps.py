@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,26 +22,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from scipy.stats import rankdata
 
+from probing.attention.store import ScoreStore
 from probing.choices import METRICS, Head
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files.headers import HEADER, file_hash, file_header, whole_file
+from probing.files.jsonl import read_lines
 from probing.files.reading import read_json
 from probing.files.tables import WRITTEN, read_columns
 from probing.folder import ProbeResult
 from probing.headset import HeadFigures, HeadSet
 from probing.models.identity import ModelCard
+from probing.numbers import number
 from probing.ranking.select import select_top
 from probing.robustness.stability import (
+    RESAMPLES,
     Probed,
     ceiling,
     compare_pair,
+    drawn,
     overlap,
     probed,
     reliability,
 )
 from probing.settings import unknown
-from probing.types.result import TABLE, HeadTypes
+from probing.types.result import TABLE, HeadTypes, query_scores
+from probing.types.scorers import FOLDER, LINES, NULL, less_null
 
 TSV = {"full_attention_heads.tsv": "DuoAttention", "adapter_weights.tsv": "RLKV"}
 IMPORTED = "table.parquet"  # of an imported map
@@ -127,14 +135,14 @@ def _from_tsv(path: Path) -> HeadMap:
     except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     rows = []
-    for number, line in enumerate(lines, 1):
+    for at, line in enumerate(lines, 1):
         try:
             rows.append([float(value) for value in line.split("\t")])
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: no numbers with tabs between") from error
+            raise DataError(f"{path}, line {at}: no numbers with tabs between") from error
         if len(rows[-1]) != len(rows[0]) or not np.isfinite(rows[-1]).all():
             raise DataError(
-                f"{path}, line {number}: {len(rows[-1])} numbers, where line 1 has {len(rows[0])}; "
+                f"{path}, line {at}: {len(rows[-1])} numbers, where line 1 has {len(rows[0])}; "
                 "or one that is not finite"
             )
     if not rows:
@@ -190,14 +198,33 @@ def _from_table(path: Path, name: str, column: str) -> HeadMap:
 
 
 def _from_probe(folder: Path, column: str) -> HeadMap:
-    """A metric of a finished probe, with what is known of its noise; or a type beside it."""
-    if column not in METRICS:
-        HeadTypes.load(folder)  # says what to run where it is not there
-        return _from_table(folder / TABLE, folder.name, column)
-    result = ProbeResult.load(folder)
-    name = f"{folder.name}:{column}"
-    known = probed(name, result, column)
-    return HeadMap(name, f"kfh: {column}", result.pairs, known.figures, probe=known)
+    """A metric of a finished probe, or a type beside it, with what is known of its noise."""
+    result, name = ProbeResult.load(folder), f"{folder.name}:{column}"
+    if column in METRICS:
+        known = probed(name, result, column)
+        return HeadMap(name, f"kfh: {column}", result.pairs, known.figures, probe=known)
+    HeadTypes.load(folder)  # says what to run where it is not there
+    found = _from_table(folder / TABLE, folder.name, column)
+    return replace(found, probe=_typed(folder, result, found, column))
+
+
+def _typed(folder: Path, result: ProbeResult, found: HeadMap, column: str) -> Probed | None:
+    """A type by trace; None of one that no trace is needed for, or by which all heads are alike."""
+    rows, _ = read_lines(folder / LINES)
+    lines = {row["id"]: row["heads"] for row in rows}
+    if column == "qr":
+        left = less_null(result, ScoreStore(folder / FOLDER / NULL, {}).load())
+        names, values = list(left.keys), query_scores(left)
+    elif column in next(iter(lines.values()), {}):
+        names = [name for name in result.ranked if name in lines]
+        values = np.array([lines[name][column] for name in names], dtype=float).T
+    else:
+        return None
+    if not np.ptp(found.values):
+        return None
+    there, problems = ~np.isnan(values).any(axis=0), result.problems()
+    groups = tuple(problems[name] for name, use in zip(names, there, strict=True) if use)
+    return Probed(found.name, found.values, (), values[:, there], groups) if groups else None
 
 
 def import_map(
@@ -280,8 +307,78 @@ def compare_maps(one: HeadMap, other: HeadMap, top: int, seed: int = 0) -> dict[
         known = of.probe or Probed(name, of.values, ())
         sides.append(replace(known, name=name, chosen=tuple(one.heads[place] for place in best)))
     found = compare_pair(sides[0], sides[1], one.heads, seed)
-    whole = [None if of.values is None else reliability(of, seed)[1] for of in sides]
-    found["ceiling"] = None if None in whole else ceiling(*whole)  # type: ignore[arg-type]
+    found["ceiling"] = ceiling(*(reliability(of, seed)[1] for of in sides))
     found["overlap"] = vars(overlap({*strongest[0]}, {*strongest[1]}, len(one.heads)))
+    found["overlap"] |= _overlap_interval(sides, top, seed)
     found["shared"] = [list(head) for head in sides[0].chosen if head in sides[1].chosen]
     return {**found, "heads": len(one.heads), "k": top}
+
+
+def _overlap_interval(sides: Sequence[Probed], top: int, seed: int) -> dict[str, int | None]:
+    """What the strongest share when problems are drawn anew: 95 %; a map without traces stays."""
+    known = [side for side in sides if side.values is not None]
+    weights = iter(drawn(known, RESAMPLES, seed)) if known else iter(())
+    inside = []
+    for side in sides:
+        figures = side.figures[None]
+        if side.values is not None:
+            figures = next(weights) @ side.values.T  # the order is that of the mean
+        best = np.argsort(-figures, axis=-1, kind="stable")[:, :top]
+        inside.append(np.zeros(figures.shape, dtype=bool))
+        np.put_along_axis(inside[-1], best, True, axis=-1)
+    if not known:
+        return {"low": None, "high": None}
+    shared = (inside[0] & inside[1]).sum(axis=-1)
+    low, high = np.quantile(shared, [0.025, 0.975], method="nearest")
+    return {"low": int(low), "high": int(high)}
+
+
+def compare_types(
+    base: str | Path, trained: str | Path, top: int = 10, seed: int = 0
+) -> dict[str, Any]:
+    """Where do the heads of a trained model come from? Two probes with types, side by side.
+
+    Args:
+        base, trained: folders of probes of one model before and after training, with `types.json`.
+        top: strongest heads that are held against each other.
+        seed: of resampling.
+
+    Returns:
+        `rows`: for SRA and each type measured in both, `kept` holds base and trained against each
+        other by it, `into` the base's by it against the trained model's by SRA, each as
+        `compare_maps` says; `origins`: of each head of the trained set its place in the base by
+        each of them, from 1; `verdict`, in sentences.
+
+    Raises:
+        DataError: a folder without a probe or its types.
+        ModelError: models of different shapes.
+    """
+    folders = Path(base), Path(trained)
+    tables = [HeadTypes.load(folder) for folder in folders]
+    measured = [[row["type"] for row in of.content["types"]] for of in tables]
+    both = [name for name in measured[0] if name in measured[1]]
+    names = [name for name in both if all(np.isfinite(of.table[name]).all() for of in tables)]
+    lost, names = [name for name in both if name not in names], ["sra", *names]
+    maps = {name: [read_map(f"{folder}:{name}") for folder in folders] for name in names}
+    rows = []
+    for name, (one, other) in maps.items():
+        kept = compare_maps(one, other, top, seed)
+        into = kept if name == "sra" else compare_maps(one, maps["sra"][1], top, seed)
+        rows.append({"type": name, "kept": kept, "into": into})
+    ranks = {name: rankdata(-one.values, method="min") for name, (one, _) in maps.items()}
+    pairs = maps["sra"][0].heads
+    origins = [
+        {"head": head, **{name: int(of[pairs.index(tuple(head))]) for name, of in ranks.items()}}
+        for head in tables[1].content["set"]
+    ]
+    verdict = [
+        f"By {row['type']} of the base, {row['into']['overlap']['shared']} of the "
+        f"{row['into']['k']} strongest heads are among the trained model's strongest by SRA; "
+        f"chance {number(row['into']['overlap']['expected'], 1)} "
+        f"(p = {number(row['into']['overlap']['p'])})."
+        for row in rows
+    ]
+    if lost:
+        verdict.append(f"Left out, since not every head has a figure: {', '.join(lost)}.")
+    heads = len(pairs)
+    return {"rows": rows, "origins": origins, "heads": heads, "k": top, "verdict": verdict}

@@ -8,16 +8,15 @@ intervals of the probe's own ranking.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from probing.attention.scores import ScoredTrace
 from probing.choices import METRICS, Head
 from probing.errors import DataError
 from probing.files.headers import (
@@ -32,18 +31,25 @@ from probing.files.headers import (
 from probing.files.tables import WRITTEN, read_columns
 from probing.folder import ProbeResult
 from probing.intervals import bootstrap_interval, mean_over_traces
-from probing.numbers import exists, number
+from probing.numbers import number
 from probing.ranking.metrics import Measured, RankedTrace
-from probing.ranking.rank import add_figures
 from probing.ranking.select import ensembles, select_top
 from probing.robustness.stability import Probed, correlation_interval, overlap, spearman
 from probing.settings import to_json
-from probing.traces.labels import read_labels
 from probing.types.config import TypesConfig
+from probing.types.formulas import query_score
+from probing.types.scorers import (
+    Lines,
+    Stored,
+    TypedTraces,
+    calibration,
+    in_order,
+    scorer_rows,
+    verdict_calibration,
+    verdict_scorers,
+)
 
 FILE, TABLE = "types.json", "types.parquet"
-SET, RECEIVER, CAUSE = "head set", "receiver heads", "drop by cause"
-Lines = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,50 +96,12 @@ class HeadTypes:
         return cls(read_columns(folder / TABLE, advice), content)
 
 
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """A probe and what was measured of its traces, in the order of its ranking.
-
-    Args:
-        config: of the types.
-        result: of the probe.
-        lines: by trace.
-        traces: ranked ones with the scores of all heads.
-        scorers: the same with those of other scorers.
-        names: of these.
-    """
-
-    config: TypesConfig
-    result: ProbeResult
-    lines: Lines
-    traces: Sequence[RankedTrace]
-    scorers: Sequence[RankedTrace]
-    names: list[str]
-
-    @property
-    def ids(self) -> list[str]:
-        return [trace.id for trace in self.traces]
-
-    @property
-    def groups(self) -> list[str]:
-        return [trace.group for trace in self.traces]
-
-    def places(self, half: str) -> list[int]:
-        """Which of the traces are in a half of the probe: `select` or `held_out`."""
-        names = {*self.result.counts[f"{half}_traces"]}
-        return [place for place, name in enumerate(self.ids) if name in names]
-
-    def of_type(self, name: str) -> Float[np.ndarray, "head trace"]:
-        """A type of every head on every trace."""
-        rows = [self.lines[trace]["heads"][name] for trace in self.ids]
-        return np.array(rows, dtype=float).T
-
-
 def summarise(
     config: TypesConfig,
     result: ProbeResult,
     lines: Lines,
-    receivers: Mapping[str, ScoredTrace],
+    receivers: Stored,
+    null: Stored | None,
     fixed: Mapping[str, Float[np.ndarray, "head"]],
 ) -> HeadTypes:
     """Everything that is said of the types and the scorers, but for how long it took.
@@ -143,24 +111,34 @@ def summarise(
         result: of the probe.
         lines: of each ranked trace, by id: `heads` and `steps`.
         receivers: what each head says of each step as a receiver.
+        null: step scores by a token of an answer without content; None: it was not asked for.
         fixed: types that no trace is needed for, (head,) each.
     """
-    by_trace = [name for name in config.types if name not in fixed]
-    measured = _in_order(config, result, lines, receivers, by_trace)
-    values = {name: measured.of_type(name) for name in by_trace}
-    figures = {name: mean_over_traces(values[name]) for name in by_trace} | dict(fixed)
+    measured = in_order(config, result, lines, receivers, null)
+    values = {n: measured.of_type(n) for n in config.types if n not in (*fixed, "qr")}
+    before = Measured.of(measured.traces).values
+    after = None
+    if measured.less is not None:
+        after = Measured.of(measured.less).values
+        values["qr"] = query_scores(measured.less)
+    figures = {name: mean_over_traces(values[name]) for name in values} | dict(fixed)
     figures = {name: figures[name] for name in config.types}
     table = result.table[["layer", "head", *METRICS]].assign(**figures)
-    if "qr" in values:
-        for metric in METRICS:
-            found = mean_over_traces(measured.of_type(f"null {metric}"))
-            table[f"{metric}_less_null"] = found
-    sra = Measured.of(measured.traces).values["sra"]
+    for metric, rest in (after or {}).items():
+        table[f"{metric}_less_null"] = mean_over_traces(rest)
+    sra = before["sra"]
     rows = [_type_row(measured, name, figures, values.get(name), sra) for name in config.types]
-    scorers = _scorer_rows(measured)
+    scorers = scorer_rows(measured)
     names = ["sra", "balanced", *config.types]
     known = np.nan_to_num(table[names].to_numpy(float).T, nan=-np.inf)
     matrix = [[json_number(spearman(a, b)) for b in known] for a in known]
+    verdict = [*_verdict_types(rows, result.chosen, len(table)), *verdict_scorers(scorers)]
+    less = None
+    if after is not None:
+        less = calibration(
+            measured, {metric: (before[metric], after[metric]) for metric in METRICS}
+        )
+        verdict += verdict_calibration(less, config.null_answer)
     content: dict[str, Any] = {
         "settings": to_json(config),
         "model": vars(result.card),
@@ -173,79 +151,19 @@ def summarise(
         "types": rows,
         "correlations": {"names": names, "matrix": matrix},
         "scorers": scorers,
-        "calibration": _calibration(table, result) if "qr" in values else None,
-        "verdict": [*_verdict_types(rows, result.chosen, len(table)), *_verdict_scorers(scorers)],
+        "calibration": less,
+        "verdict": verdict,
     }
     return HeadTypes(table, json_value(content))
 
 
-def _in_order(
-    config: TypesConfig,
-    result: ProbeResult,
-    lines: Lines,
-    receivers: Mapping[str, ScoredTrace],
-    by_trace: Sequence[str],
-) -> _Measured:
-    """The traces in the order of the ranking, which intervals depend on, with all scorers."""
-    problems = result.problems()
-    ranked = {trace.id: trace for trace in result.ranked_traces(problems)}
-    ids = [name for name in result.counts.get("problem_of", ranked) if name in ranked]
-    labels = result.labels()
-    chosen, places = result.places(result.chosen), None
-    if "receiver" in by_trace:
-        kurtosis = np.array([lines[name]["heads"]["receiver"] for name in ids], dtype=float).T
-        count = min(config.receivers, max(1, len(kurtosis) // 10))
-        places = select_top(mean_over_traces(kurtosis), count)
-    names = [SET, *lines[ids[0]]["steps"], *([RECEIVER] if places is not None else [])]
-    drops = _drops(config.causes, {name: result.scored[name].tokens for name in ids})
-    names += [CAUSE] if drops else []
-    scorers = []
-    for name in ids:
-        scored = result.scored[name]
-        parts = [scored.scores[chosen].mean(axis=0), *lines[name]["steps"].values()]
-        if places is not None:
-            parts.append(receivers[name].scores[places].mean(axis=0))
-        if drops:
-            parts.append(drops[name])
-        given = ScoredTrace(
-            name, np.array(parts), scored.tokens, scored.answer_tokens, scored.total_tokens
-        )
-        row = RankedTrace.of(given, labels[name], problems[name])
-        assert row  # it was ranked before
-        scorers.append(row)
-    return _Measured(config, result, lines, [ranked[name] for name in ids], scorers, names)
-
-
-def _drops(
-    path: Path | None, tokens: Mapping[str, Int[np.ndarray, "step"]]
-) -> dict[str, Float[np.ndarray, "step"]]:
-    """What the answer loses without each step, nats a token, as a label file by cause has it.
-
-    Args:
-        path: of the file; None: nothing is known.
-        tokens: of the steps of each trace; one without tokens needs no figure.
-
-    Raises:
-        DataError: it has no score for a step.
-    """
-    if path is None:
-        return {}
-    details = read_labels(path).details
-    found = {}
-    for name, sizes in tokens.items():
-        scores = {step: about.get("score") for step, about in details.get(name, {}).items()}
-        lost = [step for step in np.flatnonzero(sizes).tolist() if scores.get(step) is None]
-        if lost:
-            raise DataError(
-                f"{path}: no score of step {lost[0]} of trace {name}: is it the label file by "
-                "cause (kfh label) of the traces that were probed?"
-            )
-        found[name] = np.array([scores.get(step) or 0.0 for step in range(len(sizes))])
-    return found
+def query_scores(less: Iterable[RankedTrace]) -> Float[np.ndarray, "head trace"]:
+    """The QR score of every head on every trace, from scores less those by the null answer."""
+    return np.array([query_score(row.scores, row.tokens, row.essential) for row in less]).T
 
 
 def _type_row(
-    measured: _Measured,
+    measured: TypedTraces,
     name: str,
     figures: Mapping[str, Float[np.ndarray, "head"]],
     values: Float[np.ndarray, "head trace"] | None,
@@ -276,7 +194,7 @@ def _type_row(
 
 
 def _correlation_interval(
-    measured: _Measured,
+    measured: TypedTraces,
     name: str,
     values: Float[np.ndarray, "head trace"] | None,
     sra: Float[np.ndarray, "head trace"],
@@ -302,7 +220,7 @@ def _ordered(values: Float[np.ndarray, "head"]) -> Float[np.ndarray, "head"]:
     return np.where(np.isnan(values), least, values) - least  # `select_top` takes none below −1
 
 
-def _ensemble(measured: _Measured, heads: list[int]) -> dict[str, float | None]:
+def _ensemble(measured: TypedTraces, heads: list[int]) -> dict[str, float | None]:
     """SRA of the mean score of some heads on the held-out half, with its interval."""
     traces = [measured.traces[place] for place in measured.places("held_out")]
     found = np.array([t.measure(ensembles(t, heads)[-1:])["sra"] for t in traces]).T
@@ -310,50 +228,6 @@ def _ensemble(measured: _Measured, heads: list[int]) -> dict[str, float | None]:
     low, high = bootstrap_interval(found, groups, seed=measured.config.seed)[0]
     value = float(mean_over_traces(found)[0])
     return {"sra": value, "sra_low": json_number(low), "sra_high": json_number(high)}
-
-
-def _scorer_rows(measured: _Measured) -> list[dict[str, Any]]:
-    """A row a scorer, as a control has it; the probe's own controls; and the set beside each.
-
-    `less` is the set's SRA less the scorer's on the held-out half, paired by problem.
-    """
-    of = Measured.of(measured.scorers)
-    split = (measured.places("select"), measured.places("held_out"))
-    table = pd.DataFrame({"scorer": measured.names})
-    add_figures(table, of, split, measured.config.seed)
-    table = table.drop(columns=[name for name in table if name.startswith("gating")])
-    held_out = of.values["sra"][:, split[1]]
-    less = held_out[0] - held_out
-    groups = [of.groups[place] for place in split[1]]
-    limits = bootstrap_interval(less, groups, seed=measured.config.seed)
-    rows = []
-    for row, value, (low, high) in zip(
-        table.to_dict("records"), mean_over_traces(less), limits, strict=True
-    ):
-        rows.append({**row, "less": value, "less_low": low, "less_high": high})
-    for _, control in measured.result.controls.iterrows():
-        kept = {name: control.get(name) for name in table if name != "scorer"}
-        rows.append({"scorer": control["control"], **kept, "control": True})
-    return [
-        {name: v if isinstance(v, str | bool) else json_number(v) for name, v in row.items()}
-        for row in rows
-    ]
-
-
-def _calibration(table: pd.DataFrame, result: ProbeResult) -> dict[str, Any]:
-    """Metrics of heads before and after the null answer is taken away; of all and of the set."""
-    chosen = result.places(result.chosen)
-    found: dict[str, Any] = {}
-    for metric in METRICS:
-        gain = table[f"{metric}_less_null"] - table[metric]
-        found[metric] = {
-            "best": json_number(table[metric].max()),
-            "best_less_null": json_number(table[f"{metric}_less_null"].max()),
-            "set": json_number(table[metric].iloc[chosen].mean()),
-            "set_less_null": json_number(table[f"{metric}_less_null"].iloc[chosen].mean()),
-            "gain": json_number(gain.mean()),
-        }
-    return found
 
 
 def _verdict_types(
@@ -370,19 +244,4 @@ def _verdict_types(
             f"the {top} strongest of {heads} by {row['type']}; chance {found['expected']:.1f} "
             f"(p = {number(found['p'])})."
         )
-    return sentences
-
-
-def _verdict_scorers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which scorers the head set beats on problems that it was not chosen on."""
-    beaten, open_ = list[str](), list[str]()
-    for row in rows[1:]:
-        if row.get("control") or row["scorer"].startswith(SET):
-            continue
-        shown = exists(row["less_low"]) and row["less_low"] > 0
-        (beaten if shown else open_).append(f"{row['scorer']} ({number(row['less'], signed=True)})")
-    words = "The head set's SRA less the scorer's, on held-out problems: "
-    sentences = [f"{words}shown above 0 for {', '.join(beaten) or 'none'}."]
-    if open_:
-        sentences.append(f"Not shown to be better than {', '.join(open_)}.")
     return sentences

@@ -1,24 +1,26 @@
-"""What the published types need of a trace's rows, in one pass and without a T × T matrix.
+"""What the published types need of the rows of a batch, in the pass that scores it.
 
 The steps of `StepRows`, with the same numbers in the code:
 1. Rows are computed, a chunk at a time, of the steps (all their tokens, or so many of each, evenly
-   spread), of the answer, and of the tokens that wrote the answer.
-2. Of each chunk, rows of one step are averaged and summed by the step of their key: M_ij. The
-   answer's own rows and that of the end mark's last token are summed in the same way.
-3. Each row says how far back it looks and what it gives the first token; rows before a token of
-   the answer, which key they look at most.
+   spread), of the answer, and of the tokens that wrote the answer. Those of the answer are the
+   rows that a probe computes anyway: its masses come from them, to the same figures.
+2. Of each chunk, rows of one step are averaged and summed by the step of their key: M_ij. That of
+   the end mark's last token is summed in the same way.
+3. Each row says how far back it looks; rows before a token of the answer, which key most.
 4. Each row's last keys, a band along the diagonal, give the windowed distance of its token and,
    added up by key, the influence on later tokens.
+5. An answer without content goes along behind each trace, at the places of the answer: its rows
+   do not see the answer, and their products with the values stand in the layer's output.
 Where the answer ends the trace, its rows times the values are the rest of the layer's output, as in
 the capture of a probe (`probing.models.split`). What is left of a layer is (head, step, step) at
-most.
+most; of a branch (5), masses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,13 +28,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probing.attention.capture import AttentionCapture, CapturePass
-from probing.attention.rows import Chunk, Rows, weigh
+from probing.attention.rows import Rows, weigh
+from probing.attention.scores import pad_batch
 from probing.choices import Head
 from probing.models.front import AttentionCall
 from probing.models.identity import shortest_window
-from probing.models.split import SplitOutput
+from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
+from probing.models.split import SplitOutput, split_at
 from probing.traces.tokens import EncodedTrace
 from probing.types.formulas import FUTURE, WINDOW
+from probing.types.plan import RowPlan, taken, within
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,173 +66,174 @@ class StepFigures:
     looked_at: Int[np.ndarray, "head answer"]
 
 
-@dataclass(frozen=True, eq=False)
-class RowPlan:
-    """Which rows are computed of a trace, and what for (1).
+class Read(NamedTuple):
+    """What a pass gives of one of its traces."""
 
-    Args:
-        at: their positions, ascending.
-        steps: for each step which of the rows are its own.
-        answer: which are F; all of it.
-        before: which stand before a token of F.
-        mark: which is the last token of the end mark.
-        spans: of the steps.
-    """
-
-    at: Int[Tensor, "row"]
-    steps: list[Int[Tensor, "_"]]
-    answer: Int[Tensor, "answer"]
-    before: Int[Tensor, "answer"]
-    mark: Int[Tensor, "1"]
-    spans: Int[np.ndarray, "step 2"]
-
-    @classmethod
-    def of(cls, trace: EncodedTrace, most: int | None, behind: int) -> RowPlan:
-        """The plan for a trace with an answer; of each step `most` rows, None: all of it.
-
-        Every row from the answer's first on is taken; without a bound every one from the first
-        step on. `behind` is the first token behind the end mark.
-        """
-        own = [spread(int(first), int(last), most) for first, last in trace.spans]
-        answer = np.flatnonzero(trace.answer)
-        every = int(answer[0])
-        if most is None:
-            every = int(trace.spans[:, 0].min(initial=every))
-        wanted = [*own, answer - 1, np.array([behind - 1]), np.arange(every, len(trace))]
-        at = np.unique(np.concatenate(wanted))
-
-        def places(of: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.searchsorted(at, of))
-
-        steps = [places(rows) for rows in own]
-        mark = places(np.array([behind - 1]))
-        before = places(answer - 1)
-        return cls(torch.from_numpy(at), steps, places(answer), before, mark, trace.spans)
-
-
-def spread(first: int, last: int, most: int | None) -> Int[np.ndarray, "row"]:
-    """At most so many positions of a span, evenly spread; the middle of each part.
-
-    Example:
-        >>> spread(10, 20, 2).tolist(), spread(10, 12, 4).tolist()
-        ([12, 17], [10, 11])
-    """
-    size = last - first
-    count = size if most is None else min(most, size)
-    return first + (np.arange(count) * 2 + 1) * size // max(2 * count, 1)
+    mass: Float[np.ndarray, "head token"]  # as `AttentionCapture` gives it
+    figures: StepFigures
+    null: Float[np.ndarray, "head token"] | None  # the masses of an answer without content
+    hidden: Float[Tensor, "token hidden"]  # the last hidden state
 
 
 class StepPass(CapturePass):
-    """Collects `StepFigures` of all heads of one trace, layer by layer.
+    """Collects masses and `StepFigures` of all heads of a batch, layer by layer.
 
     Args:
-        plan: of the trace.
-        answer: F of the trace, in a batch of one.
+        plans: of the traces.
+        answer: F of each, padded.
         capture: proven.
+        null: tokens behind each trace that are another answer (5).
     """
 
     def __init__(
-        self, plan: RowPlan, answer: Bool[Tensor, "1 token"], capture: AttentionCapture
+        self,
+        plans: Sequence[RowPlan],
+        answer: Bool[Tensor, "batch token"],
+        capture: AttentionCapture,
+        null: int,
     ) -> None:
         super().__init__(answer, capture.heads, capture._workspace, split=capture.split)
-        self.plan = plan
-        self.found: list[dict[str, Tensor]] = []
+        self.plans, self.null = plans, null
+        self.found: list[list[dict[str, Tensor]]] = []  # by layer, by trace
+        self.nulls: list[Float[Tensor, "batch head token"]] = []
+
+    def cut_of(self, layer: int, call: AttentionCall) -> int | None:
+        """As where every row from the earliest answer on is wanted."""
+        first = min(
+            int(plan.at[plan.answer[0]]) if len(plan.answer) else plan.length for plan in self.plans
+        )
+        start = (first, 1.0) if first else None
+        return split_at(call, start, call.query.shape[1]) if layer in self.split else None
 
     def add(self, layer: int, call: AttentionCall, split: SplitOutput | None = None) -> None:
         """Rows of all heads of this layer; those of the answer give their part of its output."""
-        rows, at = Rows(call, None, self.workspace), self.plan.at
-        sums = _LayerSums(self.plan, self.tokens, rows)
-        before = len(at) if split is None else int((at < split.cut).sum())
-        for chunk in rows.chunks(0, at[:before]) if before else ():
-            sums.add(chunk)
-        if split is not None:
-            for chunk in rows.chunks(0, at[before:]):
-                weigh(chunk, split.values[0], split.output[0, split.cut :])
-                first, last = before + chunk.rows.start, before + chunk.rows.stop
-                sums.add(chunk._replace(rows=slice(first, last)))
-        self.found.append(sums.figures())
+        rows, found = Rows(call, None, self.workspace), []
+        for place, plan in enumerate(self.plans):
+            sums = _LayerSums(plan, self.tokens, rows)
+            before = len(plan.at) if split is None else int(np.searchsorted(plan.at, split.cut))
+            for chunk in rows.chunks(place, torch.from_numpy(plan.at[:before])) if before else ():
+                sums.add(chunk.probs, chunk.kv, chunk.rows.start, chunk.rows.stop)
+            if split is not None:
+                output = split.output[place, split.cut :]
+                output[plan.length - split.cut :] = 0  # padding, which nobody looks at
+                at = torch.arange(split.cut, plan.length)
+                for chunk in rows.chunks(place, at) if len(at) else ():
+                    weigh(chunk, split.values[place], output)
+                    ends = chunk.rows.start + split.cut, chunk.rows.stop + split.cut
+                    begin, end = np.searchsorted(plan.at, ends)
+                    own = taken(chunk.probs, plan.at[begin:end] - ends[0])
+                    sums.add(own, chunk.kv, int(begin), int(end))
+            found.append(sums.figures())
+        self.found.append(found)
 
-    def figures(self) -> StepFigures:
-        """Of all layers, in the order of the heads."""
-        names = [item.name for item in fields(StepFigures)]
-        return StepFigures(**{n: torch.cat([f[n] for f in self.found]).numpy() for n in names})
+    def branch(self, call: AttentionCall, value: Tensor, output: Tensor) -> None:
+        """The rows behind each trace see what stands before the answer, and themselves (5)."""
+        rows = Rows(call, None, self.workspace)
+        shape = (len(self.plans), rows.key.shape[1], rows.group, self.tokens)
+        mass = torch.zeros(shape, device=output.device)
+        for place, plan in enumerate(self.plans):
+            unseen = torch.zeros(self.tokens, device=output.device)
+            unseen[plan.behind : plan.length] = -torch.inf
+            at = torch.arange(plan.length, plan.length + self.null)
+            values, own = value[place].float(), output[place, plan.length :]
+            for chunk in rows.chunks(place, at, unseen):
+                weigh(chunk, values, own)
+                mass[place, chunk.kv, :, : chunk.probs.shape[-1]] += chunk.probs.sum(dim=1)
+        self.nulls.append(mass.flatten(1, 2).cpu())
+
+    def read(self, hidden: Float[Tensor, "batch token hidden"]) -> Iterator[Read]:
+        """Of all layers, in the order of the heads, trace by trace."""
+        nulls = torch.cat(self.nulls, dim=1).numpy() if self.nulls else None
+        for place, plan in enumerate(self.plans):
+            layers = [found[place] for found in self.found]
+            of = {name: torch.cat([f[name] for f in layers]).numpy() for name in layers[0]}
+            mass = of.pop("mass")[:, : plan.length]
+            null = None if nulls is None else nulls[place, :, : plan.behind]
+            yield Read(mass, StepFigures(**of), null, hidden[place, : plan.length])
 
 
 class _LayerSums:
-    """The sums of one layer."""
+    """The sums of one layer of one trace."""
 
     def __init__(self, plan: RowPlan, tokens: int, rows: Rows) -> None:
         self.plan, device = plan, rows.query.device
-        self.at = plan.at.to(device)
-        self.looks = rows.sinks is not None  # rows need not sum to one
+        self.sinks = rows.sinks is not None  # rows need not sum to one
         kv, group, steps = rows.key.shape[1], rows.group, len(plan.spans)
-        self.members = torch.zeros((tokens, steps), device=device)  # of steps, by key
-        for step, (first, last) in enumerate(plan.spans):
-            self.members[first:last, step] = 1 / max(int(last - first), 1)
+        self.limits = torch.from_numpy(plan.spans).to(device)
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros((kv, group, *shape), dtype=dtype, device=device)
 
-        self.blocks = empty(steps + 1, steps)  # the last: of the end mark
-        self.far, self.first, self.total, self.waad = (empty(len(plan.at)) for _ in range(4))
-        self.later = empty(tokens)
+        self.blocks = empty(steps + 1, steps, dtype=torch.float64)  # the last: of the end mark
+        self.far, self.total, self.waad = (empty(len(plan.at)) for _ in range(3))
+        self.mass, self.later = empty(tokens), empty(tokens)
         self.looked_at = empty(len(plan.before), dtype=torch.long)
-        # Classes of rows: each step, and the end mark; and by row which of them, for `add`.
-        self.classes = [*plan.steps, plan.mark]
 
-    def add(self, chunk: Chunk) -> None:
-        """Rows of some heads."""
-        begin, end = chunk.rows.start, chunk.rows.stop
-        at, length = self.at[chunk.rows], chunk.probs.shape[-1]
-        self._by_step(chunk, begin, end, length)  # 2
-        keys = torch.zeros((length, 3), device=at.device)
-        keys[:, 0], keys[:, 1], keys[0, 2] = 1, torch.arange(length, device=at.device), 1
-        total, place, first = (chunk.probs @ keys).movedim(1, 2).unbind(-1)  # 3
-        there = (chunk.kv, slice(None), chunk.rows)
-        self.far[there], self.first[there] = at * total - place, first
-        self.total[there] = total
-        wanted = (self.plan.before >= begin) & (self.plan.before < end)
-        if wanted.any():
-            rows = self.plan.before[wanted] - begin
-            most = chunk.probs[:, rows].max(dim=-1).indices.transpose(1, 2)
-            self.looked_at[chunk.kv, :, wanted] = most
-        self._band(chunk, at, total, there)  # 4
+    def add(
+        self, probs: Float[Tensor, "kv row group key"], kv: slice, begin: int, end: int
+    ) -> None:
+        """Rows begin … end − 1 of the plan, of some heads."""
+        if begin == end:
+            return
+        plan, device, length = self.plan, probs.device, probs.shape[-1]
+        at = torch.from_numpy(plan.at[begin:end]).to(device)
+        answer, before = (within(rows, begin, end) for rows in (plan.answer, plan.before))
+        if answer.stop > answer.start:
+            own = taken(probs, plan.answer[answer] - begin)
+            self.mass[kv, :, :length] += own.sum(dim=1)
+        self._by_step(probs, kv, begin, end)  # 2
+        there = (kv, slice(None), slice(begin, end))
+        # Distances from the chunk's first row: small where a row looks at what is near.
+        back = at[0] - torch.arange(length, device=device)
+        total = probs.sum(-1) if self.sinks else torch.ones(probs.shape[:-1], device=device)
+        far = probs @ back.float() + (at - at[0])[:, None] * total  # 3
+        self.far[there], self.total[there] = far.transpose(1, 2), total.transpose(1, 2)
+        if before.stop > before.start:
+            own = taken(probs, plan.before[before] - begin)
+            # numpy's is the faster by far on a CPU
+            most = own.max(-1)[1] if own.is_cuda else torch.from_numpy(own.numpy().argmax(axis=-1))
+            self.looked_at[kv, :, before] = most.transpose(1, 2)
+        self._band(probs, at, kv, there)  # 4
 
-    def _by_step(self, chunk: Chunk, begin: int, end: int, length: int) -> None:
-        """Mean rows of each class, summed by the step of the key."""
-        inside = []
-        for number, own in enumerate(self.classes):
-            mine = own[(own >= begin) & (own < end)] - begin
-            if len(mine):
-                inside.append((number, chunk.probs[:, mine].sum(dim=1) / len(own)))
-        if inside:
-            numbers = torch.tensor([number for number, _ in inside], device=chunk.probs.device)
-            rows = torch.stack([row for _, row in inside], dim=2)  # kv, group, class, key
-            self.blocks[chunk.kv].index_add_(2, numbers, rows @ self.members[:length])
+    def _by_step(self, probs: Tensor, kv: slice, begin: int, end: int) -> None:
+        """Sums of the rows of each class, by the step of the key; by prefix sums in float64."""
+        pairs = within(self.plan.rows, begin, end)
+        if pairs.stop == pairs.start:
+            return
+        names, local = np.unique(self.plan.classes[pairs], return_inverse=True)
+        own = taken(probs, self.plan.rows[pairs] - begin)
+        rows = probs.new_zeros((len(probs), len(names), *probs.shape[2:]))
+        rows.index_add_(1, torch.from_numpy(local).to(probs.device), own)
+        prefix = torch.nn.functional.pad(rows.cumsum(-1, dtype=torch.float64), (1, 0))
+        limits = self.limits.clamp(max=probs.shape[-1])
+        sums = (prefix[..., limits[:, 1]] - prefix[..., limits[:, 0]]).transpose(1, 2)
+        self.blocks[kv].index_add_(2, torch.from_numpy(names).to(probs.device), sums)
 
-    def _band(self, chunk: Chunk, at: Tensor, total: Tensor, there: Any) -> None:
+    def _band(self, probs: Tensor, at: Tensor, kv: slice, there: Any) -> None:
         """The last keys of each row: the windowed distance, and what is given to each of them."""
         back = torch.arange(FUTURE[1] + 1, device=at.device)
         keys = at[:, None] - back
-        real = keys >= 0
-        index = keys.clamp(min=0)[None, :, None].expand(*chunk.probs.shape[:3], -1)
-        band = chunk.probs.gather(-1, index) * real[:, None]
+        index = keys.clamp(min=0)[None, :, None].expand(*probs.shape[:3], -1)
+        band = probs.gather(-1, index) * (keys >= 0)[:, None]
         near = (WINDOW - back).clamp(min=0).float()
-        self.waad[there] = WINDOW * total - (band @ near).movedim(1, 2)
+        self.waad[there] = WINDOW * self.total[there] - (band @ near).transpose(1, 2)
         late = band[..., FUTURE[0] :].transpose(1, 2).flatten(2)
-        to = keys.clamp(min=0)[:, FUTURE[0] :].flatten()
-        self.later[chunk.kv].index_add_(2, to, late)
+        self.later[kv].index_add_(2, keys.clamp(min=0)[:, FUTURE[0] :].flatten(), late)
 
     def figures(self) -> dict[str, Tensor]:
         """(head, …) of this layer, on the CPU."""
         plan, steps = self.plan, len(self.plan.spans)
-        answer = plan.answer
+        sizes = (torch.from_numpy(n) for n in (plan.sizes, np.diff(plan.spans, axis=1)[:, 0]))
+        rows, keys = (n.clamp(min=1).to(self.blocks.device) for n in sizes)
+        blocks = (self.blocks / rows[:, None] / keys).float()
+        answer = torch.from_numpy(plan.answer)
         looked = self.total[..., answer].sum(-1)
         found = {
-            "attention": self.blocks[..., :steps, :],
-            "mark": self.blocks[..., steps, :],
+            "mass": self.mass,
+            "attention": blocks[..., :steps, :],
+            "mark": blocks[..., steps, :],
             "span": self.far[..., answer].sum(-1) / looked,
-            "sink": self.first[..., answer].sum(-1) / looked,
+            "sink": self.mass[..., 0] / looked,
             "distance": self.far.sum(-1) / self.total.sum(-1),
             "waad": self._mean_rows(self.waad),
             "fai": self._influence(),
@@ -237,124 +243,116 @@ class _LayerSums:
 
     def _mean_rows(self, values: Float[Tensor, "kv group row"]) -> Float[Tensor, "kv group step"]:
         """The mean over the rows of each step; 0 without one."""
-        means = [values[..., own].sum(-1) / max(len(own), 1) for own in self.plan.steps]
-        return torch.stack(means, dim=-1) if means else values[..., :0]
+        plan, device = self.plan, values.device
+        rows, classes, sizes = map(torch.from_numpy, (plan.rows, plan.classes, plan.sizes))
+        sums = values.new_zeros((*values.shape[:2], len(sizes)))
+        sums.index_add_(-1, classes.to(device), values[..., rows.to(device)])
+        return (sums / sizes.clamp(min=1).to(device))[..., :-1]
 
     def _influence(self) -> Float[Tensor, "kv group step"]:
         """What later rows give to a step's tokens, by row that could give, then by token."""
-        tokens = self.later.shape[-1]
-        count = torch.zeros(tokens + 1, device=self.at.device)
-        ones = torch.ones(len(self.at), device=self.at.device)
-        low, high = (self.at - FUTURE[1]).clamp(min=0), (self.at - FUTURE[0] + 1).clamp(min=0)
-        count.index_add_(0, low, ones).index_add_(0, high, -ones)
-        count = count.cumsum(0)[:tokens].round()
-        known = (count > 0).float()
-        share = self.members * known[:, None]
-        share = share / share.sum(dim=0).clamp(min=1e-12)
-        return (self.later / count.clamp(min=1)) @ share
+        tokens, at = self.later.shape[-1], self.plan.at
+        edges = np.bincount(np.maximum(at - FUTURE[1], 0), minlength=tokens + 1)
+        edges[:tokens] -= np.bincount(np.maximum(at - FUTURE[0] + 1, 0), minlength=tokens)[:tokens]
+        count = edges.cumsum()[:tokens]
+        share = (self.later / torch.from_numpy(np.maximum(count, 1)).to(self.later.device)).double()
+        prefix = torch.nn.functional.pad(share.cumsum(-1), (1, 0))
+        known = np.concatenate([[0], (count > 0).cumsum()])
+        first, last = self.plan.spans.T
+        size = torch.from_numpy(np.maximum(known[last] - known[first], 1)).to(self.later.device)
+        return ((prefix[..., last] - prefix[..., first]) / size).float()
 
 
 class StepRows(AttentionCapture):
-    """Takes `StepFigures` of traces, all heads; proves itself as a capture does.
+    """Takes masses and `StepFigures` of batches, all heads; proves itself as a capture does.
 
     Args:
         model: a loaded transformers model.
         most: rows of each step, evenly spread; None: all rows.
+        null: ids of an answer without content, whose masses are taken too; None: no such answer.
         chunk_bytes: memory of a chunk of rows, see `AttentionCapture`.
+
+    Attributes:
+        branches: whether that answer goes along in the same pass (5); else its context goes
+            through the model once more. So it is where a layer looks through a window, the RoPE
+            changes with the length, or a proof shows that the masses are not the same.
 
     Raises:
         ModelError: the model's attention cannot be captured.
     """
 
     def __init__(
-        self, model: torch.nn.Module, most: int | None = None, *, chunk_bytes: int | None = None
+        self,
+        model: torch.nn.Module,
+        most: int | None = None,
+        null: Int[np.ndarray, "token"] | None = None,
+        *,
+        chunk_bytes: int | None = None,
     ) -> None:
         super().__init__(model, chunk_bytes=chunk_bytes)
-        self.most = most
+        self.most, self.null = most, null
+        plain = not self.lengths and shortest_window(model.config) is None
+        self.branches = null is not None and plain and self._prove_branch()
 
-    def figures(
-        self, trace: EncodedTrace, behind: int | None = None, cache: Any = None
-    ) -> tuple[StepFigures, Float[Tensor, "token hidden"]]:
-        """One forward pass, within a `with` block; with the last hidden state.
+    def read(self, traces: Sequence[EncodedTrace]) -> list[Read]:
+        """One forward pass over the traces of a batch, within a `with` block."""
+        extra = 0 if self.null is None or not self.branches else len(self.null)
+        plans = [RowPlan.of(trace, self.most) for trace in traces]
+        tails = np.zeros(extra, dtype=np.int64) if self.null is None else self.null[:extra]
+        ids = pad_batch([np.concatenate([trace.ids, tails]) for trace in traces])
+        off = np.zeros(extra, dtype=bool)
+        answer = pad_batch([np.concatenate([trace.answer, off]) for trace in traces])
+        collected = StepPass(plans, answer, self, extra)
+        forward: Callable[..., Any] = self.trunk
+        if extra:
+            places = torch.arange(ids.shape[1]).repeat(len(ids), 1)
+            for row, plan in zip(places, plans, strict=True):
+                row[plan.length :] -= plan.length - plan.behind
+            # A mask of ones says that these places are no second sequence.
+            given = {"position_ids": places, "attention_mask": torch.ones_like(ids)}
+            moved = {name: value.to(self._device()) for name, value in given.items()}
 
-        Args:
-            trace: with an answer that does not stand at its very beginning.
-            behind: the first token behind the end mark; None: the first of F.
-            cache: keeps keys and values for `mass_behind`; None: nothing is kept.
+            def forward(**own: Any) -> Any:
+                return self.trunk(**{**own, **moved})
 
-        Raises:
-            ValueError: it has no such answer.
-        """
-        if not trace.answer.any() or trace.answer[0]:
-            raise ValueError(f"trace {trace.id}: an answer with a token before it is needed")
-        behind = int(trace.answer.argmax()) if behind is None else behind
-        answer = torch.from_numpy(trace.answer)[None]
-        collected = StepPass(RowPlan.of(trace, self.most, behind), answer, self)
-        ids = torch.from_numpy(trace.ids)[None].to(self._device())
-        hidden = self._run(collected, ids, None, self._keeping(cache))
-        return collected.figures(), hidden[0]
+        found = list(collected.read(self._run(collected, ids.to(self._device()), None, forward)))
+        if self.null is None or extra:
+            return found
+        nulls = [
+            self._alone(trace.ids[: plan.behind]) for trace, plan in zip(traces, plans, strict=True)
+        ]
+        return [read._replace(null=null) for read, null in zip(found, nulls, strict=True)]
 
-    def new_cache(self) -> Any:
-        """A cache for a pass; None where it would not serve a shorter context.
+    def _alone(self, context: Int[np.ndarray, "token"]) -> Float[np.ndarray, "head token"]:
+        """The masses of the answer without content behind its context, in a pass of their own."""
+        assert self.null is not None
+        whole = torch.from_numpy(np.concatenate([context, self.null]))[None].to(self._device())
+        at = torch.arange(whole.shape[1], device=whole.device)[None] >= len(context)
+        return self(whole, at)[0, :, : len(context)].cpu().numpy()
 
-        So it is where layers look through a window, or the RoPE changes with the length.
-        """
-        from transformers import DynamicCache
+    def _prove_branch(self) -> bool:
+        """Whether an answer that goes along has the masses of one that stands alone."""
+        ids = proof_input(self._vocabulary(), torch.device("cpu"))[0][0].numpy()
+        answer = np.arange(len(ids)) >= len(ids) // 2
+        trace = EncodedTrace("proof", ids, 0, np.array([[0, len(ids) // 2]]), answer)
+        self.branches = True
+        with self:
+            found = self.read([trace])[0].null
+            alone = self._alone(ids[: len(ids) // 2])
+        difference = relative(torch.from_numpy(found), torch.from_numpy(alone))
+        return difference <= PROOF_TOLERANCE.get(self.dtype, 1e-4)
 
-        if self.lengths or shortest_window(self.model.config) is not None:
-            return None
-        return DynamicCache()
-
-    def mass_behind(
-        self, ids: Int[np.ndarray, "token"], behind: int, others: Int[np.ndarray, "_"], cache: Any
-    ) -> Float[np.ndarray, "head token"]:
-        """The masses of another answer in the answer's place, within a `with` block.
-
-        Args:
-            ids: of the trace.
-            behind: the first token that is left away.
-            others: what stands there.
-            cache: of the pass over the trace, which is cut there; None: the context goes through
-                the model once more.
-        """
-        answer = torch.from_numpy(others)[None].to(self._device())
-        if cache is None:
-            context = torch.from_numpy(ids[:behind])[None].to(self._device())
-            whole = torch.cat([context, answer], dim=1)
-            at = torch.arange(whole.shape[1], device=whole.device)[None] >= behind
-            return np.asarray(self(whole, at)[0].cpu().numpy())
-        cache.crop(behind - len(ids))  # so many fewer
-        collected = BehindPass(len(others), behind, self)
-        self._run(collected, answer, None, self._keeping(cache))
-        return np.asarray(collected.mass()[0].cpu().numpy())
-
-    def _keeping(self, cache: Any) -> Callable[..., Any]:
-        """The trunk, with this cache."""
-        if cache is None:
-            return self.trunk
-
-        def forward(**given: Any) -> Any:
-            return self.trunk(**{**given, "use_cache": True, "past_key_values": cache})
-
-        return forward
-
-
-class BehindPass(CapturePass):
-    """Sums the rows of tokens behind a context that lies in a cache, for all heads."""
-
-    def __init__(self, tokens: int, context: int, capture: AttentionCapture) -> None:
-        answer = torch.ones((1, tokens), dtype=torch.bool)
-        super().__init__(answer, capture.heads, capture._workspace)
-        self.tokens = context + tokens  # of the keys
-
-    def enter_layer(self, call: AttentionCall) -> int:
-        """The number of the layer of a call; its queries are the last of its keys."""
-        layer = len(self.layers)
-        self.layers[layer] = call.query.shape[1]
-        return int(getattr(call.module, "layer_idx", layer))
+    def _attend(
+        self, call: AttentionCall, value: Tensor, stock: Callable[..., Any] | None
+    ) -> Tensor:
+        output = super()._attend(call, value, stock)
+        if isinstance(self._pass, StepPass) and self._pass.null:
+            self._pass.branch(call, value, output)
+        return output
 
 
 def heads_below(heads: Sequence[Head]) -> Bool[np.ndarray, "head"]:
-    """Which heads are of the lower half of the layers (TRAAC, arXiv 2510.01581)."""
+    """Which heads are of the lower half of the layers (TRAAC, arXiv 2510.01581, and its code: the
+    mean over their heads of the attention from the last token `</think>` to a step's tokens)."""
     layers = sorted({layer for layer, _ in heads})
     return np.array([layer in layers[: max(1, len(layers) // 2)] for layer, _ in heads])

@@ -122,9 +122,15 @@ class AttnPOConfig(GRPOConfig):
         for name, parts in self._parts().items():
             if ":" in name and name not in parts:
                 parts[name] = load_part(name)
+        signals = signal_names()
+        for name in SIGNALS:
+            if signals.count(name) > 1:  # it would never run
+                raise ConfigError(
+                    f"SIGNALS[{name!r}]: kfh has this signal; enter yours under another name"
+                )
         for name, known in (
             ("advantage", ADVANTAGES),
-            ("signal", signal_names()),
+            ("signal", signals),
             ("answer", (*ANSWERS, None)),
             ("openings", (*OPENINGS, None)),
             ("think_end_at", (*END_AT, None)),

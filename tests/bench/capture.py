@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 PAIR = {"trunk": "trunk (sdpa)", "whole": "kfh, kernel whole", "capture": "kfh, all heads"}
-TYPES = {"types": "head types, 4 rows a step"}
+TYPES = {"types": "kfh, with head types", "scorers": "the same, and surprisal"}
 STEP = 40  # tokens, of the steps of head types
 PEERS = ("eager", "transformer-lens")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=0, help="one more length, capture alone")
     parser.add_argument("--runs", type=int, default=5, help="rounds of trunk and captures")
     parser.add_argument("--peers", action="store_true", help="eager and TransformerLens too")
-    parser.add_argument("--types", action="store_true", help="the pass of head types too")
+    parser.add_argument("--types", action="store_true", help="the capture with head types too")
     parser.add_argument("--peer-tokens", type=int, default=4096, help="longest trace for peers")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -192,6 +192,8 @@ def _runner(method: str, model: Any) -> Any:
 
     from probing.attention.capture import AttentionCapture
     from probing.models.front import trunk_of
+    from probing.models.proof import output_head
+    from probing.types.doubt import step_doubts
 
     trunk = trunk_of(model)
     if method == "trunk":
@@ -206,14 +208,18 @@ def _runner(method: str, model: Any) -> Any:
                 return capture(ids, answer)
 
         return capture_all
-    if method == "types":
+    if method in TYPES:
         from probing.types.rows import StepRows
 
-        rows = StepRows(model, 4)
+        null = torch.arange(5, 8).numpy()  # as many tokens as "N/A" has
+        rows = StepRows(model, 4, null)
+        head = output_head(model)
 
-        def all_types(ids: Any, answer: Any) -> Any:
+        def all_types(ids: Any, answer: Any) -> None:
             with rows:
-                return rows.figures(_steps(ids, answer))
+                for read in rows.read([trace := _steps(ids, answer)]):
+                    if method == "scorers":
+                        step_doubts(read.hidden, trace.ids, trace.spans, head)
 
         return all_types
     if method == "eager":

@@ -22,6 +22,7 @@ def test_types_beside_a_probe(tmp_path: Path) -> None:
     probe = ("probe", "--model", model, "--traces", traces, "--out", run, "--types")
     assert "--merge" in said(kfh(*probe, "--shards", "1/2"))
     done = kfh(*probe)
+    assert "beside the probe's own pass" in done.output, said(done)
     assert done.exit_code == 0 and (run / "types.json").is_file(), said(done)
     done = kfh("heads", "types", run, "--formats", "svg", "--repeated", 8, "--draws", 1)
     assert done.exit_code == 0 and "5 traces were there already" in done.output, said(done)
@@ -34,9 +35,23 @@ def test_types_beside_a_probe(tmp_path: Path) -> None:
     assert "types" in probe_figures(run, "sra")
     done = kfh("heads", "compare", run, f"{run}:retrieval", "--top", 3)
     assert "3 strongest heads" in done.output, said(done)
+    done = kfh("heads", "compare", run, run, "--types", "--top", 3)
+    assert "By retrieval of the base" in done.output and "chance 0.6" in done.output, said(done)
     (run / "types.json").write_text(json.dumps({"types": []}))
     with pytest.raises(DataError, match="no scorers"):
         read_types(Place(run, (run,)))
+
+
+def test_calibration_of_a_probe(tmp_path: Path) -> None:
+    traces = write_lines(tmp_path / "t.jsonl", [trace_line(n, steps=7) for n in range(4)])
+    run, model = tmp_path / "probe", model_folder(tmp_path / "model")
+    given = ("--calibrate", "null", "--null-answer", "no")
+    assert "give one of them" in said(kfh("probe", "--out", run, *given[2:]))
+    done = kfh("probe", "--model", model, "--traces", traces, "--out", run, *given)
+    assert "Less the scores by the answer 'no'" in done.output, said(done)
+    assert "TRAAC" not in done.output and "chosen anew" in done.output
+    content = json.loads((run / "types.json").read_text())
+    assert {*content["calibration"]["metrics"]} == {"sra", "balanced", "gating"}
 
 
 def test_show_and_import(tmp_path: Path) -> None:

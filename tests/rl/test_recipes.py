@@ -8,6 +8,7 @@ from kfh.commands.train import run_train
 from probing.errors import ConfigError
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.methods import METHODS
+from rl.attnpo.signals import SIGNALS
 from rl.training.job import trainer_settings
 from rl.training.recipe import (
     find_recipe,
@@ -107,3 +108,10 @@ def test_a_recipe_is_known_again_by_its_content(tmp_path):
     first = recipe_settings(str(tmp_path / "mine.yaml"))["recipe"]
     base.write_text("max_steps: 4\n")
     assert first != recipe_settings(str(tmp_path / "mine.yaml"))["recipe"]
+
+
+@pytest.mark.parametrize("name", ["chained", "heads", "none"])
+def test_a_signal_of_a_taken_name_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(SIGNALS, name, lambda batch: [])
+    with pytest.raises(ConfigError, match=f"SIGNALS.*{name}.*under another name"):
+        AttnPOConfig(output_dir=str(tmp_path), signal="recency")

@@ -103,11 +103,6 @@ class AttnPOConfig(GRPOConfig):
         "trl (generate, or vLLM), or compact, where finished rows leave the batch; default: "
         "compact on CPU, where it can be used.",
     )
-    rollout_dtype: str | None = choice(
-        None,
-        "bfloat16: compact rollouts are sampled from a copy in that precision, faster on a "
-        "CPU that computes in it; what it differs by is `sampling_gap` in metrics.jsonl.",
-    )
     processes: int | None = choice(
         None, "Processes that must take part; default: what the launcher's environment tells."
     )
@@ -135,7 +130,6 @@ class AttnPOConfig(GRPOConfig):
             ("openings", (*OPENINGS, None)),
             ("think_end_at", (*END_AT, None)),
             ("rollouts", (*ROLLOUTS, None)),
-            ("rollout_dtype", ("bfloat16", None)),
         ):
             if getattr(self, name) not in known:
                 raise ConfigError(unknown(name, getattr(self, name), known))
@@ -156,8 +150,6 @@ class AttnPOConfig(GRPOConfig):
             raise ConfigError(f"compact rollouts cannot be used: {reason}")
         if self.rollouts is None:
             self.rollouts = "compact" if self.device.type == "cpu" and not reason else "trl"
-        if self.rollout_dtype and self.rollouts != "compact":
-            raise ConfigError("rollout_dtype is of compact rollouts; trl's sample as they are set")
         if self.score_rows is None:
             self.score_rows = self.rows_per_forward or 8
 

@@ -19,7 +19,7 @@ from probing.traces.file import read_traces
 from probing.traces.segmenters import Segmenter
 from rl.tasks.base import Question
 from rl.tasks.questions import find_task, load_questions
-from rl.training.sft import IGNORED, SftConfig, examples, freeze_lower, sharpen, teach
+from rl.training.sft import IGNORED, SftConfig, examples, freeze_lower, sharpen, taught, teach
 from rl.words.parse import parse_problem, read
 from rl.words.task import Problem, Sentence, WordsConfig, make_problem, make_trace, shortest_trace
 
@@ -161,16 +161,15 @@ def config(model: str, out: Path, **changes: object) -> SftConfig:
 def test_the_response_alone_has_a_loss_and_its_end_is_taught(tiny: str, tmp_path: Path) -> None:
     """The first loss is that of theory: the mean of -log p over response and end token."""
     model, tokenizer = load_model(tiny, device="cpu"), load_tokenizer(tiny)
-    settings = config(tiny, tmp_path, batch=2, limit=2, max_steps=1, save_steps=1)
-    rows = [*examples(settings, model, tokenizer)]
-    questions = load_questions("words:12@1", limit=2)
-    total = count = 0.0
-    for row, question in zip(rows, questions.questions, strict=True):
+    data = trace_file(tmp_path / "t.jsonl", 2)
+    settings = config(tiny, tmp_path / "run", data=str(data), batch=2, max_steps=1)
+    rows, total, count = [*examples(settings, model, tokenizer)], 0.0, 0
+    for row, trace in zip(rows, read_traces(data), strict=True):
         start = row["labels"].count(IGNORED)
         assert row["labels"] == [IGNORED] * start + row["input_ids"][start:]
         assert row["input_ids"][-1] == tokenizer.eos_token_id
-        response = tokenizer.decode(row["input_ids"][start:-1])
-        assert response == questions.task.trace(question, 0)
+        assert tokenizer.decode(row["input_ids"][:start]) == trace.prompt
+        assert tokenizer.decode(row["input_ids"][start:-1]) == trace.response
         ids = torch.tensor([row["input_ids"]])
         with torch.no_grad():
             chances = model(ids).logits[0, :-1].log_softmax(-1)
@@ -179,6 +178,12 @@ def test_the_response_alone_has_a_loss_and_its_end_is_taught(tiny: str, tmp_path
     run = teach(settings)
     assert run["loss"][0][1] == pytest.approx(total / count, rel=1e-4)
     assert run["taught_tokens"] == count and run["status"] == "done"
+    asked = load_questions("words:2@1")
+    for question, (name, prompt, response) in zip(
+        asked.questions, taught(config(tiny, tmp_path, data="words:2@1"), tokenizer), strict=True
+    ):
+        assert name == question.id and response == asked.task.trace(question, 0)
+        assert prompt == f"{question.question}\n{asked.instruction}\n<think>\n"
 
 
 def test_loss_falls_and_a_killed_run_goes_on_with_the_same_bits(tiny: str, tmp_path: Path) -> None:

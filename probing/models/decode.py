@@ -138,8 +138,7 @@ def decode(
         model: a causal language model in eval mode.
         prompts: token ids, at least one a prompt.
         settings, ends: how to sample; the ids that end a row.
-        draws: a stream a prompt; None where the temperature is 0.
-        change: changes the logits before a token is chosen.
+        draws, change: a stream a prompt (none at temperature 0); changes logits before the choice.
 
     Raises:
         ConfigError: a prompt fills the model's context.
@@ -203,20 +202,18 @@ def decode_from(
         start: on the model's device.
         settings, ends: how to sample; the ids that end a row.
         most: of each row, how many ids it may have written in the end; default `max_tokens`.
-        draws: a stream a row; None where the temperature is 0.
-        change: changes the logits before a token is chosen.
+        draws, change: a stream a row (none at temperature 0); changes logits before the choice.
         around, written: context of each pass; what each row has written so far, which is added to.
 
     Raises:
-        NotFiniteError: logits that are not finite.
-        ValueError: a temperature above 0 without draws.
+        NotFiniteError, ValueError: logits that are not finite; a temperature above 0 without draws.
     """
     from transformers import DynamicCache
 
     if settings.temperature > 0 and draws is None:
         raise ValueError("sampling needs draws, a stream of random numbers a row")
-    ids, mask = start.ids, start.mask
-    cache = DynamicCache(config=model.config) if start.cache is None else start.cache
+    ids, mask, cache = start.ids, start.mask, start.cache
+    cache = DynamicCache(config=model.config) if cache is None else cache
     stop = torch.tensor(sorted(ends), dtype=torch.long, device=ids.device)
     of = torch.arange(len(ids), device=ids.device) if start.of is None else start.of
     rows = torch.arange(len(of), device=ids.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from probing.errors import DataError
 from probing.files.headers import read_object
 from probing.intervals import Estimate
 from rl.runs.folders import RESULT_FILE, Evaluation, labelled, read_evaluations, table
-from rl.runs.intervals import hierarchical_bootstrap, over_seeds, share
+from rl.runs.intervals import hierarchical_bootstrap, over_seeds, share, within
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -120,20 +119,25 @@ def _row(
         for value in VALUES:
             each = table(evaluations, method, decoding, value)
             if each.size and np.isfinite(each).any():
-                over = share if value == "accuracy" else partial(hierarchical_bootstrap, _itself)
-                figures[f"{decoding}.{value}"] = over(each)
+                figures[f"{decoding}.{value}"] = _over(value, each)
     seconds = [result.get("seconds") for result in mine]
     return Row(
         method,
         tuple(sorted(int(result["seed"]) for result in mine)),
         figures,
-        over_seeds(np.array([np.nan if s is None else s for s in seconds], dtype=float)),
+        within(
+            over_seeds(np.array([np.nan if s is None else s for s in seconds], dtype=float)), np.inf
+        ),
         sum(int(result[d].get("unreadable", 0)) for result in mine for d in DECODINGS),
     )
 
 
-def _itself(mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    return mean
+def _over(value: str, each: NDArray[np.float64]) -> Estimate:
+    """A figure over seeds and problems; redundant tokens alone may be below 0."""
+    if value == "accuracy":
+        return share(each)
+    figure = hierarchical_bootstrap(lambda mean: mean, each)
+    return figure if value == "redundant_tokens" else within(figure, np.inf)
 
 
 def difference(

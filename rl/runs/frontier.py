@@ -23,7 +23,7 @@ import numpy as np
 from probing.errors import DataError
 from probing.intervals import Estimate
 from rl.runs.folders import Course
-from rl.runs.intervals import seedwise, within_0_and_1
+from rl.runs.intervals import seedwise, within
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -258,7 +258,7 @@ def frontier(contender: Contender, lengths: Sequence[float]) -> list[FrontierPoi
             continue
         tables = contender.correct[chosen], contender.redundant[chosen]
         figure = seedwise(partial(_accuracy_at, length), *tables)
-        points.append(FrontierPoint(length, contender.pressures[chosen], within_0_and_1(figure)))
+        points.append(FrontierPoint(length, contender.pressures[chosen], within(figure)))
     return points
 
 

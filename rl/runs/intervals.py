@@ -124,12 +124,17 @@ def share(right: NDArray[np.float64]) -> Estimate:
     """
     if len(right) == 1 or np.ptp(right) == 0:
         return estimate_share(right.T.tolist())
-    return within_0_and_1(hierarchical_bootstrap(lambda mean: mean, right))
+    return within(hierarchical_bootstrap(lambda mean: mean, right))
 
 
-def within_0_and_1(interval: Estimate) -> Estimate:
-    """An interval of a share, without what no share can be; an unknown end stays so."""
-    low, high = (float(np.clip(end, 0, 1)) for end in (interval.low, interval.high))
+def within(interval: Estimate, most: float = 1.0) -> Estimate:
+    """An interval of what lies in 0 to `most`, without what it cannot be; an unknown end stays so.
+
+    Args:
+        interval: of a share, or of a time or a number, which have no greatest value.
+        most: the greatest value.
+    """
+    low, high = (float(np.clip(end, 0, most)) for end in (interval.low, interval.high))
     return replace(interval, low=low, high=high)
 
 
@@ -187,5 +192,5 @@ def averaged_courses(values: NDArray[np.float64], *, shares: bool = False) -> Cu
     found = [
         seedwise(lambda mean: mean[..., 0], values[:, [place]]) for place in range(values.shape[1])
     ]
-    found = [within_0_and_1(figure) for figure in found] if shares else found
+    found = [within(figure) for figure in found] if shares else found
     return Curve.of(np.arange(len(found)), found)

@@ -11,7 +11,7 @@ from probing.errors import DataError
 from probing.intervals import Estimate
 from rl.runs.folders import Course
 from rl.runs.frontier import Contender, at, frontier, length_gap, reach, shortest_with, speed_up
-from rl.runs.intervals import averaged_courses, hierarchical_bootstrap, seedwise, within_0_and_1
+from rl.runs.intervals import averaged_courses, hierarchical_bootstrap, seedwise, within
 from rl.runs.standings import alike, stand
 
 STEPS = np.arange(0, 101, 10)
@@ -128,8 +128,10 @@ def test_no_accuracy_is_below_0_or_above_1() -> None:
         assert 0 == point.accuracy.low <= point.accuracy.value <= point.accuracy.high == 1
     band = averaged_courses(wild.correct[0], shares=True)
     assert band.low.min() == 0 and band.high.max() == 1
-    unknown = within_0_and_1(Estimate(0.5, np.nan, np.nan, 3))
+    unknown = within(Estimate(0.5, np.nan, np.nan, 3))
     assert np.isnan(unknown.low) and np.isnan(unknown.high)
+    seconds = within(Estimate(5.0, -3.0, 13.0, 3), np.inf)  # a time is not below 0, either
+    assert (seconds.low, seconds.high) == (0.0, 13.0)
 
 
 def test_a_run_that_collapses_counts() -> None:

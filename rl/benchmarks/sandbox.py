@@ -109,7 +109,7 @@ def runs(
                     f"this system does not let a program be shut off ({failed}): it could reach "
                     "the network and your files. Run kfh where namespaces are allowed (Linux 5.12 "
                     "and newer; in a container as root with CAP_SYS_ADMIN), or accept that: "
-                    "--allow-unguarded-code"
+                    "--unguarded-code"
                 )
             for given in inputs:
                 answer = jail.ask({"input": given})

@@ -47,7 +47,7 @@ class AskConfig(ModelSource, TaskChoice):
     allow_code: bool = choice(
         False, "Run the programs of responses (livecodebench), shut off from this machine."
     )
-    allow_unguarded_code: bool = choice(
+    unguarded_code: bool = choice(
         False, "Run them even where they can reach the network and your files."
     )
     samples: int = choice(1, "Responses a question.", least=1, panel=SAMPLING)
@@ -105,7 +105,7 @@ class AskConfig(ModelSource, TaskChoice):
     @property
     def code_allowed(self) -> AllowCode:
         """Whether programs that the model wrote may run here."""
-        if self.allow_unguarded_code:
+        if self.unguarded_code:
             return "unguarded"
         return "guarded" if self.allow_code else "no"
 

@@ -286,14 +286,14 @@ def test_evaluations_say_what_is_lost():
     (text,) = caveats(no_answer=400)  # 200 questions, 2 samples
     assert text == "no response holds </t>: all are wrong."
     (text,) = caveats(no_box=7)
-    assert text.startswith("7 responses without a box") and caveats(no_box=0) == []
+    assert text.startswith("7 responses do not state their answer") and caveats(no_box=0) == []
 
 
-def test_the_table_counts_answers_without_a_box_where_there_are_some(tmp_path):
+def test_the_table_counts_answers_that_are_not_stated_where_there_are_some(tmp_path):
     for number in (0, 7):
         table = evaluation_table(evaluation(tmp_path / f"{number}", no_box=number), "m")
-        said = [row for row in table.texts if row[0] == "without a box"]
-        assert said == ([["without a box", "7"]] if number else [])
+        said = [row for row in table.texts if row[0] == "not stated"]
+        assert said == ([["not stated", "7"]] if number else [])
 
 
 def evaluation(folder: Path, **changes: object) -> dict:

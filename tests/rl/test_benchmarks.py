@@ -241,7 +241,7 @@ def test_a_window_of_dates_and_leave_to_run(tmp_path: Path) -> None:
     assert found.source["window"] == "2024-09-02..2025-02-10"
     with pytest.raises(ConfigError, match="give --allow-code"):
         load_questions(f"livecodebench:{path}")
-    config = EvalConfig(data=("x",), out=tmp_path, allow_unguarded_code=True)
+    config = EvalConfig(data=("x",), out=tmp_path, unguarded_code=True)
     assert config.code_allowed == "unguarded"
 
 
@@ -249,7 +249,7 @@ def test_without_a_guard_it_needs_more_leave(tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setattr(sandbox, "SEEN", (*sandbox.SEEN, "/proc/self/nowhere"))
     monkeypatch.setattr(sandbox, "_seen", lambda *_: ["/proc/self/nowhere"])  # cannot be mounted
     write_lines(path := tmp_path / "lcb.jsonl", [STDIN])
-    with pytest.raises(ConfigError, match=r"could reach\s+the network .*--allow-unguarded-code"):
+    with pytest.raises(ConfigError, match=r"could reach\s+the network .*--unguarded-code"):
         load_questions(f"livecodebench:{path}", allow_code="guarded")
     found = load_questions(f"livecodebench:{path}", allow_code="unguarded")
     assert not found.source["guarded"]

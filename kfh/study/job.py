@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from probing.settings import check, choice, unknown
 
 MARKS = "stages"  # folder of a study that says which stages are finished
 PACE = 0.2  # seconds between two looks at a command
+INTERRUPTED = 130  # what a command of kfh ends with after Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,8 @@ class Study:
         finally:
             if process.poll() is None:
                 stop([process])
+        if process.returncode in (INTERRUPTED, -signal.SIGINT):  # from outside, the command alone
+            raise KeyboardInterrupt(f"stage {name} was interrupted; the same call goes on")
         if process.returncode:
             raise KfhError(
                 f"stage {name} failed (exit {process.returncode}), see above; mended, the same "
@@ -224,5 +228,10 @@ def _clock(seconds: float) -> str:
 @options
 def study(config: StudyConfig) -> None:
     """Run a study: a chain of commands, each stage kept, skipped when done, gone on with."""
+    for ends in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # ignored where a shell started it in the background
+        signal.signal(ends, signal.default_int_handler)
     if not run_study(config):
         raise typer.Exit(3)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +71,28 @@ def test_stages_are_done_once_and_gone_on_with(
     wrong = a_plan(tmp_path, vars={"from": "nothing.jsonl", "how": "line"})
     with pytest.raises(KfhError, match=r"stage first failed \(exit 1\)"):
         run_study(StudyConfig(plan=wrong, out=tmp_path / "other"))
+
+
+@pytest.mark.slow
+def test_a_signal_reaches_the_command_at_work_and_nothing_is_lost(tmp_path: Path) -> None:
+    """Also where both started with the signal ignored, as in the background of a script."""
+    plan = a_plan(
+        tmp_path, stages=[{"name": "slow", "run": "kfh import {from} --out {out}/t.jsonl"}]
+    )
+    os.mkfifo(tmp_path / "pipe")  # nobody writes to it: the import waits
+    words = ["study", plan, "--out", str(tmp_path / "out"), "--set", f"from={tmp_path / 'pipe'}"]
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        study = subprocess.Popen(
+            [sys.executable, "-m", "kfh", *words],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        )
+        assert study.stderr is not None
+        assert study.stderr.readline().startswith("slow: kfh import")
+        study.send_signal(sign)
+        assert study.wait(60) == 130 and "the same" in study.stderr.read()
+        assert not json.loads((tmp_path / "out/stages/slow.json").read_text())["finished"]
 
 
 @pytest.mark.parametrize(

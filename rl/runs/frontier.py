@@ -173,6 +173,14 @@ class Contender:
             least = np.nanmax(accuracy) - SLACK
         return int(np.nanargmin(np.where(accuracy >= least, steps, np.nan)))
 
+    def reaches(self, chosen: int | None, bound: float) -> bool:
+        """Whether there is a chosen pressure, and every seed reaches this length under it, too, on
+        the reported problems."""
+        if chosen is None:
+            return False
+        place = reach(self.redundant[chosen].mean(axis=-1), bound)
+        return bool(np.isfinite(place).all())
+
 
 @dataclass(frozen=True)
 class SpeedUp:
@@ -193,11 +201,11 @@ class SpeedUp:
 def speed_up(ours: Contender, theirs: Contender, length: float) -> SpeedUp | None:
     """The speed-up at one length; None where a method has no pressure that reaches it."""
     base = theirs.fastest(length)
-    if base is None:
+    if base is None or not theirs.reaches(base, length):
         return None
     least = float(at(theirs.accuracy[base], reach(theirs.length[base], length)).mean())
     mine = ours.fastest(length, least)
-    if mine is None:
+    if mine is None or not ours.reaches(mine, length):
         return None
     axes = {
         "steps": (ours.steps, theirs.steps),
@@ -254,7 +262,7 @@ def frontier(contender: Contender, lengths: Sequence[float]) -> list[FrontierPoi
     points = []
     for length in lengths:
         chosen = contender.most_accurate(length)
-        if chosen is None:
+        if chosen is None or not contender.reaches(chosen, length):
             continue
         tables = contender.correct[chosen], contender.redundant[chosen]
         figure = seedwise(partial(_accuracy_at, length), *tables)
@@ -268,7 +276,11 @@ def frontier_gap(ours: Contender, theirs: Contender, lengths: Sequence[float]) -
     None where no length is reached by both.
     """
     chosen = [(ours.most_accurate(x), theirs.most_accurate(x), x) for x in lengths]
-    pairs = [(mine, base, x) for mine, base, x in chosen if mine is not None and base is not None]
+    pairs = [
+        (mine, base, x)
+        for mine, base, x in chosen
+        if ours.reaches(mine, x) and theirs.reaches(base, x)
+    ]
     if not pairs:
         return None
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from kfh.commands.compare import make_table, run_compare, run_comparison
-from kfh.findings.standings import standings_summary
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, read_object
 from probing.intervals import Estimate
@@ -341,15 +340,3 @@ def test_options(tmp_path: Path) -> None:
         (tmp_path / "initial").mkdir()
         (tmp_path / "initial" / "result.json").write_text('{"made_with": {}}')
         check_results(other)
-
-
-def test_a_length_that_a_seed_misses_is_no_speed_up() -> None:
-    none, one = ({"value": v, "low": v, "high": v} for v in (None, 2.0))
-    up = {"steps": one, "accuracy": {"value": 0.0, "low": -0.1, "high": 0.1}}
-    pair = {"method": "a", "against": "b", "gap": None, "speed_ups": [up, {**up, "steps": none}]}
-    assert (
-        "2.00 to 2.00 × as fast over 1 lengths, shown faster at 1"
-        in standings_summary({"pairs": [pair]}).pop()
-    )
-    pair["speed_ups"] = [{**up, "steps": none}]
-    assert "nothing is known" in standings_summary({"pairs": [pair]}).pop()

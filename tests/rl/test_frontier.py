@@ -10,7 +10,16 @@ import pytest
 from probing.errors import DataError
 from probing.intervals import Estimate
 from rl.runs.folders import Course
-from rl.runs.frontier import Contender, at, frontier, length_gap, reach, shortest_with, speed_up
+from rl.runs.frontier import (
+    Contender,
+    at,
+    frontier,
+    frontier_gap,
+    length_gap,
+    reach,
+    shortest_with,
+    speed_up,
+)
 from rl.runs.intervals import averaged_courses, hierarchical_bootstrap, seedwise, within
 from rl.runs.standings import alike, stand
 
@@ -53,6 +62,19 @@ def test_a_method_twice_as_fast_is_said_to_be() -> None:
     assert found.accuracy.value == pytest.approx(0)
     assert speed_up(fast, slow, 10.0) is None  # nobody gets there
     assert speed_up(fast, contender("tlmre", {0.2: 0.1}), 50.0) is None
+
+
+def test_what_one_seed_misses_on_the_reported_problems_is_not_reached() -> None:
+    """Validation chooses; there every seed reaches 30 tokens."""
+    slow, fast = contender("tlmre", {0.2: 0.6}), contender("attnpo", {0.2: 1.2})
+    longer = fast.redundant.copy()
+    longer[:, 1] = np.maximum(longer[:, 1], 45.0)
+    missed = replace(fast, redundant=longer)
+    assert speed_up(fast, slow, 30.0) and speed_up(missed, slow, 30.0) is None
+    assert speed_up(slow, missed, 30.0) is None and speed_up(missed, slow, 50.0)
+    assert [point.length for point in frontier(missed, (50.0, 30.0))] == [50.0]
+    whole, part = frontier_gap(missed, slow, (50.0, 30.0)), frontier_gap(missed, slow, (50.0,))
+    assert whole == part and whole is not None and frontier_gap(missed, slow, (30.0,)) is None
 
 
 def test_places_between_checkpoints_are_those_of_interp() -> None:

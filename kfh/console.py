@@ -87,13 +87,19 @@ def progress_line(name: str, done: int, total: int, seconds: float, speed: str =
         >>> progress_line("scoring", 20, 100, 30.0, "900 tokens/s")
         'scoring: 20 of 100, 900 tokens/s, 0:30 so far, about 2:00 left'
     """
-    parts = [f"{name}: {done}{f' of {total}' if total else ''}", speed, f"{_clock(seconds)} so far"]
+    parts = [f"{name}: {done}{f' of {total}' if total else ''}", speed, f"{clock(seconds)} so far"]
     if 0 < done < total:
-        parts.append(f"about {_clock(seconds * (total - done) / done)} left")
+        parts.append(f"about {clock(seconds * (total - done) / done)} left")
     return ", ".join(filter(None, parts))
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time as people read it.
+
+    Example:
+        >>> clock(75.4), clock(7200)
+        ('1:15', '2:00:00')
+    """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

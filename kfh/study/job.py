@@ -21,7 +21,7 @@ from typing import Any
 
 import typer
 
-from kfh.console import console, print_tables, say
+from kfh.console import clock, console, print_tables, say
 from kfh.options import options
 from kfh.study.plan import Plan, Stage
 from kfh.tables import Table
@@ -125,8 +125,8 @@ class Study:
         rows = []
         for number, stage in enumerate(self.plan.stages, 1):
             done = self.done(stage.name)
-            state = f"{_clock(done['seconds'])}, done" if done else "to do"
-            left = "" if done else f"about {_clock(self.expected(stage))}"
+            state = f"{clock(done['seconds'])}, done" if done else "to do"
+            left = "" if done else f"about {clock(self.expected(stage))}"
             rows.append((str(number), stage.name, stage.about, state, left))
         return Table(self.plan.about, ("", "stage", "what", "state", "will take"), rows)
 
@@ -219,10 +219,6 @@ def run_study(config: StudyConfig) -> bool:
             say(f"kept {config.keep / path}")
     console.print(f"→ {study.out}", soft_wrap=True)
     return True
-
-
-def _clock(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @options

@@ -48,7 +48,7 @@ def test_stages_are_done_once_and_gone_on_with(
     plan, out = a_plan(tmp_path), tmp_path / "out"
     config = {"plan": plan, "out": out}
     assert run_study(StudyConfig(**config, dry_run=True)) and not out.exists()
-    assert "about 2.0 min" in capsys.readouterr().out
+    assert "about 2:00" in capsys.readouterr().out
     assert not run_study(StudyConfig(**config, minutes=0))  # out of time at once
     assert "0 minutes are over, in stage first" in capsys.readouterr().err
     begun = json.loads((out / "stages/first.json").read_text())

@@ -382,7 +382,8 @@ def test_what_is_damaged_is_named_and_the_rest_reported(folder):
 
 def test_a_damaged_course_is_named_and_the_others_compared(tmp_path):
     kept, out = Path(__file__).parents[2] / "data" / "results" / "trial", tmp_path / "trial"
-    shutil.copytree(kept, out)
+    for name in ("initial", "tlmre@0.2-0", "tlmre@0.3-0", "attnpo@0.2-0"):
+        shutil.copytree(kept / name, out / name)
     (out / "tlmre@0.2-0" / "curve.parquet").write_bytes(b"not parquet")
     (section,) = read_sections(out)
     assert len(section.damaged) == 1 and "tlmre@0.2-0" in section.damaged[0]

@@ -180,7 +180,7 @@ def test_the_response_alone_has_a_loss_and_its_end_is_taught(tiny: str, tmp_path
     assert run["taught_tokens"] == count and run["status"] == "done"
     asked = load_questions("words:2@1")
     for question, (name, prompt, response) in zip(
-        asked.questions, taught(config(tiny, tmp_path, data="words:2@1"), tokenizer), strict=True
+        asked.questions, taught("words:2@1", tokenizer, "auto"), strict=True
     ):
         assert name == question.id and response == asked.task.trace(question, 0)
         assert prompt == f"{question.question}\n{asked.instruction}\n<think>\n"

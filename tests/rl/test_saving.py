@@ -105,8 +105,7 @@ def test_an_adapter_is_trained_as_a_whole_model(tmp_path: Path) -> None:
     assert model.config.adapter_hash == load_model(str(lora), device="cpu").config.adapter_hash
 
 
-LORA = {"lora_r": 2, "lora_target_modules": "q_proj, up_proj", "lora_first_layer": 1}
-LORA |= {"learning_rate": 0.05}
+LORA = {
     "lora_r": 2,
     "lora_target_modules": "q_proj, up_proj",
     "lora_first_layer": 1,

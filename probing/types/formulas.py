@@ -2,9 +2,9 @@
 
 Each is a function of arrays with its source. Where a paper speaks of tokens and we of steps, or
 leaves a constant open, the docstring says what is our reading. "Equal to the published code" means
-that the authors' own function gave the same for the same random input (docs/LOG.md); of WAAD and
-FAI there is no such code, and they follow the paper's equations. `probing.types.rows` gives them what they need without keeping a T × T
-matrix.
+that the authors' own function gave the same for the same random input (docs/LOG.md); WAAD and FAI,
+whose code was not found, follow the paper's equations. `probing.types.rows` gives them what they
+need without keeping a T × T matrix.
 """
 
 from __future__ import annotations

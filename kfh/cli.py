@@ -47,6 +47,7 @@ COMMANDS = {
         Command("stability", "heads:stability", HEADS, "Are the heads of probes the same?"),
         Command("sample-size", "heads:sample_size", HEADS, "How many traces are enough?"),
         Command("sft", "train:sft", TRAINING, "Teach a model the form of reasoning by traces."),
+        Command("shrink", "train:shrink", TRAINING, "Leave out the tokens a task does not use."),
         Command("train", "train:train", TRAINING, "Train with step-level credit, or a baseline."),
         Command("eval", "evaluate:evaluate", TRAINING, "Accuracy and length on question sets."),
         Command("compare", "compare:compare", TRAINING, "Methods × seeds on one model and task."),

@@ -1,4 +1,4 @@
-"""`kfh train` and `kfh sft`: the recipe by its layers, and the live line of a run."""
+"""`kfh train`, `kfh sft` and `kfh shrink`: the recipe by its layers, and the live line of a run."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from rl.training.recipe import (
     train_config,
 )
 from rl.training.sft import SftConfig
+from rl.training.vocabulary import ShrinkConfig
 
 
 def run_train(
@@ -204,3 +205,23 @@ def sft(
         f"{result['seconds']:.0f} s; last loss {result['loss'][-1][1]:.4f} nats"
     )
     console.print(f"→ {config.out}: run.json, model/", soft_wrap=True)
+
+
+@options
+def shrink(config: ShrinkConfig) -> None:
+    """Leave out the tokens that a task does not use, so that a CPU has less to do.
+
+    The layers stay: heads found in one of the two models are those of the other.
+    """
+    from transformers.utils import logging
+
+    from rl.training.vocabulary import shrink
+
+    logging.disable_progress_bar()
+    record = shrink(config)
+    tokens, weights = record["tokens"], record["parameters"]
+    console.print(
+        f"{tokens['before']:,} → {tokens['after']:,} tokens, {weights['before'] / 1e6:.1f} → "
+        f"{weights['after'] / 1e6:.1f} M parameters; {record['texts']:,} texts are cut as before"
+    )
+    console.print(f"→ {config.out}: vocabulary.json, model/", soft_wrap=True)

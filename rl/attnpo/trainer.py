@@ -56,7 +56,7 @@ from rl.attnpo.signals import (
     makes_old_logps,
     own_pass_reasons,
 )
-from rl.sampling.rollouts import compact_rollouts
+from rl.sampling.rollouts import RoundedRollouts, compact_rollouts
 from rl.signals.ratios import RATIOS
 from rl.tasks.base import LabelFunc
 
@@ -130,7 +130,8 @@ class AttnPOTrainer(ResumableTrainer):
                     "the end of its first turn"
                 )
         if args.rollouts == "compact":
-            options.setdefault("rollout_func", compact_rollouts)
+            rounded = RoundedRollouts() if args.bf16 else compact_rollouts
+            options.setdefault("rollout_func", rounded)
         self._name, self._tag_names, self._paper = card(args.method, args.rescales, self._paper)
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **options)
         self._check_work()

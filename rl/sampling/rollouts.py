@@ -4,7 +4,9 @@ longest response.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -37,7 +39,48 @@ def unheeded(args: Any) -> list[str]:
     return names + [f"generation_kwargs ({name})" for name in changed]
 
 
-def compact_rollouts(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
+class RoundedRollouts:
+    """The same under `bf16: true`: from a copy in bfloat16, whose weights are rounded once a step.
+
+    Autocast would round them at every token. What samples is not quite what is trained, and nothing
+    corrects that: `sampling_gap` in the metrics is the mean of |log p rounded − log p| over the
+    tokens of one response, in nats.
+    """
+
+    __name__ = "rounded_rollouts"
+
+    def __init__(self) -> None:
+        self.copy: Any = None
+
+    def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
+        """As `compact_rollouts`."""
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        first = self.copy is None
+        if first:
+            self.copy = copy.deepcopy(policy).requires_grad_(False).eval()
+            for module in self.copy.modules():  # accelerate's and TRL's, which call the policy
+                vars(module).pop("forward", None)
+        for mine, own in zip(self.copy.parameters(), policy.parameters(), strict=True):
+            if first or own.requires_grad:
+                mine.data = own.data.bfloat16()
+        found = compact_rollouts(prompts, trainer, self.copy)
+        mode = "train" if policy.training else "eval"
+        pair = found["prompt_ids"][0], found["completion_ids"][0]
+        with in_eval(policy):
+            gap = (_chances(self.copy, *pair) - _chances(policy, *pair)).abs().mean()
+        trainer._metrics[mode]["sampling_gap"].append(float(gap))
+        return found
+
+
+@torch.inference_mode()
+def _chances(model: Any, prompt: list[int], response: list[int]) -> torch.Tensor:
+    """log p of the tokens of a response, in nats."""
+    ids = torch.tensor([prompt + response], device=next(model.parameters()).device)
+    logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
+    return logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])
+
+
+def compact_rollouts(prompts: Sequence[Any], trainer: Any, sampler: Any = None) -> dict[str, Any]:
     """TRL's `rollout_func`: one response to each prompt (a group is a prompt repeated).
 
     The random streams of the rows come from torch's generator, whose state a checkpoint keeps,
@@ -46,12 +89,14 @@ def compact_rollouts(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
     Args:
         prompts: texts, or lists of messages, which TRL renders by the chat template.
         trainer: a `trl.GRPOTrainer`.
+        sampler: what samples; default its policy.
 
     Raises:
         ConfigError: messages with images.
         DataError: a token for which the model has no embedding.
     """
-    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    args = trainer.args
+    model = trainer.accelerator.unwrap_model(trainer.model) if sampler is None else sampler
     if is_conversational({"prompt": prompts[0]}):
         ids, images, _ = trainer._tokenize_prompts(prompts)
         if images:
@@ -62,6 +107,6 @@ def compact_rollouts(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
     settings = Sampling(
         temperature=args.temperature, top_p=args.top_p, max_tokens=args.max_completion_length
     )
-    with in_eval(model), trainer.accelerator.autocast():
+    with in_eval(model), trainer.accelerator.autocast() if sampler is None else nullcontext():
         new = decode(model, ids, settings, Draws(seeds), frozenset(trainer.eos_token_ids))
     return {"prompt_ids": ids, "completion_ids": new, "logprobs": None}

@@ -34,7 +34,7 @@ from probing.headset import HeadSet
 from probing.models.checkpoint import check_trainable
 from probing.models.decode import encode_prompt
 from probing.models.identity import ModelCard, fits, position_limit
-from probing.models.load import ModelSource
+from probing.models.load import ModelSource, choose_device
 from probing.traces.marks import EndMark
 from probing.traces.source import trace_path
 from rl.attnpo.completions import end_mark
@@ -206,7 +206,9 @@ def _probes(config: TrainConfig, trainer: AttnPOTrainer) -> list[Reprobe]:
 
 def trainer_settings(config: TrainConfig) -> AttnPOConfig:
     """The trainer's settings; a value that TRL or transformers refuses is a ConfigError."""
-    settings = {"save_strategy": "steps", "disable_tqdm": True, **(config.trainer or {})}
+    on_cpu = choose_device("auto").type == "cpu"  # which bf16 must be told
+    usual = {"save_strategy": "steps", "disable_tqdm": True, "use_cpu": on_cpu}
+    settings = {**usual, **(config.trainer or {})}
     try:
         return AttnPOConfig(output_dir=str(config.out), **settings)
     except (ValueError, TypeError) as error:

@@ -39,9 +39,16 @@ def lora_options(config: TrainConfig) -> dict[str, Any]:
         lora_alpha=config.lora_alpha or 2 * config.lora_r,
         lora_dropout=config.lora_dropout,
         target_modules=EVERY_LINEAR if names == [EVERY_LINEAR] else names,
+        exclude_modules=below(config.lora_first_layer),
         task_type="CAUSAL_LM",
     )
     return {"peft_config": adapter}
+
+
+def below(layer: int) -> str | None:
+    """A pattern of the names of what stands in lower layers than this one."""
+    # The first number of a name is its layer's; a later one may be an expert's.
+    return rf"\D*\.(?:{'|'.join(map(str, range(layer)))})\..*" if layer else None
 
 
 def name_base(policy: Any, model: str) -> None:

@@ -76,6 +76,9 @@ class TrainConfig(TaskChoice):
     lora_target_modules: str = choice(
         EVERY_LINEAR, "The linear layers that it is made for, by name, with a comma between."
     )
+    lora_first_layer: int = choice(
+        0, "The lowest layer with an adapter: nothing is computed backwards below it.", least=0
+    )
     probe_every: int = choice(0, "Probe the policy again every so many steps; 0: never.", least=0)
     probe_traces: str | None = choice(None, "The labelled traces for that.")
     trust_remote_code: bool = choice(False, "Run code that comes with the model.")
@@ -87,9 +90,11 @@ class TrainConfig(TaskChoice):
         check(self)
         if self.probe_every and not self.probe_traces:
             raise ConfigError("probe_every needs probe_traces")
-        given = (self.lora_alpha, self.lora_dropout, self.lora_target_modules)
-        if not self.lora_r and given != (None, 0.0, EVERY_LINEAR):
-            raise ConfigError("lora_alpha, lora_dropout and lora_target_modules need lora_r")
+        names = [item.name for item in fields(self) if item.name.startswith("lora_")]
+        defaults = {item.name: item.default for item in fields(self)}
+        given = [name for name in names if getattr(self, name) != defaults[name]]
+        if given and not self.lora_r:
+            raise ConfigError(f"{', '.join(given)}: without lora_r there is no adapter")
 
     def to_json(self) -> dict[str, Any]:
         """All settings as they stand in run.json, flat as in a recipe."""

@@ -190,7 +190,8 @@ def examples(config: SftConfig, model: Any, tokenizer: Any) -> Iterator[dict[str
     end, limit = tokenizer.eos_token_id, context_limit(model.config)
     if end is None:
         raise DataError(f"{config.model}: its tokenizer names no token that ends a response")
-    for name, prompt, response in taught(config, tokenizer):
+    traces = taught(config.data, tokenizer, config.template, limit=config.limit, seed=config.seed)
+    for name, prompt, response in traces:
         if not prompt:
             raise DataError(f"{config.data}, {name}: no prompt, so nothing to answer")
         before = encode_prompt(tokenizer, prompt)
@@ -214,24 +215,33 @@ def in_order(rows: Sequence[Any], batch: int, steps: int, seed: int) -> list[Any
     return order[: steps * batch]
 
 
-def taught(config: SftConfig, tokenizer: Any) -> Iterator[tuple[str, str, str]]:
-    """Name, rendered prompt and response of each trace of the file, or that the task writes."""
+def taught(
+    data: str, tokenizer: Any, template: str, *, limit: int | None = None, seed: int = 0
+) -> Iterator[tuple[str, str, str]]:
+    """Name, rendered prompt and response of each trace of a file, or that a task writes.
+
+    Args:
+        data: FILE.jsonl, or questions of a task.
+        tokenizer, template: render a question as a prompt.
+        limit: at most so many.
+        seed: of the traces that a task writes.
+    """
     from itertools import islice
 
     from probing.traces.file import read_traces
     from rl.tasks.prompts import render_prompt
     from rl.tasks.questions import load_questions
 
-    if _is_file(config.data):
-        for trace in islice(read_traces(config.data), config.limit):
+    if _is_file(data):
+        for trace in islice(read_traces(data), limit):
             yield trace.id, trace.prompt, trace.response
         return
-    asked = load_questions(config.data, limit=config.limit, seed=config.seed)
+    asked = load_questions(data, limit=limit, seed=seed)
     for question in asked.questions:
         prompt = render_prompt(
-            tokenizer, question.question, config.template, instruction=asked.instruction
+            tokenizer, question.question, template, instruction=asked.instruction
         )
-        yield question.id, prompt, asked.task.trace(question, config.seed)
+        yield question.id, prompt, asked.task.trace(question, seed)
 
 
 def freeze_lower(model: Any, layers: int) -> int:

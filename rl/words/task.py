@@ -40,17 +40,25 @@ LEAST, MOST = 2, 9  # of the numbers in a problem
 
 # It follows the words of the problem; the value stands behind its name, as in the recap.
 DERIVATION = "{} {} has {} more than {}'s {}, so {} {}."
-CHECK, CONFIRMED, CORRECTED = "Wait, {} plus {} is {}, ", "ok.", "not {}, so {} {}."
-OPENERS = ("Okay, so I need to find {}.", "Alright, I have to find {}.")
-GUESS = "Hmm, maybe {}? That is only a guess."
-RESTATEMENT = "Hmm, it says {} more than {}."
-ALTERNATIVE = "Alternatively, count {} on from {}, the same."
-REMARKS = ("However, that looks fine.", "Hold on, that is fine.", "Right? I think so.")
-CLOSINGS = (
-    "Let me double-check, every step looks right.",
-    "Just to confirm, all of it fits.",
+CHECK, CONFIRMED, CORRECTED = "Wait, {} plus {} is {}, ", "which is what I had there.", "not {}, so {} {}."
+# As long as the lines that count: length shall not tell which is which.
+OPENERS = (
+    "Okay, so I need to find {}, and for that I go from name to name.",
+    "Alright, I have to find {}, so let me see who counts from whom.",
 )
-ASIDE = "Similarly, {} counts {} at the start."
+GUESS = "Hmm, maybe {}? That is only a guess, so let me work it out."
+RESTATEMENT = "Hmm, it says {} more than {}, and that is what I took for it."
+ALTERNATIVE = "Alternatively, I count {} on from {}, and it comes out just the same."
+REMARKS = (
+    "However, let me look at that once more, and it looks fine to me as it is.",
+    "Hold on, is that what was said? Yes, that is just what was said above.",
+    "Right? I think so, since nothing in the problem speaks against it so far.",
+)
+CLOSINGS = (
+    "Let me double-check, every step above looks right, and nothing has been left out.",
+    "Just to confirm, all of it fits what the problem says, from the first name on.",
+)
+ASIDE = "Similarly, {} counts {} at the start, but nobody asked for that one."
 FIRST_WORD, NEXT_WORDS = "First,", ("Then", "Therefore")
 
 
@@ -147,10 +155,11 @@ class WordsConfig(Chances):
     hard: float = 0.5
     slip: float = 0.4  # chance that a hard sum is one too small at once
     check_later_hard: float = 0.85
-    hard_extra: tuple[float, ...] = (0.60, 0.40)
-    opener: float = 0.90
-    aside: float = 0.30
-    closing: float = 0.90
+    easy_extra: tuple[float, ...] = (0.85, 0.45, 0.10)
+    hard_extra: tuple[float, ...] = (0.40, 0.20)
+    opener: float = 0.55
+    aside: float = 0.20
+    closing: float = 0.55
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,9 +7,9 @@ import torch
 from pocket_runs import POCKET, config, first_batch, make_trainer, pocket_model
 
 from probing.errors import ConfigError, DataError, ModelError
-from probing.models.load import load_tokenizer
+from probing.models.load import load_model, load_tokenizer
 from rl.attnpo.trainer import AttnPOTrainer
-from rl.sampling.rollouts import compact_rollouts
+from rl.sampling.rollouts import RoundedRollouts, compact_rollouts
 from rl.training.job import train, trainer_settings
 
 pytestmark = pytest.mark.pocket
@@ -117,3 +117,32 @@ def test_a_run_that_would_train_nothing_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"has 1 prompts, a step takes 2 \(8 responses, 4 to a"):
         train(config(tmp_path / "b", data="pocket:1"))
     assert not (tmp_path / "b" / "run.json").exists()
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_rounded_rollouts_are_those_of_the_policy_loaded_in_that_precision(tmp_path, lora):
+    """At the first step, and when the policy has moved; what they differ by is in the metrics."""
+    if lora:
+        pytest.importorskip("peft")
+    settings = {"bf16": True, "max_completion_length": 24, "lora_r": lora}
+    trainer = make_trainer(tmp_path, "tlmre", **settings)
+    rounded, prompts = trainer.rollout_func, trainer.train_dataset["prompt"][:4]
+    trainer.model.train()
+    assert isinstance(rounded, RoundedRollouts)
+
+    def drawn(roll, *given):
+        torch.manual_seed(1)
+        return roll(prompts, trainer, *given)["completion_ids"]
+
+    loaded = load_model(POCKET, device="cpu", dtype="bfloat16")
+    first = drawn(rounded)
+    assert first == drawn(compact_rollouts, loaded)
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    assert drawn(rounded) != first
+    pairs = zip(rounded.copy.parameters(), trainer.model.parameters(), strict=True)
+    assert all(torch.equal(mine, own.bfloat16()) for mine, own in pairs)
+    gaps = trainer._metrics["train"]["sampling_gap"]
+    assert len(gaps) == 2 and 0 < gaps[0] < 0.1

@@ -137,7 +137,7 @@ def test_an_adapter_names_the_file_that_it_was_made_for(tmp_path: Path) -> None:
     assert found["base_model_name_or_path"] == str(start.resolve())
     assert (found["r"], found["lora_alpha"]) == (2, 4)
     assert load_model(str(tmp_path / "run" / "model"), device="cpu").config.adapter_hash
-    with pytest.raises(ConfigError, match="need lora_r"):
+    with pytest.raises(ConfigError, match="lora_alpha: without lora_r"):
         settings(tmp_path / "run", start, lora_alpha=8)
     with pytest.raises(ConfigError, match="did you mean lora_r"):
         parse_settings(["lora.r=16"])

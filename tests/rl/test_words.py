@@ -29,10 +29,10 @@ TEXT = (
 )
 PROBLEM = parse_problem(TEXT)
 CORRECTED = (
-    "Okay, so I need to find Leo.\n"
+    "Okay, so I need to find Leo, and for that I go from name to name.\n"
     "First, Ana has 3 more than Ben's 4, so Ana 7.\n"
-    "Wait, 3 plus 4 is 7, ok.\n"
-    "Similarly, Mia counts 6 at the start.\n"
+    "Wait, 3 plus 4 is 7, which is what I had there.\n"
+    "Similarly, Mia counts 6 at the start, but nobody asked for that one.\n"
     "Then Leo has 5 more than Ana's 7, so Leo 11.\n"
     "Wait, 5 plus 7 is 12, not 11, so Leo 12.\n"
     "</think> Ana 7 Leo 12 \\boxed{12}"
@@ -63,11 +63,25 @@ def test_parser_reads_what_the_writer_writes_and_steps_are_lines() -> None:
             assert short.correct and {step.label for step in short.steps} == {"essential"}
 
 
+def test_length_does_not_tell_essential_from_redundant() -> None:
+    """Ranked by their number of words, numbers and marks, steps come out as by a coin."""
+    ranked = []
+    for seed in range(400):
+        rng = random.Random(seed)
+        sizes: dict[str | None, list[int]] = {"essential": [], "redundant": [], None: []}
+        for line in make_trace(rng, make_problem(rng)).lines:
+            sizes[line.label].append(len(re.findall(r"[A-Za-z]+|[0-9]|[^\w\s]", line.text)))
+        pairs = [(one, two) for one in sizes["essential"] for two in sizes["redundant"]]
+        if pairs:
+            ranked.append(np.mean([(one > two) + (one == two) / 2 for one, two in pairs]))
+    assert 0.3 < np.mean(ranked) < 0.6
+
+
 def test_labels() -> None:
     found = ["redundant", "essential", "redundant", "redundant", "redundant", "essential"]
     assert labels(CORRECTED) == found and read(PROBLEM, CORRECTED).correct
     right = CORRECTED.replace("7, so Leo 11", "7, so Leo 12")
-    sure = "Wait, 5 plus 7 is 12, ok.\n"  # of a sum that carries: None, once
+    sure = "Wait, 5 plus 7 is 12, which is what I had there.\n"  # of a sum that carries: None, once
     twice = right.replace("Wait, 5 plus 7 is 12, not 11, so Leo 12.\n", sure * 2)
     assert labels(twice)[-3:] == ["essential", None, "redundant"]
 
@@ -180,7 +194,7 @@ def test_the_response_alone_has_a_loss_and_its_end_is_taught(tiny: str, tmp_path
     assert run["taught_tokens"] == count and run["status"] == "done"
     asked = load_questions("words:2@1")
     for question, (name, prompt, response) in zip(
-        asked.questions, taught(config(tiny, tmp_path, data="words:2@1"), tokenizer), strict=True
+        asked.questions, taught("words:2@1", tokenizer, "auto"), strict=True
     ):
         assert name == question.id and response == asked.task.trace(question, 0)
         assert prompt == f"{question.question}\n{asked.instruction}\n<think>\n"

@@ -130,18 +130,15 @@ def test_speed_table_is_that_of_the_kept_trial(trial: str) -> None:
     assert f"({points[0]:.1f} points, {points[1]:.0f} to".replace("-", "−") in readme
 
 
-@pytest.mark.parametrize(
-    "name", ["pocket", "smollm2-real", "words-base", "words-taught", "origins"]
-)
+@pytest.mark.parametrize("name", ["pocket", "smollm2-real"])
 def test_tables_of_head_types_are_those_of_the_kept_files(name: str) -> None:
-    """Every row of them in docs/results.md; of the task in words, the types alone."""
-    from kfh.findings.heads import compared_types, types_tables
+    """Every row of them in docs/results.md."""
+    from kfh.findings.heads import types_tables
     from kfh.tables import markdown
 
     kept = json.loads((ROOT / f"data/results/types/{name}.json").read_text(encoding="utf-8"))
-    tables = compared_types(kept) if name == "origins" else types_tables(kept)
     text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    for table in tables[:1] if name.startswith("words") else tables:
+    for table in types_tables(kept):
         for line in markdown(table).strip().split("\n\n")[1].splitlines():
             assert line in text, f"docs/results.md lacks: {line}"
 
@@ -153,27 +150,19 @@ def test_words_on_head_types_are_those_of_the_kept_files() -> None:
     def kept(name: str) -> Any:
         return json.loads((ROOT / f"data/results/types/{name}.json").read_text(encoding="utf-8"))
 
-    def between(name: str, one: str, other: str) -> str:
-        names, matrix = kept(name)["correlations"].values()
+    def between(one: str, other: str) -> str:
+        names, matrix = kept("smollm2-real")["correlations"].values()
         return f"{matrix[names.index(one)][names.index(other)]:+.2f}"
 
-    both, pair = kept("balanced-retrieval"), ("retrieval", "induction")
+    both = kept("balanced-retrieval")
     found, named = both["overlap"], [f"{layer}.{head}" for layer, head in both["shared"]]
-    lengths = {
-        str(Number.column(row, "sra"))
-        for name in ("words-base", "words-taught")
-        for row in kept(name)["scorers"]
-        if row["scorer"] == "length"
-    }
     text = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
     for words in (
         f"ρ = {Number.column(both, 'spearman', 2, signed=True)}, and {found['shared']} of the ten",
         f"{', '.join(named[:2])} and {named[2]} ({found['low']}–{found['high']} over problems; "
         f"chance {found['expected']:.1f}, p = {found['p']:.3f})",
-        f"induction go together ({between('smollm2-real', *pair)}), sink and span are nearly one "
-        f"({between('smollm2-real', 'sink', 'span')})",
-        f"(ρ = {between('words-base', *pair)} and {between('words-taught', *pair)})",
-        *(f"(SRA {length.replace(' (', ', ')}" for length in lengths),
+        f"induction go together ({between('retrieval', 'induction')}), sink and span are nearly "
+        f"one ({between('sink', 'span')})",
     ):
         assert words in text, f"docs/results.md lacks: {words}"
 

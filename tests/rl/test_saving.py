@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from probing.models.checkpoint import check_trainable
 from probing.models.load import ModelSource, load_model
 from rl.attnpo.trainer import AttnPOTrainer
 from rl.training.job import train, trainer_settings
+from rl.training.lora import below
 from rl.training.recipe import find_recipe, parse_settings, read_recipe, train_config
 
 # A random model writes no `</think>`, but this.
@@ -103,7 +105,12 @@ def test_an_adapter_is_trained_as_a_whole_model(tmp_path: Path) -> None:
     assert model.config.adapter_hash == load_model(str(lora), device="cpu").config.adapter_hash
 
 
-LORA = {"lora_r": 2, "lora_target_modules": "q_proj, up_proj", "learning_rate": 0.05}
+LORA = {
+    "lora_r": 2,
+    "lora_target_modules": "q_proj, up_proj",
+    "lora_first_layer": 1,
+    "learning_rate": 0.05,
+}
 
 
 @pytest.mark.slow
@@ -120,6 +127,7 @@ def test_an_adapter_is_trained_saved_alone_and_loaded_with_its_base(tmp_path: Pa
         after = load_model(str(out / name), device="cpu").state_dict()
         moved = {key for key in before if not torch.equal(before[key], after[key])}
         assert {key.split(".")[-2] for key in moved} == {"q_proj", "up_proj"}
+        assert {int(key.split(".")[2]) for key in moved} == {1, 2, 3}
         ranks = {torch.linalg.matrix_rank(after[k] - before[k], rtol=1e-3).item() for k in moved}
         assert max(ranks) <= 2
     longer = replace(pocket_config(out, max_steps=3, **steps), model="pocket")
@@ -127,6 +135,13 @@ def test_an_adapter_is_trained_saved_alone_and_loaded_with_its_base(tmp_path: Pa
     assert (again["status"], again["final"]["step"]) == ("done", 3)
     with pytest.raises(ConfigError, match="is an adapter: train it on"):
         train(replace(made, model=str(out / "model"), out=tmp_path / "second"))
+
+
+def test_lower_layers_get_no_adapter() -> None:
+    """The first number of a name is its layer's; a later one may be an expert's."""
+    names = [f"model.layers.{n}.mlp.experts.{m}.up_proj" for n in range(12) for m in (0, 11)]
+    found = [name for name in names if not re.fullmatch(below(2) or "", name)]
+    assert found == names[4:] and below(0) is None
 
 
 def test_an_adapter_names_the_file_that_it_was_made_for(tmp_path: Path) -> None:

@@ -133,6 +133,47 @@ def test_speed_table_is_that_of_the_kept_trial(trial: str) -> None:
     assert "({value:.1f} points, {low:.1f} to {high:+.1f})".format(**gap) in readme
 
 
+@pytest.mark.parametrize(
+    "name", ["pocket", "smollm2-real", "words-base", "words-taught", "origins"]
+)
+def test_tables_of_head_types_are_those_of_the_kept_files(name: str) -> None:
+    """Every row of them in docs/results.md; of the task in words, the types alone."""
+    from kfh.findings.heads import compared_types, types_tables
+    from kfh.tables import markdown
+
+    kept = json.loads((ROOT / f"data/results/types/{name}.json").read_text(encoding="utf-8"))
+    tables = compared_types(kept) if name == "origins" else types_tables(kept)
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    for table in tables[:1] if name.startswith("words") else tables:
+        for line in markdown(table).strip().split("\n\n")[1].splitlines():
+            assert line in text, f"docs/results.md lacks: {line}"
+
+
+def test_words_on_head_types_are_those_of_the_kept_files() -> None:
+    """What docs/results.md says without a table: balanced SRA with retrieval, types with types."""
+    from probing.numbers import Number
+
+    def kept(name: str) -> Any:
+        return json.loads((ROOT / f"data/results/types/{name}.json").read_text(encoding="utf-8"))
+
+    def between(one: str, other: str, name: str = "smollm2-real") -> str:
+        names, matrix = kept(name)["correlations"].values()
+        return f"{matrix[names.index(one)][names.index(other)]:+.2f}"
+
+    both, pair = kept("balanced-retrieval"), ("retrieval", "induction")
+    found, named = both["overlap"], [f"{layer}.{head}" for layer, head in both["shared"]]
+    text = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
+    for words in (
+        f"ρ = {Number.column(both, 'spearman', 2, signed=True)}, and {found['shared']} of the ten",
+        f"{', '.join(named[:2])} and {named[2]} ({found['low']}–{found['high']} over problems; "
+        f"chance {found['expected']:.1f}, p = {found['p']:.3f})",
+        f"induction go together ({between(*pair)}), sink and span are nearly "
+        f"one ({between('sink', 'span')})",
+        f"(ρ = {between(*pair, 'words-base')} and {between(*pair, 'words-taught')})",
+    ):
+        assert words in text, f"docs/results.md lacks: {words}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_what_snippets_import_exists(page: Path) -> None:
     for snippet in SNIPPET.findall(page.read_text(encoding="utf-8")):

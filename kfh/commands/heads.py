@@ -148,21 +148,25 @@ def compare(
             "measured in both: where do its heads come from?",
         ),
     ] = False,
+    out: Annotated[Path | None, typer.Option(help="JSON file for what was found.")] = None,
 ) -> None:
     """Hold two head maps against each other: correlation with its ceiling, overlap with chance."""
     from kfh.findings.heads import compared_table, compared_types, compared_words
+    from probing.files.headers import HEADER, file_header, write_json
     from probing.types.maps import compare_maps, compare_types, read_map
 
     if types:
-        content = compare_types(one, other, top, seed)
-        print_tables(compared_types(content))
-        for sentence in content["verdict"]:
-            console.print(sentence, soft_wrap=True)
-        return
-
-    found = compare_maps(read_map(one), read_map(other), top, seed)
-    print_tables([compared_table(found)])
-    console.print(compared_words(found), soft_wrap=True)
+        found = compare_types(one, other, top, seed)
+        tables, sentences = compared_types(found), found["verdict"]
+    else:
+        found = compare_maps(read_map(one), read_map(other), top, seed)
+        tables, sentences = [compared_table(found)], [compared_words(found)]
+    print_tables(tables)
+    for sentence in sentences:
+        console.print(sentence, soft_wrap=True)
+    if out:
+        write_json(out, {HEADER: file_header("compared heads"), **found})
+        console.print(f"→ {out}", soft_wrap=True)
 
 
 @heads.command(name="push")

@@ -2,9 +2,9 @@
 
 Each is a function of arrays with its source. Where a paper speaks of tokens and we of steps, or
 leaves a constant open, the docstring says what is our reading. "Equal to the published code" means
-that the authors' own function gave the same for the same random input (docs/LOG.md); the code of
-WAAD and FAI was not found. `probing.types.rows` gives them what they need without keeping a T × T
-matrix.
+that the authors' own function gave the same for the same random input (docs/LOG.md); WAAD and FAI,
+whose code was not found, follow the paper's equations. `probing.types.rows` gives them what they
+need without keeping a T × T matrix.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 NEAR = 4  # steps: closer ones are left out (Thought Anchors; Δ of AttnRL)
 WINDOW = 10  # tokens of a windowed distance (arXiv 2510.13554)
-FUTURE = (10, 50)  # tokens later, first and last, whose attention is influence (the same)
+FUTURE = (10, 50)  # tokens later whose attention is influence (the same; (10, 100) in its v2)
 SHARE = 0.3  # of the heads are local, as many global (the same)
 
 
@@ -163,9 +163,8 @@ def windowed_distance(
 
         WAAD_m = Σ_n a_{m→n} min(m − n, window)
 
-    The paper takes the mean of local heads (`focused`). Held against its abstract alone ("the
-    extent of backward attention within a clipped window"): equations 7 to 11 could not be read, so
-    that the form and the constants here are our reading.
+    Its equation 9, there of the mean attention of local heads (equation 8, `focused`), which is the
+    mean of these.
 
     Example:
         >>> float(windowed_distance(np.array([[0.5, 0.25, 0.25]]), np.array([2]), window=1)[0])
@@ -184,8 +183,8 @@ def future_influence(
 
         FAI_n = mean over m with first ≤ m − n ≤ last of a_{m→n}
 
-    0 where no row does. The paper takes the mean of global heads (`focused`); our reading, as of
-    `windowed_distance` ("the average attention it receives from subsequent tokens").
+    0 where no row does. Its equation 10, there of the mean attention of global heads. From 10 to 50
+    tokens later in the paper's first version, to 100 in its second, to the end in its analysis.
 
     Example:
         >>> rows = np.array([[1.0, 0.0], [0.75, 0.25]])
@@ -201,6 +200,9 @@ def focused(
     distance: Float[np.ndarray, "head"], share: float = SHARE
 ) -> tuple[Int[np.ndarray, "local"], Int[np.ndarray, "global"]]:
     """The local heads and the global ones: least and greatest mean distance looked back (the same).
+
+    Of a response's rows, by its equation 7. In training the paper reads five layers of the middle
+    third; here, as in its analysis, it is all of them.
 
     Example:
         >>> local, distant = focused(np.array([3.0, 1.0, 9.0]))

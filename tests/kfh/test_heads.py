@@ -35,8 +35,12 @@ def test_types_beside_a_probe(tmp_path: Path) -> None:
     assert "types" in probe_figures(run, "sra")
     done = kfh("heads", "compare", run, f"{run}:retrieval", "--top", 3)
     assert "3 strongest heads" in done.output, said(done)
-    done = kfh("heads", "compare", run, run, "--types", "--top", 3)
+    found = tmp_path / "found.json"
+    done = kfh("heads", "compare", run, run, "--types", "--top", 3, "--out", found)
     assert "By retrieval of the base" in done.output and "chance 0.6" in done.output, said(done)
+    assert all(
+        row["kept"]["overlap"]["shared"] == 3 for row in json.loads(found.read_text())["rows"]
+    )
     (run / "types.json").write_text(json.dumps({"types": []}))
     with pytest.raises(DataError, match="no scorers"):
         read_types(Place(run, (run,)))

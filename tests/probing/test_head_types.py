@@ -193,6 +193,24 @@ def test_forward_influence_and_the_rest() -> None:
     )
 
 
+def test_equations_of_preplan_and_anchor() -> None:
+    """7 to 10 of arXiv 2510.13554 by their sums, for a response of tokens 5 to 69."""
+    every = np.tril(np.random.default_rng(2).random((6, 70, 70)))
+    every /= every.sum(-1, keepdims=True)
+    at, back = np.arange(5, 70), np.subtract.outer(np.arange(70), np.arange(70))
+    distance = np.array([np.mean([a[t] @ back[t] for t in at]) for a in every])  # 7
+    local, distant = formulas.focused(distance)
+    assert local.tolist() == sorted(range(6), key=lambda h: distance[h])[:2]
+    assert distant.tolist() == sorted(range(6), key=lambda h: distance[h])[-2:]
+    near, far = every[local].mean(0), every[distant].mean(0)  # 8
+    waad = [sum(near[t, s] * min(t - s, 10) for s in range(t + 1)) for t in at]  # 9
+    ours = formulas.windowed_distance(every[local][:, at], at).mean(0)
+    np.testing.assert_allclose(ours, waad, rtol=1e-12)
+    rows = [[far[t, s] for t in at if s + 10 <= t <= min(69, s + 50)] for s in range(60)]
+    ours = formulas.future_influence(every[distant][:, at], at).mean(0)  # 10
+    np.testing.assert_allclose(ours[:60], [np.mean(row) for row in rows], rtol=1e-12)
+
+
 def test_published_code_gives_the_same() -> None:
     """What `get_vertical_scores` of the authors' repository gave for this matrix, and kurtosis."""
     m = np.tril((np.arange(64).reshape(8, 8) * 7 % 11) / 11)

@@ -40,7 +40,8 @@ LEAST, MOST = 2, 9  # of the numbers in a problem
 
 # It follows the words of the problem; the value stands behind its name, as in the recap.
 DERIVATION = "{} {} has {} more than {}'s {}, so {} {}."
-CHECK, CONFIRMED, CORRECTED = "Wait, {} plus {} is {}, ", "which is what I had there.", "not {}, so {} {}."
+CHECK = "Wait, {} plus {} is {}, "
+CONFIRMED, CORRECTED = "which is what I had there.", "not {}, so {} {}."
 # As long as the lines that count: length shall not tell which is which.
 OPENERS = (
     "Okay, so I need to find {}, and for that I go from name to name.",

@@ -23,9 +23,9 @@ from typing import Any
 
 from probing.choices import Dtype
 from probing.errors import ConfigError, ModelError
-from probing.files.headers import HEADER, file_header, write_json
+from probing.files.headers import HEADER, file_header, read_object, write_json
 from probing.models.load import MODEL, ModelSource
-from probing.settings import check, choice
+from probing.settings import check, choice, to_json
 from rl.training.sft import taught
 
 RECORD = "vocabulary.json"
@@ -63,12 +63,17 @@ def shrink(config: ShrinkConfig) -> dict[str, Any]:
         The content of `vocabulary.json`.
 
     Raises:
-        ConfigError: the folder holds something, or no byte-pair merges make the tokens.
+        ConfigError: the folder holds something else, or no byte-pair merges make the tokens.
         DataError, ModelError: texts without a prompt; a model that is not the same afterwards.
     """
-    out = Path(config.out)
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty: another --out")
+    out, settings = Path(config.out), to_json(config)
+    if (out / RECORD).exists():
+        former = read_object(out / RECORD)
+        if former.get("settings") != settings:
+            raise ConfigError(f"{out} holds another model: another --out")
+        return former
+    if out.exists() and {path.name for path in out.iterdir()} - {"model"}:  # left by a killed call
+        raise ConfigError(f"{out} holds other files: another --out")
     model, tokenizer = config.load()
     texts = [
         text
@@ -93,8 +98,7 @@ def shrink(config: ShrinkConfig) -> dict[str, Any]:
     model.save_pretrained(out / "model")
     content = {
         HEADER: file_header("cut vocabulary"),
-        "model": config.model,
-        "data": config.data,
+        "settings": settings,
         "texts": len(texts),
         "tokens": {"before": before[0], "after": len(kept)},
         "parameters": {"before": before[1], "after": _weights(model)},

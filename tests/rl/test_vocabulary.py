@@ -71,8 +71,14 @@ def test_the_rest_is_as_it_was(tied: bool, tmp_path: Path) -> None:
     for settings in (small.config, small.generation_config):
         assert settings.eos_token_id == cutter.eos_token_id
         assert settings.bos_token_id == cutter.bos_token_id
-    again = kfh("shrink", "--model", tmp_path / "big", "--data", traces, "--out", tmp_path / "out")
-    assert again.exit_code and "is not empty" in said(again)
+    words = ("shrink", "--model", tmp_path / "big", "--data", traces, "--out", tmp_path / "out")
+    weights = folder / "model.safetensors"
+    made = weights.stat().st_mtime_ns
+    assert kfh(*words).exit_code == 0 and weights.stat().st_mtime_ns == made
+    (tmp_path / "out" / "vocabulary.json").unlink()  # as a killed call leaves it
+    assert kfh(*words).exit_code == 0 and weights.stat().st_mtime_ns > made
+    again = kfh(*words, "--seed", 1)
+    assert again.exit_code and "holds another model" in said(again)
 
 
 def test_texts_of_kept_tokens_are_cut_as_before() -> None:

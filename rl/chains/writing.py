@@ -134,6 +134,10 @@ class Writer(ABC):
     def aside(self, item: Any) -> str:
         """A detour off the path."""
 
+    def is_ready(self, item: Any) -> bool:
+        """Whether a detour can be gone already."""
+        return True
+
     def write(self) -> Solution:
         """The trace."""
         path, asides = self.problem.path, self.asides()
@@ -145,7 +149,10 @@ class Writer(ABC):
             word = self.first_word if item == path[0] else self.pick(self.next_words, 0.75)
             self.derive(item, word)
             if asides and self.happens(self.config.aside):
-                self.add(self.aside(asides.pop(0)))
+                ready = next((each for each in asides if self.is_ready(each)), None)
+                if ready is not None:
+                    asides.remove(ready)
+                    self.add(self.aside(ready))
         if self.happens(self.config.closing):
             self.add(self.pick(self.closings, 0.75))
         return Solution(self.problem, tuple(self.lines), dict(self.values))

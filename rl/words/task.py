@@ -3,9 +3,11 @@
     Ben has 4 coins. Mia has 6 coins. Ana has 3 more coins than Ben. Leo has 5 more coins than Ana.
     How many coins does Leo have?
 
-To find who counts from whom is most of it; numbers are small and only added. A sum that carries
-is hard: said at once it is often one too small, as if the first number were counted, too, and a
-check mends that. The others never slip, and their checks are redundant.
+To find who counts from whom is most of it; numbers are small and only added. Some count from others
+and nobody asks for them: a trace that finds their values, too, has steps that look like essential
+ones, in words and in length, and are redundant. A sum that carries is hard: said at once it is
+often one too small, as if the first number were counted, too, and a check mends that. The others
+never slip, and their checks are redundant.
 """
 
 from __future__ import annotations
@@ -152,19 +154,20 @@ class WordsConfig(Chances):
     """
 
     path_lengths: tuple[int, ...] = (2, 3)
-    distractors: tuple[int, ...] = (1, 2)
+    distractors: tuple[int, ...] = (2, 3)
+    branch: float = 0.75  # chance that a distractor counts from someone
     hard: float = 0.5
     slip: float = 0.4  # chance that a hard sum is one too small at once
     check_later_hard: float = 0.85
-    easy_extra: tuple[float, ...] = (0.85, 0.45, 0.10)
-    hard_extra: tuple[float, ...] = (0.40, 0.20)
-    opener: float = 0.55
-    aside: float = 0.20
-    closing: float = 0.55
+    easy_extra: tuple[float, ...] = (0.70, 0.30, 0.10)
+    hard_extra: tuple[float, ...] = (0.30, 0.20)
+    opener: float = 0.35
+    aside: float = 0.75
+    closing: float = 0.35
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check([self.hard, self.slip])
+        self.check([self.hard, self.slip, self.branch])
         if min(self.path_lengths) < 1 or min(self.distractors) < 0:
             raise ValueError("a path needs a sentence, and distractors cannot be negative")
         if max(self.path_lengths) + max(self.distractors) >= len(NAMES):
@@ -184,8 +187,16 @@ def make_problem(rng: random.Random, config: WordsConfig | None = None) -> Probl
         right = rng.choice(rights or range(LEAST, MOST + 1))
         chain.append(Sentence(name, chain[-1].name, right))
         value += right
-    for count, name in enumerate(names[length:], 1):  # the givens so far
-        chain.insert(rng.randint(0, count), Sentence(name, None, rng.randint(LEAST, MOST)))
+    others = names[length:]
+    branches = [rng.random() < config.branch for _ in others]
+    for name in (name for name, branch in zip(others, branches, strict=True) if not branch):
+        givens = sum(item.left is None for item in chain)
+        chain.insert(rng.randint(0, givens), Sentence(name, None, rng.randint(LEAST, MOST)))
+    for name in (name for name, branch in zip(others, branches, strict=True) if branch):
+        place = rng.randrange(len(chain))
+        found = Sentence(name, chain[place].name, rng.randint(LEAST, MOST))
+        givens = sum(item.left is None for item in chain)
+        chain.insert(rng.randint(max(place + 1, givens), len(chain)), found)
     return Problem(rng.randrange(len(THEMES)), tuple(chain), names[length - 1])
 
 
@@ -208,8 +219,12 @@ class _Writer(Writer):
     first_word, next_words = FIRST_WORD, NEXT_WORDS
 
     def asides(self) -> list[Sentence]:
-        start = self.problem.path[0].left
-        return [s for s in self.problem.sentences if s.left is None and s.name != start]
+        path = self.problem.path
+        needed = {path[0].left, *(item.name for item in path)}
+        return [item for item in self.problem.sentences if item.name not in needed]
+
+    def is_ready(self, item: Sentence) -> bool:
+        return item.left is None or item.left in self.values
 
     def guess(self) -> str:
         return GUESS.format(self.rng.randint(MOST, 3 * MOST))
@@ -239,4 +254,7 @@ class _Writer(Writer):
         return RESTATEMENT.format(item.right, item.left)
 
     def aside(self, item: Sentence) -> str:
-        return ASIDE.format(item.name, item.right)
+        if item.left is None:
+            return ASIDE.format(item.name, item.right)
+        value = self.values[item.name] = self.right(item)
+        return self.derivation(item, value, self.pick(self.next_words, 0.75))

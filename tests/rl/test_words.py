@@ -77,6 +77,19 @@ def test_length_does_not_tell_essential_from_redundant() -> None:
     assert 0.3 < np.mean(ranked) < 0.6
 
 
+def test_many_redundant_steps_look_like_essential_ones() -> None:
+    """They derive a value that nobody asks for: that they are redundant stands in the problem."""
+    redundant = apart = 0
+    for seed in range(300):
+        rng = random.Random(seed)
+        problem = make_problem(rng)
+        path = {item.name for item in problem.path}
+        for step in read(problem, make_trace(rng, problem).response).steps:
+            redundant += step.label == "redundant"
+            apart += step.kind == "derivation" and step.name not in path
+    assert apart > 0.25 * redundant
+
+
 def test_labels() -> None:
     found = ["redundant", "essential", "redundant", "redundant", "redundant", "essential"]
     assert labels(CORRECTED) == found and read(PROBLEM, CORRECTED).correct

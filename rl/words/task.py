@@ -155,15 +155,15 @@ class WordsConfig(Chances):
 
     path_lengths: tuple[int, ...] = (2, 3)
     distractors: tuple[int, ...] = (2, 3)
-    branch: float = 0.75  # chance that a distractor counts from someone
+    branch: float = 0.80  # chance that a distractor counts from someone
     hard: float = 0.5
     slip: float = 0.4  # chance that a hard sum is one too small at once
     check_later_hard: float = 0.85
-    easy_extra: tuple[float, ...] = (0.70, 0.30, 0.10)
-    hard_extra: tuple[float, ...] = (0.30, 0.20)
-    opener: float = 0.35
-    aside: float = 0.75
-    closing: float = 0.35
+    easy_extra: tuple[float, ...] = (0.65, 0.25, 0.10)
+    hard_extra: tuple[float, ...] = (0.25, 0.20)
+    opener: float = 0.30
+    aside: float = 0.95
+    closing: float = 0.30
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -287,13 +287,13 @@ def _cut_at_ends(text: str, ends: Iterable[int], no_step: re.Pattern[str]) -> li
 
 def _sentence_ends(text: str) -> Iterator[int]:
     """Where sentences end by the library sentencex, in the language of the text; a line break ends
-    one, too (at some kinds of them the library panics)."""
+    one, too. At some line breaks, and at blanks of several bytes, the library panics."""
     from sentencex import get_sentence_boundaries
 
     language, start = language_of(text), 0
     for line in re.split(f"((?:{_NEWLINE})+)", text):
         if line.strip():
-            for found in get_sentence_boundaries(language, line):
+            for found in get_sentence_boundaries(language, re.sub(r"[^\S\x00-\x7f]", " ", line)):
                 yield start + found["end_index"]
         start += len(line)
 

@@ -161,7 +161,7 @@ def test_what_was_mistyped_is_answered_with_the_nearest(
 @pytest.mark.parametrize(
     ("words", "there"),
     [
-        ("kfh s", ["study", "segment", "stability", "sample-size", "sft"]),
+        ("kfh s", ["study", "segment", "stability", "sample-size", "sft", "shrink"]),
         ("kfh probe --se", ["--segmenter", "--select", "--seed"]),
         ("kfh probe --by ", ["sra", "balanced", "gating"]),
         ("kfh plot tr", ["trace"]),

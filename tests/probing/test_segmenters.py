@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import probing.traces.segmenters as segmenters
@@ -251,6 +251,8 @@ WORDS += ["\r\n", "\u00a0", "\u3000", "* ", "1. ", "’", "\u2029", "。"]
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(WORDS)).map("".join) | st.text(), st.integers(0, 200))
+@example("I \u3000. So", 0)
+@example("I \x85.", 0)
 def test_any_text_is_tiled(text: str, min_chars: int) -> None:
     for name in ("attnpo", "line", "sentence", "sentencex", "paragraph"):
         steps = segment(text, name, min_chars=min_chars)

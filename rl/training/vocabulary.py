@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from probing.choices import Dtype
-from probing.errors import ConfigError, ModelError
+from probing.errors import ConfigError, DataError, ModelError
 from probing.files.headers import HEADER, file_header, read_object, write_json
 from probing.models.load import MODEL, ModelSource
 from probing.settings import check, choice, to_json
@@ -64,7 +64,7 @@ def shrink(config: ShrinkConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: the folder holds something else, or no byte-pair merges make the tokens.
-        DataError, ModelError: texts without a prompt; a model that is not the same afterwards.
+        DataError, ModelError: no text; a model that is not the same afterwards.
     """
     out, settings = Path(config.out), to_json(config)
     if (out / RECORD).exists():
@@ -82,10 +82,14 @@ def shrink(config: ShrinkConfig) -> dict[str, Any]:
         for text in pair
     ]
     cut = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    trial = max(cut, key=len, default=[])[:64]
+    if not trial:
+        raise DataError(f"{config.data} holds no text")
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ConfigError(f"{config.model}: only a fast tokenizer can be cut")
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     kept = kept_tokens(state, {token for ids in cut for token in ids})  # 1
     before = model.get_input_embeddings().num_embeddings, _weights(model)
-    trial = cut[0][:64]
     old = _logits(model, trial)[..., kept]
     keep_rows(model, kept)  # 2
     smaller = _with_state(tokenizer, smaller_state(state, kept), out / "model")

@@ -296,6 +296,7 @@ def ablated(out: Path, *, config: dict | None = None, **changes: object) -> dict
     return content
 
 
+@pytest.mark.slow
 def test_on_the_pocket_model_high_scores_matter_and_low_ones_do_not(tmp_path: Path) -> None:
     """The claim of the paper's figure on 25 held-out traces; more in docs/LOG.md. Then resumed."""
     whole, torn = tmp_path / "whole", tmp_path / "torn"

@@ -98,6 +98,7 @@ def test_memory_errors_say_what_to_set() -> None:
     assert out_of_memory(RuntimeError("shapes differ")) == ""
 
 
+@pytest.mark.slow
 def test_labels_by_cause_and_interventions_are_alike(both: tuple[Any, Any], tmp_path: Path) -> None:
     """Hidden steps, removed steps, silenced heads, and answers decoded behind them."""
     name = both[0].config._name_or_path

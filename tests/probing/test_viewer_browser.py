@@ -211,6 +211,7 @@ def renderer_memory(browser: Any) -> float:
     return max(sizes)
 
 
+@pytest.mark.slow
 def test_two_hundred_long_traces(browser: Any, tmp_path: Path) -> None:
     written = large_page(tmp_path)
     (model,) = written.models

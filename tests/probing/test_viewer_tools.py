@@ -283,6 +283,7 @@ def test_saved_steps_are_those_seen(browser: Any, two_file: Path) -> None:
     opened.close()
 
 
+@pytest.mark.slow
 def test_saved_pictures_are_drawn_in_the_page(browser: Any, two_file: Path) -> None:
     opened = Opened(browser, two_file, "dark")
     opened.page.locator("#list li").nth(6).click()

@@ -182,6 +182,7 @@ def test_a_folder_with_another_run_is_not_touched(tmp_path):
 # The probe during training
 
 
+@pytest.mark.slow
 def test_policy_is_probed_again(tmp_path):
     """Before training the probe gives what `kfh probe` gives; resuming keeps the start."""
     stored = data_path("pocket", "traces.jsonl").read_text().splitlines()[:21]

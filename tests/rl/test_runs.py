@@ -251,6 +251,7 @@ def kfh(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_plot_command(tmp_path: Path) -> None:
     one, two = run_folder(tmp_path / "a"), run_folder(tmp_path / "b", "grpo")
     with (two / "metrics.jsonl").open("a") as file:

@@ -74,6 +74,7 @@ def test_scale_one_is_plain_grpo(tmp_path):
     assert moved > 0
 
 
+@pytest.mark.slow
 def test_scale_one_is_plain_rloo(tmp_path):
     """Advantages by token that are all A, and one A a response: the same weights to the bit."""
     ones = {"scale_floor": 1.0, "negative_attenuation": False, "length_penalty": "none"}

@@ -224,10 +224,8 @@ def run_study(config: StudyConfig) -> bool:
 @options
 def study(config: StudyConfig) -> None:
     """Run a study: a chain of commands, each stage kept, skipped when done, gone on with."""
-    for ends in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # ignored where a shell started it in the background
+    # A shell that starts it in the background has SIGINT ignored.
+    for ends in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ends, signal.default_int_handler)
     if not run_study(config):
         raise typer.Exit(3)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from trl.data_utils import is_conversational
 
+from probing.answers.hiding import token_log_probabilities
 from probing.errors import ConfigError
 from probing.models.decode import Draws, Sampling, decode, encode_prompt
 from probing.models.lengths import in_eval
@@ -76,8 +77,8 @@ class RoundedRollouts:
 def _chances(model: Any, prompt: list[int], response: list[int]) -> torch.Tensor:
     """log p of the tokens of a response, in nats."""
     ids = torch.tensor([prompt + response], device=next(model.parameters()).device)
-    logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
-    return logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])
+    logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+    return token_log_probabilities(logits, ids[0, len(prompt) :])
 
 
 def compact_rollouts(prompts: Sequence[Any], trainer: Any, sampler: Any = None) -> dict[str, Any]:

@@ -81,15 +81,15 @@ def shrink(config: ShrinkConfig) -> dict[str, Any]:
         for _, *pair in taught(source.strip(), tokenizer, config.template, seed=config.seed)
         for text in pair
     ]
-    cut = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    cut: list[list[int]] = [
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts
+    ]
     trial = max(cut, key=len, default=[])[:64]
     if not trial:
         raise DataError(f"{config.data} holds no text")
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        raise ConfigError(f"{config.model}: only a fast tokenizer can be cut")
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     kept = kept_tokens(state, {token for ids in cut for token in ids})  # 1
-    before = model.get_input_embeddings().num_embeddings, _weights(model)
+    before = model.get_input_embeddings().num_embeddings, model.num_parameters()
     old = _logits(model, trial)[..., kept]
     keep_rows(model, kept)  # 2
     smaller = _with_state(tokenizer, smaller_state(state, kept), out / "model")
@@ -105,7 +105,7 @@ def shrink(config: ShrinkConfig) -> dict[str, Any]:
         "settings": settings,
         "texts": len(texts),
         "tokens": {"before": before[0], "after": len(kept)},
-        "parameters": {"before": before[1], "after": _weights(model)},
+        "parameters": {"before": before[1], "after": model.num_parameters()},
     }
     write_json(out / RECORD, content)
     return content
@@ -232,10 +232,6 @@ def _moved(own: int | Collection[int] | None, place: dict[int, int], name: str) 
     if own not in place:
         raise ConfigError(f"{name} {own} is none of the tokens that are kept")
     return place[own]
-
-
-def _weights(model: Any) -> int:
-    return sum(weight.numel() for weight in model.parameters())
 
 
 def _logits(model: Any, ids: Sequence[int]) -> Any:

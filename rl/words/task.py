@@ -188,14 +188,15 @@ def make_problem(rng: random.Random, config: WordsConfig | None = None) -> Probl
         chain.append(Sentence(name, chain[-1].name, right))
         value += right
     others = names[length:]
-    branches = [rng.random() < config.branch for _ in others]
-    for name in (name for name, branch in zip(others, branches, strict=True) if not branch):
-        givens = sum(item.left is None for item in chain)
-        chain.insert(rng.randint(0, givens), Sentence(name, None, rng.randint(LEAST, MOST)))
-    for name in (name for name, branch in zip(others, branches, strict=True) if branch):
+    branches = [name for name in others if rng.random() < config.branch]
+    givens = 1
+    for name in others:
+        if name not in branches:
+            chain.insert(rng.randint(0, givens), Sentence(name, None, rng.randint(LEAST, MOST)))
+            givens += 1
+    for name in branches:
         place = rng.randrange(len(chain))
         found = Sentence(name, chain[place].name, rng.randint(LEAST, MOST))
-        givens = sum(item.left is None for item in chain)
         chain.insert(rng.randint(max(place + 1, givens), len(chain)), found)
     return Problem(rng.randrange(len(THEMES)), tuple(chain), names[length - 1])
 

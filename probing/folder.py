@@ -94,7 +94,7 @@ class ProbeResult(Ranking):
             controls=controls,
             curves=run["curves"],
             chosen=[(int(layer), int(head)) for layer, head in (p["added"] for p in points)],
-            set_caveats=set_caveats(controls, points[-1]) if caveats is None else caveats,
+            set_caveats=set_caveats(controls, table, points) if caveats is None else caveats,
             scorers=run.get("scorers") or {},
             null=run["null"],
             counts=run["counts"],

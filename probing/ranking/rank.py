@@ -47,7 +47,7 @@ class Ranking:
         curves: ensembles of 1 … 10 heads by way of selection, `top` and the one that was asked for;
             each point names the head `added`.
         chosen: the heads of the set, in the order in which they were chosen.
-        set_caveats: in sentences, where the set does not beat the best control.
+        set_caveats: in sentences, where the set does not beat the best control, or does not gate.
         scorers: the controls of the user's, by name: name and hash of the function.
         null: the best head by chance: `mean` and 95 % quantile `q95` by metric.
         counts: problems, traces, pairs, ids of both halves, and what was left out.
@@ -117,7 +117,7 @@ def rank_heads(
         controls=controls,
         curves=curves,
         chosen=[(layer, head) for layer, head in (point["added"] for point in points)],
-        set_caveats=set_caveats(controls, points[-1]),
+        set_caveats=set_caveats(controls, table, points),
         scorers={name: part_json(f) for name, f in CONTROLS.items() if name not in BUILT_IN},
         null={
             metric: {"mean": float(best.mean()), "q95": float(np.quantile(best, 0.95))}
@@ -163,24 +163,46 @@ def best_control(controls: pd.DataFrame, metric: str) -> tuple[str, float] | Non
     return None if figures.empty else (str(figures.idxmax()), float(figures.max()))
 
 
-def set_caveats(controls: pd.DataFrame, point: Mapping[str, Any]) -> list[str]:
-    """In a sentence, where the set's held-out SRA does not beat the best control.
+def set_caveats(
+    controls: pd.DataFrame, table: pd.DataFrame, points: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """In sentences, where the set does not beat the best control, or does not gate.
 
     Args:
         controls: of `Ranking`; the figures on the held-out half count where they are there.
-        point: of the set, in `Ranking.curves`.
+        table: of `Ranking`.
+        points: of the set, in `Ranking.curves`: the last is the whole set's.
     """
+    return [*_beaten_by_control(controls, points[-1]), *_do_not_gate(table, points)]
+
+
+def _beaten_by_control(controls: pd.DataFrame, point: Mapping[str, Any]) -> Iterator[str]:
     metric = "sra_held_out" if "sra_held_out" in controls else "sra"
     control = best_control(controls, metric)
     if control is None or beaten(control[1], point["sra_low"]):
-        return []
+        return
     how = "is not shown to beat" if control[1] < point["sra"] else "is no better than"
     low, high = point["sra_low"], point["sra_high"]
     ends = "" if low is None else f" ({low:.3f}–{high:.3f})"  # one problem leaves none
-    return [
+    yield (
         f"The head set {how} {control[0]} on traces that it was not chosen on: SRA "
         f"{point['sra']:.3f}{ends} against {control[1]:.3f}."
+    )
+
+
+def _do_not_gate(table: pd.DataFrame, points: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A head may rank all steps right, and give them all less than S_base."""
+    rows = table.set_index(["layer", "head"])
+    heads = [
+        f"{layer}.{head} ({rows.loc[(layer, head), 'gating']:.3f})"
+        for layer, head in (point["added"] for point in points)
+        if rows.loc[(layer, head), "gating_low"] <= 0.5  # false where there is no interval
     ]
+    if heads:
+        yield (
+            f"Of the set {', '.join(heads)} by gating accuracy are not shown to beat 0.5, chance: "
+            "to train, choose by it (kfh probe --by gating)."
+        )
 
 
 def beaten(control: float, low: float | None) -> bool:

@@ -483,7 +483,8 @@ def test_folders_of_before_are_still_read(finished: tuple, tmp_path: Path) -> No
     assert again.head_set.pairs == again.chosen and again.head_set.caveats == ()
     assert len(figures_of(again)) == 4
     control = again.controls[again.controls["control"] != "all heads"]["sra"].max()
-    assert bool(again.set_caveats) == (again.set_point["sra_low"] <= control)
+    said = any("The head set" in caveat for caveat in again.set_caveats)
+    assert said == (again.set_point["sra_low"] <= control)
 
 
 def test_a_set_that_beats_no_control_says_so(setting: dict, tmp_path: Path) -> None:
@@ -497,13 +498,17 @@ def test_a_set_that_beats_no_control_says_so(setting: dict, tmp_path: Path) -> N
     base = ("--traces", traces, "--model", setting["model"], "--permutations", 20, "--out", out)
     done = CliRunner().invoke(app, ["probe", *map(str, base)])
     result = ProbeResult.load(out)
-    (caveat,) = result.set_caveats
+    caveat, gating = result.set_caveats
     assert "is no better than recency" in caveat and "against 1.000" in caveat
-    assert caveat in result.caveats and caveat in done.output
+    weak = result.table.set_index(["layer", "head"]).loc[result.chosen]
+    assert (weak["gating_low"] <= 0.5).any()
+    for (layer, head), row in weak.iterrows():
+        assert (f"{layer}.{head} ({row['gating']:.3f})" in gating) == (row["gating_low"] <= 0.5)
+    assert {caveat, gating} <= {*result.caveats} and caveat in done.output
     heads = out / "heads.json"
-    assert json.loads(heads.read_text())["caveats"] == [caveat]
+    assert json.loads(heads.read_text())["caveats"] == [caveat, gating]
     with pytest.warns(HeadSetWarning, match="is no better than recency"):
-        assert HeadSet.load(heads).caveats == (caveat,)
+        assert HeadSet.load(heads).caveats == (caveat, gating)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         HeadSet.load(heads)  # warned once

@@ -75,7 +75,8 @@ def measure_arm(config: CompareConfig, arm: Arm, sets: Sequence[QuestionSet]) ->
     """Measure one arm that has ended, or the initial policy, and write its two files.
 
     Responses are drawn at temperature 1 by the arm's seed, by the same streams at each checkpoint;
-    at the end greedily, too. Checkpoints are deleted once the result is there.
+    at the end greedily, too; in bfloat16 where the runs compute in it. Checkpoints are deleted once
+    the result is there.
 
     Args:
         sets: the reported problems, and those of the validation.
@@ -91,9 +92,10 @@ def measure_arm(config: CompareConfig, arm: Arm, sets: Sequence[QuestionSet]) ->
     drawn = Sampling(1.0, 1.0, config.max_tokens, arm.seed)
     settings = run_settings(config)
     code, how = bool(settings.get("trust_remote_code")), (asking_of(settings), config.batch)
+    dtype = "bfloat16" if settings.get("bf16") else "float32"
     rows: list[pd.DataFrame] = []
     for step, place in places.items():
-        model, tokenizer = ModelSource(place, dtype="float32", trust_remote_code=code).load()
+        model, tokenizer = ModelSource(place, dtype=dtype, trust_remote_code=code).load()
         found = [answers_to(questions, model, tokenizer, drawn, *how) for questions in sets]
         rows += [
             course_rows(step, sampled[step], part, each.correct, each.tokens, each.shortest)

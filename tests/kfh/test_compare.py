@@ -19,6 +19,7 @@ from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, read_object
 from probing.intervals import Estimate
 from rl.attnpo.methods import METHODS
+from rl.runs import job
 from rl.runs.comparison import change, gap, read_rows
 from rl.runs.folders import read_course
 from rl.runs.intervals import hierarchical_bootstrap, seed_spread
@@ -208,6 +209,23 @@ def test_the_measured_figures_are_those_of_the_answers(tmp_path: Path) -> None:
     sampled = np.subtract(found["sampled"]["tokens_each"], found["shortest_each"])
     assert course["reported"].redundant.tolist() == [sampled.tolist()]
     assert course["validation"].correct.shape == (1, 3)
+
+
+@pytest.mark.pocket
+@pytest.mark.parametrize(("given", "dtype"), [((), "float32"), (("bf16=true",), "bfloat16")])
+def test_runs_are_measured_as_they_compute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], dtype: str
+) -> None:
+    seen, measured = [], job.answers_to
+
+    def watched(questions: Any, model: Any, *how: Any) -> Any:
+        seen.append(str(model.dtype))
+        return measured(questions, model, *how)
+
+    monkeypatch.setattr(job, "answers_to", watched)
+    setting = CompareConfig(tmp_path, ("grpo",), settings=given)
+    measure_arm(setting, START, [load_questions("pocket-held-out:2")])
+    assert seen == [f"torch.{dtype}"] * 2  # sampled, then greedily
 
 
 @pytest.mark.slow

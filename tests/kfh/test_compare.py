@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ ROOT = Path(__file__).parents[2]
 TRAINER = """
 import json, shutil, signal, sys, time
 from pathlib import Path
+from typing import Any
 given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 assert sys.argv[-1] == "--resume"
 out, method, pace = Path(given["--out"]), given["--method"], float(sys.argv[1])

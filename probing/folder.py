@@ -42,7 +42,8 @@ from probing.models.front import check_heads
 from probing.models.identity import ModelCard
 from probing.ranking.caveats import label_caveats, ranking_caveats
 from probing.ranking.metrics import RankedTrace, ReadTraces
-from probing.ranking.rank import Ranking, set_caveats
+from probing.ranking.rank import Ranking
+from probing.ranking.select import set_caveats
 from probing.traces.file import Trace, read_traces
 from probing.traces.source import TraceSource, prepare_traces
 

@@ -17,7 +17,7 @@ from probing.interventions.outcomes import NONE as AS_IT_IS
 from probing.numbers import Number, exists, number
 from probing.ranking.caveats import RARE
 from probing.ranking.null import null_words
-from probing.ranking.rank import beaten, best_control
+from probing.ranking.select import beaten, best_control
 
 if TYPE_CHECKING:
     from rl.runs.folders import Run

@@ -45,7 +45,7 @@ from probing.figures.style import (
 )
 from probing.folder import ProbeResult, heads_of
 from probing.ranking.metrics import BUILT_IN
-from probing.ranking.rank import best_control
+from probing.ranking.select import best_control
 from probing.settings import unknown
 
 if TYPE_CHECKING:

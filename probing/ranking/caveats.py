@@ -13,7 +13,8 @@ import numpy as np
 from probing.choices import METRIC_NAMES
 from probing.intervals import few_problems
 from probing.numbers import exists
-from probing.ranking.rank import Ranking, beaten, best_control
+from probing.ranking.rank import Ranking
+from probing.ranking.select import beaten, best_control
 
 RARE = 0.05  # a p-value up to this says that chance alone is no explanation
 LABELS = {

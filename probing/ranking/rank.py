@@ -27,7 +27,7 @@ from probing.ranking.metrics import (
     ratios,
 )
 from probing.ranking.null import best_by_chance
-from probing.ranking.select import CURVE, ensembles, halves, select_greedy, select_top
+from probing.ranking.select import CURVE, ensembles, halves, select_greedy, select_top, set_caveats
 from probing.settings import Progress, no_progress
 
 RANDOM_WEIGHTS = "best head of random weights"  # a control
@@ -152,62 +152,6 @@ def _counts(measured: Measured, split: tuple[list[int], list[int]]) -> dict[str,
         counts[f"{name}_problems"] = len({groups[place] for place in half})
         counts[f"{name}_traces"] = [ids[place] for place in half]
     return counts
-
-
-def best_control(controls: pd.DataFrame, metric: str) -> tuple[str, float] | None:
-    """Name and figure of the control with the highest figure, if any has one.
-
-    The mean of all heads is left out: it is made of what is probed.
-    """
-    figures = controls[controls["control"] != "all heads"].set_index("control")[metric].dropna()
-    return None if figures.empty else (str(figures.idxmax()), float(figures.max()))
-
-
-def set_caveats(
-    controls: pd.DataFrame, table: pd.DataFrame, points: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    """In sentences, where the set does not beat the best control, or does not gate.
-
-    Args:
-        controls: of `Ranking`; the figures on the held-out half count where they are there.
-        table: of `Ranking`.
-        points: of the set, in `Ranking.curves`: the last is the whole set's.
-    """
-    return [*_beaten_by_control(controls, points[-1]), *_do_not_gate(table, points)]
-
-
-def _beaten_by_control(controls: pd.DataFrame, point: Mapping[str, Any]) -> Iterator[str]:
-    metric = "sra_held_out" if "sra_held_out" in controls else "sra"
-    control = best_control(controls, metric)
-    if control is None or beaten(control[1], point["sra_low"]):
-        return
-    how = "is not shown to beat" if control[1] < point["sra"] else "is no better than"
-    low, high = point["sra_low"], point["sra_high"]
-    ends = "" if low is None else f" ({low:.3f}–{high:.3f})"  # one problem leaves none
-    yield (
-        f"The head set {how} {control[0]} on traces that it was not chosen on: SRA "
-        f"{point['sra']:.3f}{ends} against {control[1]:.3f}."
-    )
-
-
-def _do_not_gate(table: pd.DataFrame, points: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A head may rank all steps right, and give them all less than S_base."""
-    rows = table.set_index(["layer", "head"])
-    heads = [
-        f"{layer}.{head} ({rows.loc[(layer, head), 'gating']:.3f})"
-        for layer, head in (point["added"] for point in points)
-        if rows.loc[(layer, head), "gating_low"] <= 0.5  # false where there is no interval
-    ]
-    if heads:
-        yield (
-            f"Of the set {', '.join(heads)} by gating accuracy are not shown to beat 0.5, chance: "
-            "to train, choose by it (kfh probe --by gating)."
-        )
-
-
-def beaten(control: float, low: float | None) -> bool:
-    """Whether a control lies below a whole interval; where there is no interval it does not."""
-    return low is not None and control < low  # false for what is not a number, too
 
 
 def add_figures(

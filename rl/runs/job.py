@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from probing.choices import Dtype
 from probing.errors import ConfigError, DataError, KfhError
 from probing.files.headers import HEADER, file_header, read_object, write_json
 from probing.headset import HeadSet
@@ -92,7 +93,7 @@ def measure_arm(config: CompareConfig, arm: Arm, sets: Sequence[QuestionSet]) ->
     drawn = Sampling(1.0, 1.0, config.max_tokens, arm.seed)
     settings = run_settings(config)
     code, how = bool(settings.get("trust_remote_code")), (asking_of(settings), config.batch)
-    dtype = "bfloat16" if settings.get("bf16") else "float32"
+    dtype: Dtype = "bfloat16" if settings.get("bf16") else "float32"
     rows: list[pd.DataFrame] = []
     for step, place in places.items():
         model, tokenizer = ModelSource(place, dtype=dtype, trust_remote_code=code).load()

@@ -29,7 +29,7 @@ from probing.interventions.effects import differences, summarise
 from probing.interventions.outcomes import Outcome
 from probing.interventions.result import InterventionResult
 from probing.numbers import Number
-from probing.ranking.rank import best_control
+from probing.ranking.select import best_control
 from probing.robustness.sample_size import measure_folder, write_sample_size
 from probing.robustness.stability import compare_probes, write_stability
 from probing.run import probe

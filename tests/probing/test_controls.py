@@ -21,7 +21,8 @@ from probing.folder import ProbeResult
 from probing.intervals import next_below
 from probing.models.load import load_model, load_tokenizer, with_random_weights
 from probing.ranking.caveats import ranking_caveats
-from probing.ranking.rank import RANDOM_WEIGHTS, best_control
+from probing.ranking.rank import RANDOM_WEIGHTS
+from probing.ranking.select import best_control
 from probing.run import probe
 
 

@@ -134,19 +134,62 @@ def test_speed_table_is_that_of_the_kept_trial(trial: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["pocket", "smollm2-real", "words-base", "words-taught", "origins"]
+    ("name", "page"),
+    [
+        ("types/pocket", "results"),
+        ("types/smollm2-real", "results"),
+        ("smollm2/base/types", "smollm2"),
+        ("smollm2/heads/types", "smollm2"),
+        ("smollm2/origins", "smollm2"),
+    ],
 )
-def test_tables_of_head_types_are_those_of_the_kept_files(name: str) -> None:
-    """Every row of them in docs/results.md; of the task in words, the types alone."""
+def test_tables_of_head_types_are_those_of_the_kept_files(name: str, page: str) -> None:
+    """Every row of them in the page; of the study of SmolLM2, of a model the types alone."""
     from kfh.findings.heads import compared_types, types_tables
     from kfh.tables import markdown
 
-    kept = json.loads((ROOT / f"data/results/types/{name}.json").read_text(encoding="utf-8"))
-    tables = compared_types(kept) if name == "origins" else types_tables(kept)
-    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    for table in tables[:1] if name.startswith("words") else tables:
+    kept = json.loads((ROOT / f"data/results/{name}.json").read_text(encoding="utf-8"))
+    tables = compared_types(kept) if name.endswith("origins") else types_tables(kept)
+    text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    for table in tables[:1] if name.endswith("/types") else tables:
         for line in markdown(table).strip().split("\n\n")[1].splitlines():
-            assert line in text, f"docs/results.md lacks: {line}"
+            assert line in text, f"docs/{page}.md lacks: {line}"
+
+
+def test_figures_of_the_study_are_those_of_its_kept_files() -> None:
+    """Of docs/smollm2.md: the table of heads, the sets on held-out halves, controls, the gate."""
+    from kfh.findings.probe import controls_table
+    from kfh.tables import markdown
+    from probing import ProbeResult
+    from probing.choices import METRICS
+    from probing.numbers import Number
+
+    study = ROOT / "data/results/smollm2"
+    text = " ".join((ROOT / "docs/smollm2.md").read_text(encoding="utf-8").split())
+    probes = [ProbeResult.load(study / name) for name in ("base", "heads")]
+    tables = [probe.table.set_index(["layer", "head"]) for probe in probes]
+    named = re.findall(r"\| (\d+)\.(\d+) \| 0\.\d+ \(", text)
+    assert {*probes[0].chosen, *probes[1].chosen} <= {(int(a), int(b)) for a, b in named}
+    for layer, head in named:
+        rows = [table.loc[(int(layer), int(head))] for table in tables]
+        cells = [str(Number.column(row, metric)) for row in rows for metric in METRICS]
+        assert f"| {layer}.{head} | {' | '.join(cells)} |" in text
+    for line in markdown(controls_table(probes[1])).strip().split("\n\n")[1].splitlines()[2:]:
+        if not line.startswith(("| mean of all heads", "| uniform")):
+            assert line in text, f"docs/smollm2.md lacks: {line}"
+    for metric in ("gating", "sra"):
+        sets = [f"{Number.column(probe.set_point, metric)}" for probe in probes]
+        assert f"{sets[0]} and {sets[1]}" in text
+    kept = json.loads((study / "eval/eval.json").read_text(encoding="utf-8"))
+    found = kept["benchmarks"]["words-held-out"]
+    accuracy, tokens = found["accuracy"], found["tokens"]["value"]
+    shortest = tokens - found["pocket"]["redundant_tokens"]["value"]
+    shown = ".{value:03.0f} (.{low:03.0f}–.{high:03.0f})".format(
+        **{end: 1000 * accuracy[end] for end in ("value", "low", "high")}
+    )
+    assert f"| {shown} |" in text
+    assert f"{tokens / shortest:.2f} ({tokens:.1f} over {shortest:.1f})" in text
+    assert f"({accuracy['n'] - found['pocket']['unreadable']} of {accuracy['n']})" in text
 
 
 def test_words_on_head_types_are_those_of_the_kept_files() -> None:
@@ -154,13 +197,13 @@ def test_words_on_head_types_are_those_of_the_kept_files() -> None:
     from probing.numbers import Number
 
     def kept(name: str) -> Any:
-        return json.loads((ROOT / f"data/results/types/{name}.json").read_text(encoding="utf-8"))
+        return json.loads((ROOT / f"data/results/{name}.json").read_text(encoding="utf-8"))
 
-    def between(one: str, other: str, name: str = "smollm2-real") -> str:
+    def between(one: str, other: str, name: str = "types/smollm2-real") -> str:
         names, matrix = kept(name)["correlations"].values()
         return f"{matrix[names.index(one)][names.index(other)]:+.2f}"
 
-    both, pair = kept("balanced-retrieval"), ("retrieval", "induction")
+    both, pair = kept("types/balanced-retrieval"), ("retrieval", "induction")
     found, named = both["overlap"], [f"{layer}.{head}" for layer, head in both["shared"]]
     text = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
     for words in (
@@ -169,9 +212,11 @@ def test_words_on_head_types_are_those_of_the_kept_files() -> None:
         f"chance {found['expected']:.1f}, p = {found['p']:.3f})",
         f"induction go together ({between(*pair)}), sink and span are nearly "
         f"one ({between('sink', 'span')})",
-        f"(ρ = {between(*pair, 'words-base')} and {between(*pair, 'words-taught')})",
     ):
         assert words in text, f"docs/results.md lacks: {words}"
+    text = " ".join((ROOT / "docs/smollm2.md").read_text(encoding="utf-8").split())
+    before, after = (between(*pair, f"smollm2/{name}/types") for name in ("base", "heads"))
+    assert f"(ρ = {before} and {after} between the first two)" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from kfh.findings.base import Place, Section, counted, header_facts, heads_text, pictures
 from kfh.findings.summary import probe_summary
@@ -10,8 +14,10 @@ from kfh.tables import Cell, Table
 from probing.choices import METRIC_NAMES, METRICS
 from probing.folder import ProbeResult, heads_of
 from probing.numbers import NONE, Number, number
+from probing.ranking.rank import RANDOM_WEIGHTS
 
-SCORERS = {"all heads": "mean of all heads"}  # controls by a longer name
+# Controls by a longer name; that of random weights is a bound (`probing.ranking.rank`).
+SCORERS = {"all heads": "mean of all heads", RANDOM_WEIGHTS: f"{RANDOM_WEIGHTS}, 97.5 %"}
 
 
 def read_probe(place: Place) -> Section:
@@ -98,13 +104,13 @@ def heads_table(result: ProbeResult) -> Table:
 
 def controls_table(result: ProbeResult) -> Table:
     """The controls, and what the best of all heads reaches by chance."""
-    rows = [
-        (
-            SCORERS.get(row["control"], row["control"]),
-            *(Number.column(row, metric) for metric in METRICS),
-        )
-        for _, row in result.controls.iterrows()
-    ]
+    rows: list[tuple[Cell, ...]] = []
+    for _, row in result.controls.iterrows():
+        if row["control"] == RANDOM_WEIGHTS:
+            rows.append(_random_weights(result, row))
+        else:
+            name = SCORERS.get(row["control"], row["control"])
+            rows.append((name, *(Number.column(row, metric) for metric in METRICS)))
     chance = [
         f"{number(best['mean'])} (95 % {number(best['q95'])})" if best else NONE
         for best in map(result.null.get, METRICS)
@@ -115,6 +121,14 @@ def controls_table(result: ProbeResult) -> Table:
         ("scorer", "SRA", "balanced", "gating"),
         [*rows, (f"best head by chance ({kind})", *chance)],
     )
+
+
+def _random_weights(result: ProbeResult, bound: Mapping[str, Any]) -> tuple[Cell, ...]:
+    """Their mean, and what one more such model stays below."""
+    models = result.counts["random_weights"]
+    means = {metric: np.mean([model[metric] for model in models]) for metric in METRICS}
+    cells = (f"{number(means[metric])} (97.5 % {number(bound[metric])})" for metric in METRICS)
+    return (f"{RANDOM_WEIGHTS} ({len(models)} models)", *cells)
 
 
 def ensembles_table(result: ProbeResult) -> Table:

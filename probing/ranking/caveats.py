@@ -13,7 +13,7 @@ import numpy as np
 from probing.choices import METRIC_NAMES
 from probing.intervals import few_problems
 from probing.numbers import exists
-from probing.ranking.rank import Ranking
+from probing.ranking.rank import RANDOM_WEIGHTS, Ranking
 from probing.ranking.select import beaten, best_control
 
 RARE = 0.05  # a p-value up to this says that chance alone is no explanation
@@ -68,8 +68,13 @@ def _best_head(ranking: Ranking) -> Iterator[str]:
     name = f"head {int(best['layer'])}.{int(best['head'])}"
     control = best_control(ranking.controls, "sra")
     if control and not beaten(control[1], best["sra_low"]):
+        reaches = (
+            f"{control[0]} alone may reach (97.5 %)"
+            if control[0] == RANDOM_WEIGHTS
+            else f"{control[0]} alone reaches"
+        )
         yield (
-            f"{control[0]} alone reaches SRA {control[1]:.3f}, within the interval of {name} "
+            f"{reaches} SRA {control[1]:.3f}, within the interval of {name} "
             f"({best['sra']:.3f}, from {best['sra_low']:.3f}): look at balanced SRA."
         )
     if np.isnan(best["balanced"]):

@@ -180,6 +180,14 @@ def test_figures_of_the_study_are_those_of_its_kept_files() -> None:
     for metric in ("gating", "sra"):
         sets = [f"{Number.column(probe.set_point, metric)}" for probe in probes]
         assert f"{sets[0]} and {sets[1]}" in text
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    best = [table.loc[table["gating"].idxmax()] for table in tables]
+    shown = [
+        f"{row['gating']:.3f}, {row['gating_low']:.3f}–{row['gating_high']:.3f}" for row in best
+    ]
+    untrained = max(each["gating"] for each in probes[1].counts["random_weights"])
+    words = f"{shown[0]}, and {shown[1]}; of the best of five untrained models {untrained:.3f}"
+    assert f"best head {words}" in readme.replace("(", "").replace(")", "")
     kept = json.loads((study / "eval/eval.json").read_text(encoding="utf-8"))
     found = kept["benchmarks"]["words-held-out"]
     accuracy, tokens = found["accuracy"], found["tokens"]["value"]

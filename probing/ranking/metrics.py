@@ -6,6 +6,7 @@ Plain functions of one trace come first; what counts the pairs of all heads at o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,7 +105,8 @@ def gating_accuracy(
 class RankedTrace:
     """The labelled steps of one trace with their scores for every head, in the order of heads.
 
-    `texts` are those of the steps; empty where a finished probe is read again without its traces.
+    `texts` are those of the steps, `answer` that of the final answer; empty where a finished probe
+    is read again without its traces.
     """
 
     id: str
@@ -114,6 +116,7 @@ class RankedTrace:
     tokens: Int[np.ndarray, "step"]  # |s_k|
     base: float  # S_base at p = 1
     texts: tuple[str, ...] = ()
+    answer: str = ""
 
     @classmethod
     def of(
@@ -122,6 +125,7 @@ class RankedTrace:
         labels: Sequence[str | None],
         group: str,
         texts: Sequence[str] = (),
+        answer: str = "",
     ) -> RankedTrace | None:
         """The steps with a label and a token of their own; None where no pair of them is left.
 
@@ -129,7 +133,7 @@ class RankedTrace:
             scored: the scores of all steps of the trace.
             labels: of each step.
             group: the trace's problem.
-            texts: of each step, where they are known.
+            texts, answer: of each step, and of the final answer, where they are known.
         """
         chosen = np.array([label is not None for label in labels]) & (scored.tokens > 0)
         essential = np.array([label == "essential" for label in labels])[chosen]
@@ -143,6 +147,7 @@ class RankedTrace:
             scored.tokens[chosen],
             scored.base,
             tuple(text for text, use in zip(texts, chosen, strict=bool(texts)) if use),
+            answer,
         )
 
     def measure(self, scores: Scores | None = None) -> dict[str, Float[np.ndarray, "head"]]:
@@ -156,6 +161,34 @@ class RankedTrace:
         }
 
 
+def answer_overlap(texts: Sequence[str], answer: str) -> Float[np.ndarray, "step"]:
+    """The share of each step's words and numbers that the final answer has, too (a sign of Chinese
+    or Japanese is a word): what looking for the answer's words would give. Ours.
+
+    Args:
+        texts: of the steps.
+        answer: the text behind the end of the reasoning.
+
+    Example:
+        >>> answer_overlap(["So a = 12.", "Wait, is that so?"], " a 12").tolist()
+        [0.6666666666666666, 0.0]
+    """
+    known = {*_WORD.findall(answer)}
+    found = [[word in known for word in _WORD.findall(text)] for text in texts]
+    return np.array([np.mean(row) if row else 0.0 for row in found])
+
+
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u4e00-\u9fff]|\d+(?:[.,]\d+)*|[^\W\d_\u3040-\u30ff\u4e00-\u9fff]+"
+)
+
+
+def _overlap(trace: RankedTrace) -> np.ndarray:
+    if not trace.texts:  # not known: no step is told from another
+        return np.zeros(len(trace.essential))
+    return answer_overlap(trace.texts, trace.answer)
+
+
 # Scorers beside the heads, by name: a function of a trace gives a score a step. A scorer of your
 # own stands among them after `CONTROLS["mine"] = scorer`, where `scorer(trace)` returns an array
 # (step,) for a `RankedTrace`; the probe ranks it, prints it, draws it and reports it like the rest,
@@ -166,6 +199,7 @@ CONTROLS: dict[str, Control] = {
     "earliness": lambda trace: -np.arange(len(trace.essential)),
     "length": lambda trace: trace.tokens,
     "uniform": lambda trace: np.zeros(len(trace.essential)),
+    "answer overlap": _overlap,
     "all heads": lambda trace: trace.scores.mean(axis=0),
 }
 BUILT_IN = tuple(CONTROLS)
@@ -269,6 +303,7 @@ def ranked_trace(trace: Trace, scored: ScoredTrace) -> RankedTrace | None:
         [step.label for step in trace.steps],
         trace.problem_key,
         [trace.response[step.start : step.end] for step in trace.steps],
+        trace.response[trace.answer_start :],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -598,6 +599,25 @@ def test_a_control_from_outside(
     monkeypatch.setitem(CONTROLS, "digits", lambda trace: np.zeros(1))
     with pytest.raises(DataError, match="'digits' must give"):
         probe(ProbeConfig(**setting, out=tmp_path / "wrong"))
+
+
+def test_looking_for_the_words_of_the_answer_is_a_control(setting: dict, tmp_path: Path) -> None:
+    """Steps that share words with the answer are put first, whoever looks."""
+    lines = [trace_line(n) for n in range(8)]
+    for number, line in enumerate(lines):
+        names = ("Ann", "Bob", "Cid")[number % 3 :] + ("Ann", "Bob", "Cid")[: number % 3]
+        texts = [f"Then {name} is {number + 3}.\n" for name in names]
+        line["response"] = "".join(texts) + f"</think> {names[1]} is it"
+        ends = np.cumsum([0, *map(len, texts)]).tolist()
+        line["steps"] = [
+            {"start": start, "end": end, "label": "essential" if at == 1 else "redundant"}
+            for at, (start, end) in enumerate(itertools.pairwise(ends))
+        ]
+    traces = write_lines(tmp_path / "overlap.jsonl", lines)
+    result = probe(ProbeConfig(**{**setting, "traces": traces}, out=tmp_path / "out"))
+    row = result.controls.set_index("control").loc["answer overlap"]
+    assert row["sra"] == row["balanced"] == 1.0
+    assert any("answer overlap alone reaches SRA 1.000" in text for text in result.caveats)
 
 
 def test_a_segmenter_from_outside(

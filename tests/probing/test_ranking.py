@@ -26,6 +26,7 @@ from probing.ranking.metrics import (
     Measures,
     RankedTrace,
     ReadTraces,
+    answer_overlap,
     balanced_ranking_accuracy,
     control_scores,
     gating_accuracy,
@@ -279,12 +280,14 @@ def test_controls_are_what_they_say() -> None:
     trace = planted(1)[0]
     figures = {
         name: {m: v[0] for m, v in trace.measure(control_scores(trace, name)).items()}
-        for name in ("recency", "earliness", "uniform", "length")
+        for name in ("recency", "earliness", "uniform", "length", "answer overlap")
     }
     assert figures["recency"]["sra"] == pytest.approx(1 - figures["earliness"]["sra"])
     for name in figures:  # all steps have one length here
         assert figures[name]["balanced"] == 0.5
     assert figures["uniform"]["sra"] == figures["length"]["sra"] == 0.5
+    assert figures["answer overlap"]["sra"] == 0.5  # without texts it knows nothing
+    assert answer_overlap(["我们 say 12 今"], "12 我 and say").tolist() == [3 / 5]
     assert set(trace.measure()) == set(METRICS)
 
 

@@ -22,6 +22,7 @@ from probing.ranking.select import beaten, best_control
 if TYPE_CHECKING:
     from rl.runs.folders import Run
 
+RANKS = {"gating": ("sra",)}  # few controls gate: all that rank are to be beaten, too
 FEW_PAIRS = 3  # of probes; of more the lowest and the highest are named
 
 
@@ -57,11 +58,12 @@ def probe_verdict(result: ProbeResult) -> str:
     if not exists(p) or p > RARE:
         value = f" (p = {number(p)})" if exists(p) else ""
         return f"Verdict: that any head ranks the {what} better than chance is not shown{value}."
-    control = best_control(result.controls, by)
     verdict = f"Verdict: {name} ranks the {what} better than chance (p = {number(p)})"
-    if control is None or beaten(control[1], best[f"{by}_low"]):
-        return f"{verdict} and than every control."
-    return f"{verdict}, but not shown better than a control does, {control[0]}."
+    for metric in dict.fromkeys((by, *RANKS.get(by, ()))):
+        control = best_control(result.controls, metric)
+        if control is not None and not beaten(control[1], best[f"{metric}_low"]):
+            return f"{verdict}, but not shown better than a control does, {control[0]}."
+    return f"{verdict} and than every control."
 
 
 def _against(rivals: Sequence[tuple[str, float]], low: float | None) -> str:

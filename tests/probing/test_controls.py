@@ -105,6 +105,12 @@ def test_the_verdict_follows_p_and_the_controls(finished: ProbeResult) -> None:
     assert "better than chance (p = 0.004) and than every control" in probe_verdict(changed)
     controls.loc[controls["control"] == "length", "sra"] = 0.93
     assert "not shown better than a control does, length" in probe_verdict(changed)
+    gating = replace(changed, config=replace(finished.config, by="gating"))
+    table.loc[:, ["gating", "gating_low", "gating_p"]] = 0.9, 0.85, 0.004
+    assert "not shown better than a control does, length" in probe_verdict(gating)
+    controls.loc[controls["control"] == "length", "sra"] = 0.7
+    table.loc[:, "sra_low"] = 0.75
+    assert "and than every control" in probe_verdict(gating)
     table.loc[best, "sra_p"] = 0.2
     assert "is not shown (p = 0.200)" in probe_verdict(changed)
 

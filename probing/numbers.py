@@ -88,7 +88,7 @@ class Number:
             return self.digits
         assert self.low is not None and self.high is not None
         nearest = max(self.low, -self.high)  # to zero; negative where the interval holds it
-        if nearest <= 0:
+        if round(nearest, MOST) <= 0:  # a bound that is zero but for rounding is zero
             return self.digits
         return next((d for d in range(self.digits, MOST) if round(nearest, d)), MOST)
 

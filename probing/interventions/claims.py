@@ -14,6 +14,7 @@ from probing.interventions.outcomes import NONE, RANDOM
 from probing.numbers import Number, exists
 
 LOWER, HIGHER = "lower", "higher"
+ZERO = 1e-12
 FOLLOW, KEPT = "follow", "source_kept"  # measures of heads and steering
 # Of each part, the measures that are claimed of; all else is said beside them.
 MEASURES = {
@@ -133,7 +134,8 @@ def _answers(question: Question, measure: str, differences: pd.DataFrame) -> Ite
 
 
 def _dose(row: dict[Any, Any], way: str) -> dict[str, Any]:
-    holds = row["high"] < 0 if way == LOWER else row["low"] > 0
+    # A bound that is zero but for rounding is zero.
+    holds = row["high"] < -ZERO if way == LOWER else row["low"] > ZERO
     kept = {name: row[name] for name in ("dose", "value", "low", "high", "traces", "groups")}
     return {**kept, "holds": bool(holds)}
 

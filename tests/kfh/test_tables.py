@@ -49,6 +49,7 @@ def test_a_difference_whose_interval_excludes_zero_shows_that():
     tiny = Number(-0.00003, -0.00004, -0.00002, 2, signed=True)
     assert str(tiny) == "-0.00003 (-0.00004 to -0.00002)"
     assert str(Number(0.001, -0.002, 0.003, 2, signed=True)) == "0.00 (0.00–0.00)"
+    assert str(Number(0.15, 1e-17, 0.29, signed=True)) == "+0.150 (0.000 to +0.290)"  # rounding
     assert str(Number(0.3, 0.1, 0.5, 2, signed=True)) == "+0.30 (+0.10 to +0.50)"
 
 

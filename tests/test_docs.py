@@ -227,6 +227,35 @@ def test_words_on_head_types_are_those_of_the_kept_files() -> None:
     assert f"(ρ = {before} and {after} between the first two)" in text
 
 
+def test_interventions_of_the_study_are_those_of_its_kept_file() -> None:
+    """The two tables of docs/smollm2.md, row by row, and the figures of README."""
+    from probing.interventions.result import InterventionResult
+    from probing.numbers import Number
+
+    result = InterventionResult.load(ROOT / "data/results/smollm2/interventions")
+    means, pairs = (rows.to_dict("records") for rows in (result.table, result.differences))
+    text = (ROOT / "docs/smollm2.md").read_text(encoding="utf-8")
+
+    def cell(rows: Any, digits: int = 3, signed: bool = False, **of: Any) -> str:
+        (row,) = (row for row in rows if all(row[name] == value for name, value in of.items()))
+        return str(Number.of(row, digits, signed))
+
+    arms = {"high": "highest scores", "low": "lowest scores", "recent": "most recent"}
+    arms |= {"random": "random", "matched": "random, as many tokens"}
+    for arm, name in arms.items():
+        of = {"part": "steps", "measure": "accuracy", "arm": arm}
+        cells = [cell(means, **of, dose=k) for k in (1, 2, 3)]
+        assert f"| {name} | {' | '.join(cells)} |" in text
+    for mode in ("zero/all", "zero/answer-to-steps"):
+        of = {"part": "heads", "arm": "chosen", "mode": mode}
+        cells = [
+            cell(means, **of, measure="accuracy"),
+            cell(means, 2, True, **of, measure="logprob"),
+            cell(pairs, 2, True, **of, measure="logprob", against="random"),
+        ]
+        assert f"| {' | '.join(cells)} |" in text, cells
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_what_snippets_import_exists(page: Path) -> None:
     for snippet in SNIPPET.findall(page.read_text(encoding="utf-8")):

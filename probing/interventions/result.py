@@ -70,12 +70,13 @@ class InterventionResult:
         )
 
     @classmethod
-    def load(cls, folder: Path) -> InterventionResult:
+    def load(cls, folder: str | Path) -> InterventionResult:
         """From the folder that `write` wrote to.
 
         Raises:
             DataError: no finished intervention, or a damaged file.
         """
+        folder = Path(folder)
         try:
             lines = read_lines(folder / OUTCOMES)[0] if (folder / OUTCOMES).is_file() else []
             outcomes = [Outcome(**outcome) for line in lines for outcome in line["outcomes"]]

@@ -41,7 +41,7 @@ COMPARISON = "comparison.json"
 REDUNDANT = "redundant tokens"
 BEYOND = "; redundant tokens: beyond the shortest correct response"
 DIGITS = 6  # significant ones of its figures
-CONTROLS = ("random-heads", "all-heads", "recency")  # methods that a head set must beat
+CONTROLS = ("random-heads", "all-heads", "recency", "overlap")  # methods that a head set must beat
 
 
 def read_runs(place: Place) -> Section:

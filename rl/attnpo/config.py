@@ -65,8 +65,8 @@ class AttnPOConfig(GRPOConfig):
     advantage: str | None = choice(None, "rloo, grpo or batch.")
     signal: str | None = choice(
         None,
-        "none, heads, random-heads, all-heads, recency, labels, one of rl.signals.ratios.RATIOS or "
-        "rl.attnpo.signals.SIGNALS, or module:name.",
+        "none, heads, random-heads, all-heads, recency, overlap, labels, one of "
+        "rl.signals.ratios.RATIOS or rl.attnpo.signals.SIGNALS, or module:name.",
     )
     positive_attenuation: bool | None = choice(None, "PA.")
     negative_attenuation: bool | None = choice(None, "NA.")

@@ -63,6 +63,7 @@ METHODS = {
     "attnpo-checks": Method("the same, sparing checks of doubt", signal="checks", form="hard"),
     "attnpo-answer": Method("AttnPO, γ̄ for the answer, too", signal="heads", outside="mean"),
     "recency": Method("AttnPO with recency instead of attention", signal="recency"),
+    "overlap": Method("AttnPO with the answer's words instead of attention", signal="overlap"),
     "oracle": Method("AttnPO with the true labels: the ceiling", signal="labels"),
 }
 

@@ -42,10 +42,11 @@ from probing.headset import HeadSet
 from probing.models.front import AttentionCall, InFront, Workspace, eager_of
 from probing.models.lengths import in_eval
 from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
+from probing.ranking.metrics import answer_overlap
 from probing.traces.segmenters import carry_labels
 from probing.traces.tokens import EncodedTrace
 from rl.attnpo.completions import Batch, Completion, encoded
-from rl.attnpo.passes import Passes, whole_parameters, zero3
+from rl.attnpo.passes import Passes, draws_at_random, makes_old_logps, whole_parameters, zero3
 from rl.signals.evidence import Witness
 from rl.signals.ratios import RATIOS
 
@@ -73,6 +74,25 @@ def recency_scores(batch: Batch) -> list[Scores]:
     return scores
 
 
+def overlap_scores(batch: Batch) -> list[Scores]:
+    """A control without attention: the share o_k of a step's words that the answer has, too
+    (`probing.ranking.metrics.answer_overlap`).
+
+        S_k = o_k / mean(o) · |F| / |q ⊕ o|
+
+    so that the mean over the steps is the baseline at p = 1, as all are where none shares a word.
+    """
+    scores = []
+    sizes = zip(batch.responses, batch.answer_tokens, batch.total_tokens, strict=True)
+    for response, answer_tokens, total_tokens in sizes:
+        texts = [response.text[step.start : step.end] for step in response.steps]
+        answer = response.text[response.steps[-1].end :] if texts else ""
+        shared = answer_overlap(texts, answer)
+        ratio = shared / shared.mean() if shared.any() else np.ones(len(shared))
+        scores.append(np.asarray(ratio * step_baseline(answer_tokens, total_tokens)))
+    return scores
+
+
 def label_scores(batch: Batch) -> list[Scores]:
     """The ceiling: essential steps above every baseline, redundant ones below, others NaN."""
     scores = []
@@ -82,7 +102,11 @@ def label_scores(batch: Batch) -> list[Scores]:
     return scores
 
 
-SIGNALS: dict[str, Signal] = {"recency": recency_scores, "labels": label_scores}
+SIGNALS: dict[str, Signal] = {
+    "recency": recency_scores,
+    "overlap": overlap_scores,
+    "labels": label_scores,
+}
 
 
 def signal_names() -> list[str]:
@@ -373,28 +397,3 @@ def own_pass_reasons(signal: AttentionSignal, trainer: Any) -> list[str]:
         "DataParallel, whose copies of the policy are not stood in front of": copied,
     }
     return [reason for reason, applies in reasons.items() if applies]
-
-
-def makes_old_logps(trainer: Any) -> bool:
-    """Whether TRL makes a pass for old log-probabilities; as `_generate_and_score_completions`."""
-    window = trainer.args.steps_per_generation * trainer.num_iterations
-    corrected = trainer.use_vllm and trainer.vllm_importance_sampling_correction
-    return bool(trainer.args.gradient_accumulation_steps % window != 0 or corrected)
-
-
-def draws_at_random(model: torch.nn.Module) -> bool:
-    """Whether something in the model or its config is set to drop or jitter in training mode."""
-    config: Any = model.config
-    settings = [config.get_text_config().to_dict(), *(vars(each) for each in model.modules())]
-    chances = (
-        value
-        for each in settings
-        for name, value in each.items()
-        if ("drop" in name or "jitter" in name) and isinstance(value, (int, float))
-    )
-    dropouts = (
-        module.p
-        for module in model.modules()
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd)
-    )
-    return any(value > 0 for value in (*chances, *dropouts))

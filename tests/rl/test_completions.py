@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from probing.traces.segmenters import Segmenter, segment_trace
 from probing.traces.tokens import decode_with_offsets
 from rl.attnpo.completions import Batch, Cutter, end_mark
 from rl.attnpo.config import AttnPOConfig
-from rl.attnpo.signals import StepScorer, recency_scores
+from rl.attnpo.signals import StepScorer, overlap_scores, recency_scores
 
 
 @pytest.fixture(scope="module")
@@ -147,11 +148,26 @@ def test_scores_of_a_batch_are_those_of_single_traces(batch):
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-7)
 
 
-def test_recency_is_the_baseline_on_average(batch):
-    sizes = zip(recency_scores(batch), batch.answer_tokens, batch.total_tokens, strict=True)
-    for scores, answer_tokens, total_tokens in sizes:
-        assert scores.mean() == pytest.approx(answer_tokens / total_tokens)
-        assert (np.diff(scores) > 0).all()
+def test_controls_are_the_baseline_on_average(batch):
+    for signal in (recency_scores, overlap_scores):
+        sizes = zip(signal(batch), batch.answer_tokens, batch.total_tokens, strict=True)
+        for scores, answer_tokens, total_tokens in sizes:
+            assert scores.mean() == pytest.approx(answer_tokens / total_tokens)
+            assert signal is overlap_scores or (np.diff(scores) > 0).all()
+
+
+def test_overlap_scores_steps_by_the_words_of_the_answer(batch):
+    """Against the words themselves: a step without one of the answer's gets nothing."""
+    seen = {False: 0, True: 0}
+    for response, scores in zip(batch.responses, overlap_scores(batch), strict=True):
+        known = {*re.findall(r"[a-z]+|[0-9]+", response.text.partition("</think>")[2])}
+        if not any(scores) or len({*scores}) == 1:
+            continue  # no word is shared: all steps are at the baseline
+        for step, score in zip(response.steps, scores, strict=True):
+            words = {*re.findall(r"[a-z]+|[0-9]+", response.text[step.start : step.end])}
+            assert (score > 0) == bool(words & known)
+            seen[bool(words & known)] += 1
+    assert min(seen.values()) > 0
 
 
 def test_a_slow_tokenizer_is_refused():

@@ -25,6 +25,7 @@ NAMES = [
     "4_training.ipynb",
     "5_your_own_model.ipynb",
     "6_what_else.ipynb",
+    "7_before_and_after.ipynb",
 ]
 
 

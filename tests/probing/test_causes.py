@@ -289,6 +289,7 @@ def test_kappa_and_auc_against_theory() -> None:
         cohen_agreement(a, Labelling("c", {("9", 0): e}, {}))
 
 
+@pytest.mark.slow
 def test_command_labels_compares_and_the_probe_takes_it(tmp_path: Path) -> None:
     traces, out = trace_file(tmp_path / "traces.jsonl"), tmp_path / "rules.jsonl"
     done = command("--by", "rules", "--traces", traces, "--out", out)

@@ -137,6 +137,7 @@ def test_greedy_equals_the_pocket_decoder_and_in_process(tmp_path: Path) -> None
     assert model.training
 
 
+@pytest.mark.slow
 @pytest.mark.pocket
 def test_killed_in_the_middle_it_goes_on_to_the_same_result(tmp_path: Path) -> None:
     asked = {"temperature": 1.0, "top_p": 1.0, "samples": 2, "batch": 4, "max_tokens": 90}

@@ -258,6 +258,7 @@ def test_the_long_model_begins_with_the_weights_of_the_short_one() -> None:
         level_of("pocket-lon")
 
 
+@pytest.mark.slow
 @pytest.mark.pocket
 def test_shipped_model_meets_its_figures() -> None:
     import torch

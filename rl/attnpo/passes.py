@@ -179,28 +179,3 @@ def refuse_longer(lengths: Lengths, tokens: int) -> None:
             f"beyond {lengths.first}: a response's log-probability would depend on what it is "
             "batched with. Lower max_completion_length (and the length of prompts)"
         )
-
-
-def makes_old_logps(trainer: Any) -> bool:
-    """Whether TRL makes a pass for old log-probabilities; as `_generate_and_score_completions`."""
-    window = trainer.args.steps_per_generation * trainer.num_iterations
-    corrected = trainer.use_vllm and trainer.vllm_importance_sampling_correction
-    return bool(trainer.args.gradient_accumulation_steps % window != 0 or corrected)
-
-
-def draws_at_random(model: torch.nn.Module) -> bool:
-    """Whether something in the model or its config is set to drop or jitter in training mode."""
-    config: Any = model.config
-    settings = [config.get_text_config().to_dict(), *(vars(each) for each in model.modules())]
-    chances = (
-        value
-        for each in settings
-        for name, value in each.items()
-        if ("drop" in name or "jitter" in name) and isinstance(value, (int, float))
-    )
-    dropouts = (
-        module.p
-        for module in model.modules()
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd)
-    )
-    return any(value > 0 for value in (*chances, *dropouts))

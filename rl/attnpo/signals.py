@@ -33,7 +33,6 @@ from probing.attention.scores import (
     batches_by_length,
     check_finite,
     prove_longer,
-    step_baseline,
     step_scores,
 )
 from probing.choices import Head
@@ -42,12 +41,11 @@ from probing.headset import HeadSet
 from probing.models.front import AttentionCall, InFront, Workspace, eager_of
 from probing.models.lengths import in_eval
 from probing.models.proof import PROOF_TOLERANCE, proof_input, relative
-from probing.ranking.metrics import answer_overlap
-from probing.traces.segmenters import carry_labels
 from probing.traces.tokens import EncodedTrace
 from rl.attnpo.completions import Batch, Completion, encoded
-from rl.attnpo.passes import Passes, draws_at_random, makes_old_logps, whole_parameters, zero3
+from rl.attnpo.passes import Passes, whole_parameters, zero3
 from rl.signals.evidence import Witness
+from rl.signals.plain import label_scores, overlap_scores, recency_scores
 from rl.signals.ratios import RATIOS
 
 Scores = Float[np.ndarray, "step"]
@@ -55,52 +53,6 @@ Signal = Callable[[Batch], list[Scores]]
 
 NO_LIMIT = 1 << 62  # of the tokens of a batch: its rows are limited
 BY_ATTENTION = ("heads", "random-heads", "all-heads")
-LABEL_SCORES = {"essential": np.inf, "redundant": 0.0, None: np.nan}
-
-
-def recency_scores(batch: Batch) -> list[Scores]:
-    """A control without attention: later steps score higher, whatever they say.
-
-        S_k = 2k / (K + 1) · |F| / |q ⊕ o|,  k = 1 … K
-
-    so that the mean over the steps is the baseline at p = 1.
-    """
-    scores = []
-    sizes = zip(batch.responses, batch.answer_tokens, batch.total_tokens, strict=True)
-    for response, answer_tokens, total_tokens in sizes:
-        count = len(response.spans)
-        base = step_baseline(answer_tokens, total_tokens)
-        scores.append(np.asarray(2 * np.arange(1, count + 1) / (count + 1) * base))
-    return scores
-
-
-def overlap_scores(batch: Batch) -> list[Scores]:
-    """A control without attention: the share o_k of a step's words that the answer has, too
-    (`probing.ranking.metrics.answer_overlap`).
-
-        S_k = o_k / mean(o) · |F| / |q ⊕ o|
-
-    so that the mean over the steps is the baseline at p = 1, as all are where none shares a word.
-    """
-    scores = []
-    sizes = zip(batch.responses, batch.answer_tokens, batch.total_tokens, strict=True)
-    for response, answer_tokens, total_tokens in sizes:
-        texts = [response.text[step.start : step.end] for step in response.steps]
-        answer = response.text[response.steps[-1].end :] if texts else ""
-        shared = answer_overlap(texts, answer)
-        ratio = shared / shared.mean() if shared.any() else np.ones(len(shared))
-        scores.append(np.asarray(ratio * step_baseline(answer_tokens, total_tokens)))
-    return scores
-
-
-def label_scores(batch: Batch) -> list[Scores]:
-    """The ceiling: essential steps above every baseline, redundant ones below, others NaN."""
-    scores = []
-    for truth, response in zip(batch.labels or (), batch.responses, strict=True):
-        steps = carry_labels(tuple(truth), list(response.steps))
-        scores.append(np.array([LABEL_SCORES[step.label] for step in steps]))
-    return scores
-
 
 SIGNALS: dict[str, Signal] = {
     "recency": recency_scores,
@@ -397,3 +349,28 @@ def own_pass_reasons(signal: AttentionSignal, trainer: Any) -> list[str]:
         "DataParallel, whose copies of the policy are not stood in front of": copied,
     }
     return [reason for reason, applies in reasons.items() if applies]
+
+
+def makes_old_logps(trainer: Any) -> bool:
+    """Whether TRL makes a pass for old log-probabilities; as `_generate_and_score_completions`."""
+    window = trainer.args.steps_per_generation * trainer.num_iterations
+    corrected = trainer.use_vllm and trainer.vllm_importance_sampling_correction
+    return bool(trainer.args.gradient_accumulation_steps % window != 0 or corrected)
+
+
+def draws_at_random(model: torch.nn.Module) -> bool:
+    """Whether something in the model or its config is set to drop or jitter in training mode."""
+    config: Any = model.config
+    settings = [config.get_text_config().to_dict(), *(vars(each) for each in model.modules())]
+    chances = (
+        value
+        for each in settings
+        for name, value in each.items()
+        if ("drop" in name or "jitter" in name) and isinstance(value, (int, float))
+    )
+    dropouts = (
+        module.p
+        for module in model.modules()
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd)
+    )
+    return any(value > 0 for value in (*chances, *dropouts))

@@ -44,7 +44,7 @@ from rl.attnpo.completions import (
 from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.credit import InLoss, Passage, Scored, Terms, credit, ratio_sums, step_sums
 from rl.attnpo.methods import card
-from rl.attnpo.passes import Logps, Passes, in_trimmed_rows, makes_old_logps, refuse_longer
+from rl.attnpo.passes import Logps, Passes, in_trimmed_rows, refuse_longer
 from rl.attnpo.rewards import faults_told, shaped_reward
 from rl.attnpo.signals import (
     BY_ATTENTION,
@@ -53,6 +53,7 @@ from rl.attnpo.signals import (
     EvidenceSignal,
     Signal,
     StepScorer,
+    makes_old_logps,
     own_pass_reasons,
 )
 from rl.sampling.rollouts import RoundedRollouts, compact_rollouts

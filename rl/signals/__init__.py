@@ -1,4 +1,4 @@
-"""What else could score a step: formulas on attention between steps and on the policy's doubt.
+"""What else could score a step: formulas on attention between steps, on doubt, and on neither.
 
 In: a response as token ids, cut into steps. Out: `Evidence` of it, and from that S_k / S_base.
 """

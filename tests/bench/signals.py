@@ -38,7 +38,6 @@ from rl.attnpo.completions import Batch, Cutter, Outcomes, encoded
 from rl.attnpo.credit import credit
 from rl.attnpo.rescale import Rescaling
 from rl.attnpo.rewards import group_advantages
-from rl.attnpo.signals import label_scores, recency_scores
 from rl.chains.reading import Reading
 from rl.pocket.decode import Decoding, respond
 from rl.pocket.parse import read
@@ -46,6 +45,7 @@ from rl.pocket.tokens import EOS, vocabulary
 from rl.pocket.traces import held_out_problems
 from rl.signals import ratios
 from rl.signals.evidence import Evidence, Witness
+from rl.signals.plain import label_scores, recency_scores
 
 GROUP = 8
 KINDS = ("redundant", "derivation", "corrective", "confirming", "recap")

@@ -21,7 +21,8 @@ from probing.traces.segmenters import Segmenter, segment_trace
 from probing.traces.tokens import decode_with_offsets
 from rl.attnpo.completions import Batch, Cutter, end_mark
 from rl.attnpo.config import AttnPOConfig
-from rl.attnpo.signals import StepScorer, overlap_scores, recency_scores
+from rl.attnpo.signals import StepScorer
+from rl.signals.plain import overlap_scores, recency_scores
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
 
 from probing.errors import NotFiniteError
 from rl.attnpo.credit import Terms
-from rl.attnpo.passes import draws_at_random
-from rl.attnpo.signals import AttentionSignal, Passing, own_pass_reasons
+from rl.attnpo.signals import AttentionSignal, Passing, draws_at_random, own_pass_reasons
 
 pytestmark = pytest.mark.pocket
 

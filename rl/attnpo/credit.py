@@ -29,7 +29,8 @@ from rl.attnpo.rescale import (
     step_scales,
     token_scales,
 )
-from rl.attnpo.signals import AttentionSignal, Scores
+from rl.attnpo.signals import AttentionSignal
+from rl.signals.plain import Scores
 
 
 @dataclass(frozen=True, eq=False)

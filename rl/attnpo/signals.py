@@ -45,10 +45,9 @@ from probing.traces.tokens import EncodedTrace
 from rl.attnpo.completions import Batch, Completion, encoded
 from rl.attnpo.passes import Passes, whole_parameters, zero3
 from rl.signals.evidence import Witness
-from rl.signals.plain import label_scores, overlap_scores, recency_scores
+from rl.signals.plain import Scores, label_scores, overlap_scores, recency_scores
 from rl.signals.ratios import RATIOS
 
-Scores = Float[np.ndarray, "step"]
 Signal = Callable[[Batch], list[Scores]]
 
 NO_LIMIT = 1 << 62  # of the tokens of a batch: its rows are limited

@@ -28,13 +28,8 @@ def recency_scores(batch: Batch) -> list[Scores]:
 
     so that the mean over the steps is the baseline at p = 1.
     """
-    scores = []
-    sizes = zip(batch.responses, batch.answer_tokens, batch.total_tokens, strict=True)
-    for response, answer_tokens, total_tokens in sizes:
-        count = len(response.spans)
-        base = step_baseline(answer_tokens, total_tokens)
-        scores.append(np.asarray(2 * np.arange(1, count + 1) / (count + 1) * base))
-    return scores
+    counts = [len(response.spans) for response in batch.responses]
+    return _times_baseline(batch, [2 * np.arange(1, n + 1) / (n + 1) for n in counts])
 
 
 def overlap_scores(batch: Batch) -> list[Scores]:
@@ -45,15 +40,18 @@ def overlap_scores(batch: Batch) -> list[Scores]:
 
     so that the mean over the steps is the baseline at p = 1, as all are where none shares a word.
     """
-    scores = []
-    sizes = zip(batch.responses, batch.answer_tokens, batch.total_tokens, strict=True)
-    for response, answer_tokens, total_tokens in sizes:
+    ratios = []
+    for response in batch.responses:
         texts = [response.text[step.start : step.end] for step in response.steps]
         answer = response.text[response.steps[-1].end :] if texts else ""
         shared = answer_overlap(texts, answer)
-        ratio = shared / shared.mean() if shared.any() else np.ones(len(shared))
-        scores.append(np.asarray(ratio * step_baseline(answer_tokens, total_tokens)))
-    return scores
+        ratios.append(shared / shared.mean() if shared.any() else np.ones(len(shared)))
+    return _times_baseline(batch, ratios)
+
+
+def _times_baseline(batch: Batch, ratios: list[Scores]) -> list[Scores]:
+    sizes = zip(ratios, batch.answer_tokens, batch.total_tokens, strict=True)
+    return [np.asarray(ratio * step_baseline(answer, total)) for ratio, answer, total in sizes]
 
 
 def label_scores(batch: Batch) -> list[Scores]:

@@ -11,10 +11,10 @@ from probing.choices import (
     EMBEDDED,
     PERMUTATIONS,
     POCKET,
-    Answer,
     Backend,
     BatchTokens,
     Control,
+    Looking,
     Metric,
     Null,
     Selection,
@@ -51,7 +51,11 @@ class ProbeConfig(ModelSource, TraceReading, StepCutting, TraceChoosing):
         "Default: those of the embedded model.",
     )
     out: Path = choice(Path("runs/probe"), "Folder for the results.")
-    answer: Answer = choice("all", "Answer tokens that look back.", panel=RANKING)
+    answer: Looking = choice(
+        "all",
+        "Answer tokens that look back; bare: the last box, the rest of the answer taken out.",
+        panel=RANKING,
+    )
     by: Metric = choice("sra", "Metric to pick heads by.", panel=RANKING)
     select: Selection = choice(
         "top",

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from probing.choices import ANSWERS, RULES, Head
+from probing.choices import LOOKING, RULES, Head
 from probing.errors import ConfigError, DataError, ModelError
 from probing.files.headers import HEADER, SCHEMA, data_path, file_header, read_object, write_json
 from probing.files.reading import shaped
@@ -62,7 +62,7 @@ class HeadSet:
     rule: str = "start"  # how steps take tokens: start or overlap
     think_end: str | None = None  # what ended the reasoning; None: not known
     think_end_at: str | None = None  # which one, first or last
-    answer: str = "all"  # which answer tokens are F: all, values or boxed
+    answer: str = "all"  # which answer tokens are F: all, values, boxed or bare
     traces: dict[str, Any] | None = None  # file, hash, number used
     labels: dict[str, Any] | None = None
     selection: dict[str, Any] | None = None  # by, how, split, problems, controls, ensemble
@@ -82,6 +82,21 @@ class HeadSet:
         None where the set does not say: an older or a published one.
         """
         return frozenset((self.selection or {}).get("problems_chosen_on") or ()) or None
+
+    @property
+    def whole_answer(self) -> str:
+        """`answer`, for traces that are taken as they are.
+
+        Raises:
+            ConfigError: the heads looked back from bare answers.
+        """
+        if self.answer == "bare":
+            raise ConfigError(
+                "this head set looks back from bare answers (kfh probe --answer bare), for which "
+                "the rest of each answer was taken out; a response that is not cut has none. Use "
+                "a set by --answer all"
+            )
+        return self.answer
 
     def save(self, path: str | Path) -> None:
         """Write the set, whole or not at all."""
@@ -136,7 +151,7 @@ class HeadSet:
             head_set = shaped(cls, {**content, "header": header})
             for head in content["heads"]:
                 check_keys(HeadFigures, head)
-            for name, known in (("rule", RULES), ("answer", ANSWERS)):
+            for name, known in (("rule", RULES), ("answer", LOOKING)):
                 if (given := getattr(head_set, name)) not in known:
                     raise ValueError(unknown(name, given, known))
             if head_set.segmenter is not None:

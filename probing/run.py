@@ -148,11 +148,11 @@ def _ranked(
             write(trace)
             marks[trace.id] = trace.problem_marks
             labels[trace.id] = [step.label for step in trace.steps]
-            row = ranked_trace(trace, scored[trace.id])
+            row = ranked_trace(trace, scored[trace.id], config.answer)
             counter.count(trace, scored[trace.id], row)
             if row:
                 measures.add(row)
-                _measure_controls(random, trace, found.random)
+                _measure_controls(config, random, trace, found.random)
     again = _read_again(store, labels, measures.heads)
     ranking = rank_heads(config, found.heads, measures, again, progress, random)  # 4, 5
     result = _result(ranking, ModelCard.of(config.named, found.shape), report, found.speed)
@@ -322,7 +322,10 @@ def _pass_over(trace: EncodedTrace, error: NotFiniteError) -> None:
 
 
 def _measure_controls(
-    to: list[Measured], trace: Trace, models: list[Mapping[str, ScoredTrace]]
+    config: ProbeConfig,
+    to: list[Measured],
+    trace: Trace,
+    models: list[Mapping[str, ScoredTrace]],
 ) -> None:
     """The trace as untrained models score it; all of them or none, so that halves are alike."""
     for measured, scores in zip(to, models, strict=True):
@@ -330,7 +333,7 @@ def _measure_controls(
             raise DataError(
                 f"trace {trace.id}: an untrained model gives {NOT_FINITE}; --control none"
             )
-        if control := ranked_trace(trace, scores[trace.id]):
+        if control := ranked_trace(trace, scores[trace.id], config.answer):
             measured.add(control)
 
 

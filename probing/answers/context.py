@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from probing.errors import DataError
 from probing.traces.file import Step, Trace
 from probing.traces.marks import blank_answer
-from probing.traces.text import BOX, boxes
+from probing.traces.text import whole_box
 from probing.traces.tokens import encode_trace
 
 if TYPE_CHECKING:
@@ -90,10 +90,8 @@ def encode_causes(
     if blank_answer(trace.response[trace.answer_start :], tokenizer.all_special_tokens):
         raise DataError(f"trace {trace.id}: empty answer, nothing follows {trace.think_end}")
     marks = [Step(trace.reasoning_end, trace.answer_start)]
-    if answer == "boxed":
-        spans = boxes(trace.response, trace.answer_start)[-1:]
-        text = trace.response
-        marks += [Step(text.rindex(BOX[:-1], 0, start), end) for start, end in spans]
+    if answer == "boxed" and (span := whole_box(trace.response, trace.answer_start)):
+        marks.append(Step(*span))
     marked = trace.with_steps([*trace.steps, *marks])  # so that marks, too, become tokens
     encoded = encode_trace(tokenizer, marked, rule=rule, answer=answer)
     steps, ((context, _), *box) = np.split(encoded.spans, [len(trace.steps)])

@@ -205,14 +205,15 @@ def encode_answers(
     Raises:
         DataError: no trace is left.
     """
-    tokenizer, heads, config = setup.tokenizer, setup.heads, setup.config
+    tokenizer, config = setup.tokenizer, setup.config
+    looking = setup.heads.whole_answer
     causes: dict[str, tuple[CauseTrace, Trace, int]] = {}
     encoded: list[EncodedTrace] = []
     positions = position_limit(setup.model)  # for a new answer, too
     limit, left_out = config.answer_limit or None, chosen.report.left_out
     for trace in chosen.traces:
         try:
-            whole = encode_trace(tokenizer, trace, rule=chosen.rule, answer=heads.answer)
+            whole = encode_trace(tokenizer, trace, rule=chosen.rule, answer=looking)
         except DataError:
             left_out["token_ids that do not fit its text"] += 1
             continue
@@ -224,7 +225,7 @@ def encode_answers(
             left_out[f"no answer token counts ({config.answer})"] += 1
             continue
         if not whole.answer.any():
-            left_out[f"no answer token is looked from ({heads.answer})"] += 1
+            left_out[f"no answer token is looked from ({looking})"] += 1
             continue
         answered = _answer_at(cause, config) + config.max_answer_tokens
         if not fits(max(len(whole), answered), positions):

@@ -296,14 +296,14 @@ def ratios(trace: RankedTrace) -> Iterator[tuple[int, Float[np.ndarray, "head st
     yield len(of_base), of_base[:, ~trace.essential]
 
 
-def ranked_trace(trace: Trace, scored: ScoredTrace) -> RankedTrace | None:
-    """The labelled steps of a trace with their scores; None where no pair is left."""
+def ranked_trace(trace: Trace, scored: ScoredTrace, answer: str = "all") -> RankedTrace | None:
+    """The labelled steps of a trace with their scores by `answer`; None where no pair is left."""
     return RankedTrace.of(
         scored,
         [step.label for step in trace.steps],
         trace.problem_key,
         [trace.response[step.start : step.end] for step in trace.steps],
-        trace.response[trace.answer_start :],
+        trace.answer_text(bare=answer == "bare"),
     )
 
 

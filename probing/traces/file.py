@@ -25,7 +25,7 @@ from probing.files.reading import BadLine, line_id, parse_line, text_lines
 from probing.traces.marks import BLANK_ANSWER, STARTS, EndMark, oddities, proposal
 from probing.traces.offsets import checked_spans
 from probing.traces.reports import ReadReport
-from probing.traces.text import FIND_END
+from probing.traces.text import FIND_END, whole_box
 
 TOKEN_IDS = "token_ids"  # the field with the ids as sampled
 MOST_IDS = 2**31  # no vocabulary is larger
@@ -78,6 +78,12 @@ class Trace:
     def answer_start(self) -> int:
         """Character of the response at which the final answer starts."""
         return self.reasoning_end + len(self.think_end)
+
+    def answer_text(self, bare: bool = False) -> str:
+        """The final answer; `bare`: its last box alone, with nothing where it has none."""
+        start = self.answer_start
+        span = whole_box(self.response, start) if bare else (start, len(self.response))
+        return self.response[slice(*span)] if span else ""
 
     @property
     def problem_key(self) -> str:

@@ -100,6 +100,20 @@ def boxes(text: str, start: int = 0) -> list[tuple[int, int]]:
     return sorted(spans)
 
 
+def whole_box(text: str, start: int = 0) -> tuple[int, int] | None:
+    r"""Characters of the last of the `boxes`, its `\boxed` and its braces, if any, with it.
+
+    Example:
+        >>> whole_box(r"no 3: \boxed{ 1/2 }."), whole_box("3")
+        ((6, 19), None)
+    """
+    spans = boxes(text, start)
+    if not spans:
+        return None
+    first, end = spans[-1]
+    return text.rindex(BOX[:-1], 0, first), end + (text[end : end + 1] == "}")
+
+
 def last_box(text: str) -> str | None:
     r"""What stands in the last of the `boxes`, without blanks around; None where there is none.
 

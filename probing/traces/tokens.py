@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from probing.choices import ANSWERS, RULES
+from probing.choices import LOOKING, RULES
 from probing.errors import ConfigError, DataError
 from probing.files.reading import BadLine
 from probing.models.identity import check_ids, tokenizer_fingerprint
 from probing.settings import unknown
 from probing.traces.file import TOKEN_IDS, Trace, check_token_ids
-from probing.traces.text import boxes, value_spans
+from probing.traces.text import boxes, value_spans, whole_box
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -118,7 +118,9 @@ def encode_trace(
         rule: how steps take tokens, see `token_spans`.
         answer: which tokens after `</think>` are F: `all` (the paper: those that start at or
             after its end), `values` (of these, numbers and what follows an equals sign), or
-            `boxed` (of these, what stands in the last \\boxed{…}).
+            `boxed` (of these, what stands in the last \\boxed{…}). `bare`: the last \\boxed{…} with
+            its command and braces, which then stands right behind `</think>`: the answer's other
+            tokens are taken out, so that it says nothing of the steps but the final value.
         skip_bad: tokenise the text where the trace's ids do not fit it.
 
     Raises:
@@ -135,19 +137,11 @@ def encode_trace(
                 f"trace {trace.id}: {TOKEN_IDS} {fault}. Was one of the two changed? Without the "
                 "field, or with --skip-bad, the text is tokenised"
             )
-    ids, offsets = token_offsets(tokenizer, trace.prompt + trace.response)
+    text, shift = trace.prompt + trace.response, len(trace.prompt)
+    ids, offsets = token_offsets(tokenizer, text)
     check_ids(tokenizer, ids, f"trace {trace.id}")
-    shift = len(trace.prompt)
-    spans = token_spans(offsets, [(s.start + shift, s.end + shift) for s in trace.steps], rule)
-    start = shift + trace.answer_start
-    return EncodedTrace(
-        trace.id,
-        ids,
-        int((offsets[:, 0] < shift).sum()),
-        spans,
-        answer_tokens(offsets, trace.prompt + trace.response, start, answer),
-        behind=int((offsets[:, 0] < start).sum()),
-    )
+    before = int((offsets[:, 0] < shift).sum())
+    return _placed(trace, _Tokens(ids, offsets, text, shift, before), rule, answer)
 
 
 @dataclass(frozen=True)
@@ -236,15 +230,32 @@ def _encode_sampled(
     # The prompt's tokens lie before the response, all at its character 0, as a BOS does.
     before = len(sampled.prompt)
     offsets = np.concatenate([np.zeros((before, 2), dtype=np.int64), offsets])
-    return EncodedTrace(
-        trace.id,
-        np.concatenate([np.asarray(sampled.prompt, dtype=np.int64), response]),
-        before,
-        token_spans(offsets, [(s.start, s.end) for s in trace.steps], rule),
-        answer_tokens(offsets, text, trace.answer_start, answer),
-        sampled=True,
-        behind=int((offsets[:, 0] < trace.answer_start).sum()),
-    )
+    ids = np.concatenate([np.asarray(sampled.prompt, dtype=np.int64), response])
+    return _placed(trace, _Tokens(ids, offsets, text, 0, before, sampled=True), rule, answer)
+
+
+class _Tokens(NamedTuple):
+    """Token ids with their characters in a text whose response starts at `shift`."""
+
+    ids: Int[np.ndarray, "token"]
+    offsets: Int[np.ndarray, "token 2"]
+    text: str
+    shift: int
+    before: int  # tokens of the prompt
+    sampled: bool = False
+
+
+def _placed(trace: Trace, tokens: _Tokens, rule: str, answer: str) -> EncodedTrace:
+    """Steps and answer on the tokens; see `encode_trace`."""
+    ids, offsets, text, shift, before, sampled = tokens
+    spans = token_spans(offsets, [(s.start + shift, s.end + shift) for s in trace.steps], rule)
+    start = shift + trace.answer_start
+    counted = answer_tokens(offsets, text, start, answer)
+    behind = int((offsets[:, 0] < start).sum())
+    if answer == "bare":
+        kept = counted | (np.arange(len(ids)) < behind)
+        ids, counted = ids[kept], counted[kept]
+    return EncodedTrace(trace.id, ids, before, spans, counted, sampled, behind)
 
 
 def decode_with_offsets(
@@ -275,7 +286,8 @@ def decode_with_offsets(
 def answer_tokens(
     offsets: Int[np.ndarray, "token 2"], text: str, start: int, which: str = "all"
 ) -> Bool[np.ndarray, "token"]:
-    """The answer tokens F: `all`, `values` or `boxed` of those that start at or after `start`."""
+    """The answer tokens F: `all`, `values`, `boxed` or `bare` (the box with its command and braces)
+    of those that start at or after `start`."""
     after = offsets[:, 0] >= start
     if which == "all":
         return after
@@ -283,8 +295,10 @@ def answer_tokens(
         spans = value_spans(text, start)
     elif which == "boxed":
         spans = boxes(text, start)[-1:]
+    elif which == "bare":
+        spans = [span] if (span := whole_box(text, start)) else []
     else:
-        raise ConfigError(unknown("answer tokens", which, ANSWERS))
+        raise ConfigError(unknown("answer tokens", which, LOOKING))
     chosen = np.zeros(len(offsets), dtype=bool)
     for first, last in token_spans(offsets, spans, "overlap"):
         chosen[first:last] = True

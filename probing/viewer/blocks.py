@@ -105,7 +105,7 @@ def trace_sra(
     trace: Trace, scored: ScoredTrace, probe: ProbeResult, views: Views
 ) -> tuple[Float[np.ndarray, "view"], int] | None:
     """SRA of one trace by each view (eq. 2), and its number of pairs; None without a pair."""
-    ranked = ranked_trace(trace, scored)
+    ranked = ranked_trace(trace, scored, probe.config.answer)
     if ranked is None:
         return None
     scores = views.means(ranked.scores[probe.places(views.heads)])

@@ -135,7 +135,7 @@ class Cutter:
             openings = stored.get("openings", "strict") if segmenter is None else "strict"
         cuts = Segmenter.parse(name, minimum, openings)
         mark = end_mark(head_set, think_end, think_end_at)
-        which = answer or (head_set.answer if head_set else "all")
+        which = answer or (head_set.whole_answer if head_set else "all")
         # Cut steps tile the text, hence the rule `start`; `overlap` is for spans of any origin.
         return cls(tokenizer, tuple(end_ids), cuts, "start", which, mark.text, mark.at)
 

@@ -335,6 +335,8 @@ def test_interventions_in_memory_are_those_of_the_folder(tmp_path: Path) -> None
         return int(trace.id[2:]) % 2 == 0
 
     both = {"config": InterventionConfig(remove=(1,), draws=1, max_answer_tokens=2)}
+    with pytest.raises(ConfigError, match="looks back from bare answers"):
+        intervene(model, tokenizer, replace(heads, answer="bare"), traces, even, **both)
     result = intervene(model, tokenizer, heads, traces, even, **both)
     accuracy = result.table[result.table["measure"] == "accuracy"]
     assert accuracy["value"].to_numpy() == pytest.approx(2 / 3), "the verdict is the caller's"

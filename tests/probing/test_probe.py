@@ -164,11 +164,35 @@ def test_another_segmenter_carries_the_labels(setting: dict, tmp_path: Path) -> 
     assert result.counts["steps"]["essential"] > 0
 
 
-@pytest.mark.parametrize("answer", ["values", "boxed"])
+@pytest.mark.parametrize("answer", ["values", "boxed", "bare"])
 def test_answer_tokens_are_stored(setting: dict, tmp_path: Path, answer: str) -> None:
     result = probe(ProbeConfig(**setting, out=tmp_path, answer=answer, by="gating"))
     assert HeadSet.load(tmp_path / "heads.json").answer == answer
     assert result.head_set.selection["by"] == "gating"
+
+
+def test_bare_answers_are_scored_as_traces_cut_to_their_boxes(
+    setting: dict, tmp_path: Path
+) -> None:
+    lines = [trace_line(number) for number in range(8)]
+    for line in lines:  # the answer repeats the words of the essential steps
+        line["response"] = line["response"].replace("The sum", "So it is")
+    whole = {**setting, "traces": write_lines(tmp_path / "whole.jsonl", lines)}
+    for line in lines:
+        reasoning, end, answer = line["response"].partition("</think>")
+        line["response"] = reasoning + end + answer[answer.rindex(" \\boxed") :]
+    cut = {**setting, "traces": write_lines(tmp_path / "cut.jsonl", lines)}
+    bare = probe(ProbeConfig(**whole, out=tmp_path / "bare", answer="bare"))
+    by_hand = probe(ProbeConfig(**cut, out=tmp_path / "by-hand"))
+    ours, theirs = (pd.read_parquet(tmp_path / x / "scores.parquet") for x in ("bare", "by-hand"))
+    pd.testing.assert_frame_equal(ours, theirs)
+    pd.testing.assert_frame_equal(bare.controls, by_hand.controls)
+    whole_answers = probe(ProbeConfig(**whole, out=tmp_path / "all"))
+    overlap, of_whole = (
+        each.controls.set_index("control").loc["answer overlap", "sra"]
+        for each in (bare, whole_answers)
+    )
+    assert of_whole == 1 and overlap < 0.7
 
 
 def test_transformer_lens_gives_the_same_table(

@@ -67,6 +67,28 @@ def test_answer_is_what_starts_after_the_end_marker() -> None:
         shown("none")
 
 
+def test_a_bare_answer_is_the_trace_with_the_rest_of_it_taken_out() -> None:
+    for answer, box in (
+        (" It = 7, \\boxed{1} or \\boxed{8}. So.", " \\boxed{8}"),
+        ("\\boxed 5, since = 5", "\\boxed 5"),
+    ):
+        whole, cut = a_trace("So 3.\nOr 4.\n", answer), a_trace("So 3.\nOr 4.\n", box)
+        whole, cut = (segment_trace(trace, Segmenter("line")) for trace in (whole, cut))
+        expected = encode_trace(TOKENIZER, cut)
+        ids = {"prompt": [*TOKENIZER(whole.prompt)["input_ids"]]}
+        ids["response"] = [*TOKENIZER(whole.response)["input_ids"]]
+        for trace in (whole, whole.with_steps(whole.steps, token_ids=ids)):  # text, sampled ids
+            bare = encode_trace(TOKENIZER, trace, answer="bare")
+            assert bare.sampled == ("token_ids" in trace.extra)
+            for name in ("ids", "spans", "answer"):
+                assert getattr(bare, name).tolist() == getattr(expected, name).tolist(), name
+            assert (bare.prompt_tokens, bare.behind) == (expected.prompt_tokens, expected.behind)
+        assert whole.answer_text(bare=True) == cut.answer_text().strip() == box.strip()
+    none = a_trace("So.\n", " it is 7")
+    assert not encode_trace(TOKENIZER, none, answer="bare").answer.any()
+    assert none.answer_text(bare=True) == "" and none.answer_text() == " it is 7"
+
+
 def test_boxed_braces() -> None:
     assert boxes(r"\boxed{\frac{1}{2}} \boxed{open") == [(7, 18)]
     assert boxes(r"\boxed{a} \boxed{b}", 5) == [(17, 18)]

@@ -129,6 +129,10 @@ def test_responses_are_cut_as_the_head_set_was_made(tokenizer):
     other = Cutter.like(head_set, tokenizer, (0,), segmenter="attnpo", min_chars=7, answer="boxed")
     assert (other.segmenter, other.answer) == (Segmenter("attnpo", 7), "boxed")
     assert Cutter.like(None, tokenizer, (0,)).segmenter == Segmenter("attnpo", 80)
+    bare = replace(head_set, answer="bare")
+    with pytest.raises(ConfigError, match="looks back from bare answers"):
+        Cutter.like(bare, tokenizer, (0,))
+    assert Cutter.like(bare, tokenizer, (0,), answer="all").answer == "all"
     given = HeadSet(head_set.heads, head_set.model, {"name": "given"})
     with pytest.raises(ConfigError, match="steps that the trace file gave"):
         Cutter.like(given, tokenizer, (0,))

@@ -81,7 +81,8 @@ def encode_causes(
             into `</think>` is a query and belongs to no step.
         answer: which answer tokens count. `all`; `values` (numbers and what follows an equals
             sign); `boxed`: what stands in the last \\boxed{…}, which then stands right behind
-            `</think>`, since the text between the two would give away what the steps say.
+            `</think>`, since the text between the two would give away what the steps say; `bare`
+            is the same.
         limit: use the first so many tokens of the answer only (`all`, `values`); None: all.
 
     Raises:
@@ -89,6 +90,7 @@ def encode_causes(
     """
     if blank_answer(trace.response[trace.answer_start :], tokenizer.all_special_tokens):
         raise DataError(f"trace {trace.id}: empty answer, nothing follows {trace.think_end}")
+    answer = "boxed" if answer == "bare" else answer
     marks = [Step(trace.reasoning_end, trace.answer_start)]
     if answer == "boxed" and (span := whole_box(trace.response, trace.answer_start)):
         marks.append(Step(*span))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probing.choices import Answer
+from probing.choices import Looking
 from probing.errors import ConfigError, DataError, NotFiniteError
 from probing.files.headers import json_number, refuse_overwriting
 from probing.files.jsonl import LineStore
@@ -55,7 +55,9 @@ class CauseConfig:
         ConfigError: a value that is no choice or out of bounds, or `low` not below `high`.
     """
 
-    answer: Answer = choice("all", "Answer tokens that count.", panel=BY_CAUSE)
+    answer: Looking = choice(
+        "all", "Answer tokens that count; bare: as boxed, which stands bare here.", panel=BY_CAUSE
+    )
     answer_limit: int = choice(
         32, "The first so many answer tokens; 0: all.", least=0, panel=BY_CAUSE
     )

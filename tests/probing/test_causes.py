@@ -138,6 +138,8 @@ def test_queries_and_counted_tokens() -> None:
     assert counted(values) == " 3,3"
     boxed = encode_causes(tokenizer, trace, rule="overlap", answer="boxed")
     assert counted(boxed) == "3"
+    bare = encode_causes(tokenizer, trace, rule="overlap", answer="bare")
+    assert (bare.ids.tolist(), counted(bare)) == (boxed.ids.tolist(), "3")
     assert tokenizer.decode(boxed.ids[boxed.context :]) == "</think> \\boxed{3"
     for box in ("\\boxed 3", "\\boxed {3}"):  # what the box begins with is longer, or has no brace
         other = json.dumps({**line, "response": line["response"].replace("\\boxed{3}", box)})
@@ -146,9 +148,9 @@ def test_queries_and_counted_tokens() -> None:
         assert counted(given).strip() == "3" and shown == f"</think>{box.rstrip('}')}".replace(
             " ", ""
         )
-    bare = parse_trace(json.dumps({**line, "response": "So.</think> no box", "steps": []}))
+    empty = parse_trace(json.dumps({**line, "response": "So.</think> no box", "steps": []}))
     with pytest.raises(DataError, match="no token of its answer counts"):
-        encode_causes(tokenizer, bare, answer="boxed")
+        encode_causes(tokenizer, empty, answer="boxed")
 
 
 def test_the_drop_finds_the_steps_known_to_be_essential() -> None:

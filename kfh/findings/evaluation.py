@@ -106,6 +106,7 @@ def _figures(sets: Iterable[Row]) -> list[tuple[str, tuple[str, ...], int]]:
         ("redundant steps", ("pocket", "redundant_steps"), 2),
         ("redundant tokens", ("pocket", "redundant_tokens"), 1),
         ("not readable", ("pocket", "unreadable"), 0),
+        ("… for a step", ("pocket", "unreadable_steps"), 0),
         *([("not stated", ("no_box",), 0)] if any(found.get("no_box") for found in sets) else []),
         ("AES", ("aes",), 3),
     ]

@@ -110,6 +110,11 @@ class Chains(Task):
         """Whether each line is a sentence of the task, and the answer follows from them."""
         return not self.read(self._problem(question), response).reasons
 
+    def steps_readable(self, question: Question, response: str) -> bool:
+        """Whether each line is a sentence of the task."""
+        steps = self.read(self._problem(question), response).steps
+        return all(step.kind != "unreadable" for step in steps)
+
     def shortest(self, question: Question) -> str:
         """The derivations on the path, right at once, and the answer."""
         return self.solve(self._problem(question), None, self.levels[0]).response

@@ -24,13 +24,14 @@ class Redundancy:
     """What only a task can tell that knows its steps' labels, or its shortest responses.
 
     `redundant_steps` a response, of those that can be read whole; `redundant_tokens`: tokens above
-    the shortest correct response, of all; `unreadable`: responses that cannot be read whole. None:
-    the task does not know it.
+    the shortest correct response, of all; `unreadable`: responses that cannot be read whole, of
+    these `unreadable_steps`: with a step that cannot. None: the task does not know it.
     """
 
     redundant_steps: Estimate | None
     redundant_tokens: Estimate | None
     unreadable: int | None
+    unreadable_steps: int | None
 
 
 @dataclass(frozen=True)
@@ -158,16 +159,19 @@ def _redundancy(
         pairs = zip(lengths, floors, strict=True)
         tokens = estimate_mean([[length - floor for length in row] for row, floor in pairs])
     if not questions.task.labels:
-        return Redundancy(None, tokens, None) if tokens else None
+        return Redundancy(None, tokens, None, None) if tokens else None
     steps: list[list[float]] = []  # the mean of each question
-    unreadable = 0
+    unreadable = unread_steps = 0
     for question, row in zip(questions.questions, rows, strict=True):
         counts = [redundant_steps(questions, question, r.text, think_end) for r in row]
         whole = [count for count in counts if count is not None]
         unreadable += len(row) - len(whole)
+        texts = [response.text.replace(think_end, THINK_END, 1) for response in row]
+        unread_steps += sum(not questions.task.steps_readable(question, text) for text in texts)
         if whole:
             steps.append([sum(whole) / len(whole)])
-    return Redundancy(estimate_mean(steps) if steps else None, tokens, unreadable)
+    mean = estimate_mean(steps) if steps else None
+    return Redundancy(mean, tokens, unreadable, unread_steps)
 
 
 def shortest_tokens(questions: QuestionSet, tokenizer: Any = None) -> list[int] | None:

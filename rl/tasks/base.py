@@ -138,6 +138,10 @@ class Task(ABC):
         """Whether `label` understands the whole response; else it counts as unreadable."""
         return True
 
+    def steps_readable(self, question: Question, response: str) -> bool:
+        """Whether `label` understands every step, whatever the answer makes of them."""
+        return self.readable(question, response)
+
     def shortest(self, question: Question) -> str | None:
         """The shortest correct response, where the task knows it."""
         return None

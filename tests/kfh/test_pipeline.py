@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from kfh.cli import app
+from probing.folder import ProbeResult
 from probing.traces.file import Step, read_traces, write_traces
 from probing.traces.segmenters import carry_labels
 from rl.pocket.parse import parse_problem, read
@@ -41,7 +42,7 @@ def test_rollout_label_probe_plot(tmp_path):
         traces,
     )
     kfh("label", "--by", "ablation", "--traces", traces, "--out", labels)
-    probes = {"cause": tmp_path / "cause", "known": tmp_path / "known"}
+    probes = {name: tmp_path / name for name in ("cause", "known", "bare")}
     few = ("--permutations", 5)
     kfh("probe", "--traces", traces, "--labels", labels, "--out", probes["cause"], *few)
     kfh("plot", probes["cause"], "--formats", "png")
@@ -51,10 +52,15 @@ def test_rollout_label_probe_plot(tmp_path):
     assert len(found) >= 10 and all("token_ids" in json.dumps(trace.extra) for trace in found)
     write_traces(tmp_path / "known.jsonl", map(with_known_labels, found))
     kfh("probe", "--traces", tmp_path / "known.jsonl", "--out", probes["known"], *few)
+    known = ("--traces", tmp_path / "known.jsonl", "--answer", "bare")
+    kfh("probe", *known, "--out", probes["bare"], *few)
     sra = {name: pd.read_parquet(folder / "sra.parquet")["sra"] for name, folder in probes.items()}
     # The labels by cause put the heads in the order in which the true labels put them.
     assert spearmanr(sra["cause"], sra["known"]).statistic > 0.8
     assert set(sra["cause"].nlargest(2).index) == set(sra["known"].nlargest(2).index)
+    # From the box alone, where words cannot tell the steps, the best head still does.
+    overlap = ProbeResult.load(probes["bare"]).controls.set_index("control").loc["answer overlap"]
+    assert overlap["sra"] < 0.8 < sra["bare"].max()
 
 
 def with_known_labels(trace):

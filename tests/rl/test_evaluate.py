@@ -97,6 +97,7 @@ def test_figures_of_a_set_by_hand() -> None:
     assert found.truncated.value == 0.25 and found.no_answer == 2
     assert found.faults == {"ValueError": 2}
     assert found.redundancy is not None and found.redundancy.unreadable == 4
+    assert found.redundancy.unreadable_steps == 2  # cut off in a step; a wrong answer's can be read
     assert found.redundancy.redundant_steps is not None
     assert found.redundancy.redundant_steps.value == 0.5  # of the four that can be read
 

@@ -114,6 +114,7 @@ def test_its_redundant_steps_and_tokens_are_counted(doubling: QuestionSet) -> No
     found = set_figures(doubling, responses, think_end="[END]", tokenizer=tokenizer).redundancy
     assert found is not None and found.redundant_steps is not None
     assert found.redundant_steps.value == 1.0 and found.unreadable == 3
+    assert found.unreadable_steps == 3  # a task that does not tell steps from answers says as much
     shortest = sum(len(tokenizer(f"</think>{n}")["input_ids"]) + 1 for n in (8, 10, 12)) / 3
     assert found.redundant_tokens.value == pytest.approx(40 - shortest)
 

@@ -35,10 +35,13 @@ install_import_hook(
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 # Its failed assertions are to be explained, though test modules import it before it is a plugin.
 pytest.register_assert_rewrite("viewer_pages")
 torch.set_num_threads(1)
+settings.register_profile("seeded", derandomize=True)
+settings.load_profile("seeded")
 # A shell that starts tests in the background ignores it, and so would every process they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

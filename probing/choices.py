@@ -34,6 +34,7 @@ NULLS: tuple[Null, ...] = get_args(Null)
 PERMUTATIONS = 1000  # of signs or labels, for the null of the best head
 Control = Literal["none", "random-weights"]  # one that takes a pass over the traces
 CONTROL_MODELS: tuple[Control, ...] = get_args(Control)
+OVERLAP = "answer overlap"  # a control among `probing.ranking.metrics.CONTROLS`
 DRAWS = 200  # of fewer problems, of each size
 LADDER = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # numbers of problems to draw
 

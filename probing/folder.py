@@ -88,14 +88,16 @@ class ProbeResult(Ranking):
         run, config, card, table = read_ranking(folder, ProbeConfig, ModelCard)
         controls = pd.DataFrame(run["controls"]).set_index("control").astype(float).reset_index()
         points = run["curves"][config.select][: config.top]
-        caveats = run.get("set_caveats")  # older probes leave it to us
+        caveats = run.get("set_caveats")
+        if caveats is None:  # older probes leave it to us
+            caveats = set_caveats(controls, table, points, config.answer)
         return cls(
             config=config,
             table=table,
             controls=controls,
             curves=run["curves"],
             chosen=[(int(layer), int(head)) for layer, head in (p["added"] for p in points)],
-            set_caveats=set_caveats(controls, table, points) if caveats is None else caveats,
+            set_caveats=caveats,
             scorers=run.get("scorers") or {},
             null=run["null"],
             counts=run["counts"],

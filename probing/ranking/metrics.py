@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from probing.attention.scores import ScoredTrace, Scores
-from probing.choices import METRICS
+from probing.choices import METRICS, OVERLAP
 from probing.errors import DataError
 from probing.intervals import Medians
 from probing.traces.file import Trace
@@ -199,7 +199,7 @@ CONTROLS: dict[str, Control] = {
     "earliness": lambda trace: -np.arange(len(trace.essential)),
     "length": lambda trace: trace.tokens,
     "uniform": lambda trace: np.zeros(len(trace.essential)),
-    "answer overlap": _overlap,
+    OVERLAP: _overlap,
     "all heads": lambda trace: trace.scores.mean(axis=0),
 }
 BUILT_IN = tuple(CONTROLS)

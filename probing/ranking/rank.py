@@ -117,7 +117,7 @@ def rank_heads(
         controls=controls,
         curves=curves,
         chosen=[(layer, head) for layer, head in (point["added"] for point in points)],
-        set_caveats=set_caveats(controls, table, points),
+        set_caveats=set_caveats(controls, table, points, config.answer),
         scorers={name: part_json(f) for name, f in CONTROLS.items() if name not in BUILT_IN},
         null={
             metric: {"mean": float(best.mean()), "q95": float(np.quantile(best, 0.95))}

@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from probing.attention.scores import Scores
+from probing.choices import OVERLAP
 from probing.intervals import mean_over_traces
 from probing.ranking.metrics import RankedTrace
 from probing.settings import check_metric
@@ -97,7 +98,10 @@ def beaten(control: float, low: float | None) -> bool:
 
 
 def set_caveats(
-    controls: pd.DataFrame, table: pd.DataFrame, points: Sequence[Mapping[str, Any]]
+    controls: pd.DataFrame,
+    table: pd.DataFrame,
+    points: Sequence[Mapping[str, Any]],
+    answer: str = "all",
 ) -> list[str]:
     """In sentences, where the set does not beat the best control, or does not gate.
 
@@ -105,11 +109,14 @@ def set_caveats(
         controls: of `Ranking`; the figures on the held-out half count where they are there.
         table: of `Ranking`.
         points: of the set, in `Ranking.curves`: the last is the whole set's.
+        answer: the tokens that looked back.
     """
-    return [*_beaten_by_control(controls, points[-1]), *_do_not_gate(table, points)]
+    return [*_beaten_by_control(controls, points[-1], answer), *_do_not_gate(table, points)]
 
 
-def _beaten_by_control(controls: pd.DataFrame, point: Mapping[str, Any]) -> Iterator[str]:
+def _beaten_by_control(
+    controls: pd.DataFrame, point: Mapping[str, Any], answer: str
+) -> Iterator[str]:
     metric = "sra_held_out" if "sra_held_out" in controls else "sra"
     control = best_control(controls, metric)
     if control is None or beaten(control[1], point["sra_low"]):
@@ -117,9 +124,12 @@ def _beaten_by_control(controls: pd.DataFrame, point: Mapping[str, Any]) -> Iter
     how = "is not shown to beat" if control[1] < point["sra"] else "is no better than"
     low, high = point["sra_low"], point["sra_high"]
     ends = "" if low is None else f" ({low:.3f}–{high:.3f})"  # one problem leaves none
+    further = ""
+    if control[0] == OVERLAP and answer != "bare":
+        further = " Whether it does more than match words: kfh probe --answer bare."
     yield (
         f"The head set {how} {control[0]} on traces that it was not chosen on: SRA "
-        f"{point['sra']:.3f}{ends} against {control[1]:.3f}."
+        f"{point['sra']:.3f}{ends} against {control[1]:.3f}.{further}"
     )
 
 

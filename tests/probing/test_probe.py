@@ -642,6 +642,7 @@ def test_looking_for_the_words_of_the_answer_is_a_control(setting: dict, tmp_pat
     row = result.controls.set_index("control").loc["answer overlap"]
     assert row["sra"] == row["balanced"] == 1.0
     assert any("answer overlap alone reaches SRA 1.000" in text for text in result.caveats)
+    assert any("match words: kfh probe --answer bare" in text for text in result.caveats)
 
 
 def test_a_segmenter_from_outside(

@@ -26,6 +26,7 @@ PAGES = [
 DOTTED = re.compile(r"`((?:probing|rl|kfh)(?:\.\w+)+)`")
 FENCE = re.compile(r"^```bash[^\n]*\n(.*?)^```$", re.M | re.S)
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+HEAD_ROW = r"\| (\d+)\.(\d+) \| 0\.\d+ \("
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 GENERATED = ("reference/", "notebooks/", "index.md", "pocket.md", "pocket-long.md", "changelog.md")
 GENERATED += ("contributing.md",)
@@ -168,7 +169,8 @@ def test_figures_of_the_study_are_those_of_its_kept_files() -> None:
     text = " ".join((ROOT / "docs/smollm2.md").read_text(encoding="utf-8").split())
     probes = [ProbeResult.load(study / name) for name in ("base", "heads")]
     tables = [probe.table.set_index(["layer", "head"]) for probe in probes]
-    named = re.findall(r"\| (\d+)\.(\d+) \| 0\.\d+ \(", text)
+    both = text.partition("## Do they only find words?")[0]
+    named = re.findall(HEAD_ROW, both)
     assert {*probes[0].chosen, *probes[1].chosen} <= {(int(a), int(b)) for a, b in named}
     for layer, head in named:
         rows = [table.loc[(int(layer), int(head))] for table in tables]
@@ -197,7 +199,40 @@ def test_figures_of_the_study_are_those_of_its_kept_files() -> None:
     )
     assert f"| {shown} |" in text
     assert f"{tokens / shortest:.2f} ({tokens:.1f} over {shortest:.1f})" in text
-    assert f"({accuracy['n'] - found['pocket']['unreadable']} of {accuracy['n']})" in text
+    for name in ("unreadable", "unreadable_steps"):
+        assert f"({accuracy['n'] - found['pocket'][name]} of {accuracy['n']})" in text
+
+
+def test_figures_of_bare_answers_are_those_of_the_kept_files() -> None:
+    """Of docs/smollm2.md: heads by whole answers and by bare ones, sets and controls."""
+    from kfh.findings.probe import controls_table
+    from kfh.tables import markdown
+    from probing import ProbeResult
+    from probing.numbers import Number
+
+    text = " ".join((ROOT / "docs/smollm2.md").read_text(encoding="utf-8").split())
+    bare = text.partition("## Do they only find words?")[2].partition("## What else are they")[0]
+    names = ("base", "bare-base", "heads", "bare-heads")
+    read = [ProbeResult.load(ROOT / "data/results/smollm2" / name) for name in names]
+    named = re.findall(HEAD_ROW, bare)
+    chosen = {pair for probe in read for pair in probe.chosen}
+    assert chosen == {(int(layer), int(head)) for layer, head in named}
+    for layer, head in named:
+        at = (int(layer), int(head))
+        rows = [probe.table.set_index(["layer", "head"]).loc[at] for probe in read]
+        cells = [str(Number.column(row, "balanced")) for row in rows]
+        assert f"| {layer}.{head} | {' | '.join(cells)} |" in bare
+    alone = [read[1], read[3]]
+    for line in markdown(controls_table(alone[1])).strip().split("\n\n")[1].splitlines()[3:]:
+        if not line.startswith(("| mean of all heads", "| uniform")):
+            assert line in bare, f"docs/smollm2.md lacks: {line}"
+    for metric in ("balanced", "sra"):
+        sets = [f"{Number.column(each.set_point, metric)}" for each in alone]
+        assert f"{sets[0]} and {sets[1]}" in bare
+        controls = alone[1].controls.set_index("control")[f"{metric}_held_out"]
+        other = {"balanced": "answer overlap", "sra": "earliness"}[metric]
+        for name in ("best head of random weights", other):
+            assert f"{controls[name]:.3f}" in bare
 
 
 def test_words_on_head_types_are_those_of_the_kept_files() -> None:

@@ -37,6 +37,7 @@ class EncodedTrace:
     answer: Bool[np.ndarray, "token"]  # F
     sampled: bool = False  # the ids are those that were sampled
     behind: int | None = None  # first token behind the end mark; None: not known, the first of F
+    kept: Bool[np.ndarray, "all"] | None = None  # of a bare answer's trace, the tokens that stay
 
     def __len__(self) -> int:
         """Number of tokens, |q ⊕ o|."""
@@ -252,10 +253,10 @@ def _placed(trace: Trace, tokens: _Tokens, rule: str, answer: str) -> EncodedTra
     start = shift + trace.answer_start
     counted = answer_tokens(offsets, text, start, answer)
     behind = int((offsets[:, 0] < start).sum())
-    if answer == "bare":
-        kept = counted | (np.arange(len(ids)) < behind)
-        ids, counted = ids[kept], counted[kept]
-    return EncodedTrace(trace.id, ids, before, spans, counted, sampled, behind)
+    if answer != "bare":
+        return EncodedTrace(trace.id, ids, before, spans, counted, sampled, behind)
+    kept = counted | (np.arange(len(ids)) < behind)
+    return EncodedTrace(trace.id, ids[kept], before, spans, counted[kept], sampled, behind, kept)
 
 
 def decode_with_offsets(

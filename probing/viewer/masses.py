@@ -46,14 +46,15 @@ def response_offsets(
         trace: prompt and response.
         encoded: the trace's ids, as sampled or tokenised.
     """
-    if not encoded.sampled:
+    if encoded.sampled:
+        sampled = SampledIds.of(trace)
+        assert sampled is not None, trace.id  # encoded.sampled says so
+        _, offsets = decode_with_offsets(tokenizer, np.asarray(sampled.response, dtype=np.int64))
+        offsets = np.concatenate([np.zeros((encoded.prompt_tokens, 2), dtype=np.int64), offsets])
+    else:
         _, offsets = token_offsets(tokenizer, trace.prompt + trace.response)
-        return offsets - len(trace.prompt)
-    sampled = SampledIds.of(trace)
-    assert sampled is not None, trace.id  # encoded.sampled says so
-    _, offsets = decode_with_offsets(tokenizer, np.asarray(sampled.response, dtype=np.int64))
-    before = np.zeros((encoded.prompt_tokens, 2), dtype=np.int64)
-    return np.concatenate([before, offsets])
+        offsets -= len(trace.prompt)
+    return offsets if encoded.kept is None else offsets[encoded.kept]
 
 
 def token_masses(

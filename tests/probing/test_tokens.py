@@ -13,6 +13,7 @@ from probing.traces.file import Trace, parse_trace
 from probing.traces.segmenters import Segmenter, segment_trace
 from probing.traces.text import boxes, last_box
 from probing.traces.tokens import answer_tokens, encode_trace, token_offsets, token_spans
+from probing.viewer.masses import response_offsets
 from rl.chains.reading import boxed_value
 from rl.tasks.maths import maths_correct
 
@@ -83,6 +84,8 @@ def test_a_bare_answer_is_the_trace_with_the_rest_of_it_taken_out() -> None:
             for name in ("ids", "spans", "answer"):
                 assert getattr(bare, name).tolist() == getattr(expected, name).tolist(), name
             assert (bare.prompt_tokens, bare.behind) == (expected.prompt_tokens, expected.behind)
+            places = response_offsets(TOKENIZER, trace, bare)  # in the whole response
+            assert "".join(whole.response[a:b] for a, b in places[bare.answer]) == box
         assert whole.answer_text(bare=True) == cut.answer_text().strip() == box.strip()
     none = a_trace("So.\n", " it is 7")
     assert not encode_trace(TOKENIZER, none, answer="bare").answer.any()

@@ -167,7 +167,16 @@ def draw_interventions(axes: Axes, rows: Sequence[dict[str, Any]], heads: str) -
                 ticks.append((x, f"{row['dose']:g}"))
     axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks], fontsize=SMALL)
     for place, (_, name) in enumerate(ARMS.items()):
-        axes.text(place, -0.1, name, transform=axes.get_xaxis_transform(), ha="center", va="top")
+        # In points: a title of many lines leaves the axes low, and a share of them little.
+        axes.annotate(
+            name,
+            (place, 0),
+            (0, -16),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+        )
     axes.set_xlabel("number of steps", labelpad=26)
     counts = sorted({int(row["traces"]) for row in rows})
     traces = "–".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))

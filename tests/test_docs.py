@@ -8,6 +8,7 @@ import json
 import pkgutil
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,32 @@ def test_tables_of_head_types_are_those_of_the_kept_files(name: str, page: str) 
             assert line in text, f"docs/{page}.md lacks: {line}"
 
 
-def test_figures_of_the_study_are_those_of_its_kept_files() -> None:
-    """Of docs/smollm2.md: the table of heads, the sets on held-out halves, controls, the gate."""
+def named_heads(text: str, probes: Sequence[Any], metrics: Sequence[str]) -> set[tuple[int, int]]:
+    """The heads that a table of a page names, each with its figures in these probes as kept."""
+    from probing.numbers import Number
+
+    tables = [probe.table.set_index(["layer", "head"]) for probe in probes]
+    heads = {(int(layer), int(head)) for layer, head in re.findall(HEAD_ROW, text)}
+    for layer, head in heads:
+        rows = [table.loc[(layer, head)] for table in tables]
+        cells = [str(Number.column(row, metric)) for row in rows for metric in metrics]
+        assert f"| {layer}.{head} | {' | '.join(cells)} |" in text
+    return heads
+
+
+def check_controls(text: str, probe: Any, *besides: str) -> None:
+    """Each control of a probe stands in the page as kept; `besides`: but for these."""
     from kfh.findings.probe import controls_table
     from kfh.tables import markdown
+
+    left_out = tuple(f"| {name}" for name in ("mean of all heads", "uniform", *besides))
+    for line in markdown(controls_table(probe)).strip().split("\n\n")[1].splitlines()[2:]:
+        if not line.startswith(left_out):
+            assert line in text, f"docs/smollm2.md lacks: {line}"
+
+
+def test_figures_of_the_study_are_those_of_its_kept_files() -> None:
+    """Of docs/smollm2.md: the table of heads, the sets on held-out halves, controls, the gate."""
     from probing import ProbeResult
     from probing.choices import METRICS
     from probing.numbers import Number
@@ -170,15 +193,8 @@ def test_figures_of_the_study_are_those_of_its_kept_files() -> None:
     probes = [ProbeResult.load(study / name) for name in ("base", "heads")]
     tables = [probe.table.set_index(["layer", "head"]) for probe in probes]
     both = text.partition("## Do they only find words?")[0]
-    named = re.findall(HEAD_ROW, both)
-    assert {*probes[0].chosen, *probes[1].chosen} <= {(int(a), int(b)) for a, b in named}
-    for layer, head in named:
-        rows = [table.loc[(int(layer), int(head))] for table in tables]
-        cells = [str(Number.column(row, metric)) for row in rows for metric in METRICS]
-        assert f"| {layer}.{head} | {' | '.join(cells)} |" in text
-    for line in markdown(controls_table(probes[1])).strip().split("\n\n")[1].splitlines()[2:]:
-        if not line.startswith(("| mean of all heads", "| uniform")):
-            assert line in text, f"docs/smollm2.md lacks: {line}"
+    assert {*probes[0].chosen, *probes[1].chosen} <= named_heads(both, probes, METRICS)
+    check_controls(both, probes[1])
     for metric in ("gating", "sra"):
         sets = [f"{Number.column(probe.set_point, metric)}" for probe in probes]
         assert f"{sets[0]} and {sets[1]}" in text
@@ -205,8 +221,6 @@ def test_figures_of_the_study_are_those_of_its_kept_files() -> None:
 
 def test_figures_of_bare_answers_are_those_of_the_kept_files() -> None:
     """Of docs/smollm2.md: heads by whole answers and by bare ones, sets and controls."""
-    from kfh.findings.probe import controls_table
-    from kfh.tables import markdown
     from probing import ProbeResult
     from probing.numbers import Number
 
@@ -214,18 +228,10 @@ def test_figures_of_bare_answers_are_those_of_the_kept_files() -> None:
     bare = text.partition("## Do they only find words?")[2].partition("## What else are they")[0]
     names = ("base", "bare-base", "heads", "bare-heads")
     read = [ProbeResult.load(ROOT / "data/results/smollm2" / name) for name in names]
-    named = re.findall(HEAD_ROW, bare)
     chosen = {pair for probe in read for pair in probe.chosen}
-    assert chosen == {(int(layer), int(head)) for layer, head in named}
-    for layer, head in named:
-        at = (int(layer), int(head))
-        rows = [probe.table.set_index(["layer", "head"]).loc[at] for probe in read]
-        cells = [str(Number.column(row, "balanced")) for row in rows]
-        assert f"| {layer}.{head} | {' | '.join(cells)} |" in bare
+    assert named_heads(bare, read, ["balanced"]) == chosen
     alone = [read[1], read[3]]
-    for line in markdown(controls_table(alone[1])).strip().split("\n\n")[1].splitlines()[3:]:
-        if not line.startswith(("| mean of all heads", "| uniform")):
-            assert line in bare, f"docs/smollm2.md lacks: {line}"
+    check_controls(bare, alone[1], "recency")
     for metric in ("balanced", "sra"):
         sets = [f"{Number.column(each.set_point, metric)}" for each in alone]
         assert f"{sets[0]} and {sets[1]}" in bare

@@ -48,7 +48,7 @@ def draw_trace(out: Path) -> None:
         mark = {"essential": "bold", "redundant": "dim", None: "default"}[step.label]
         bar = "█" * round(5 * min(float(ratio), 3.6))
         console.print(f"{ratio:5.2f} [{mark}]{step.label or 'no label':9}[/] {text[:44]:44} {bar}")
-    console.print(trace.response[trace.answer_start :].strip())
+    console.print(trace.answer_text().strip())
     console.print(f"→ {out}: trace.png")
 
 

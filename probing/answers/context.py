@@ -88,7 +88,7 @@ def encode_causes(
     Raises:
         DataError: the answer is empty, or no token of it counts.
     """
-    if blank_answer(trace.response[trace.answer_start :], tokenizer.all_special_tokens):
+    if blank_answer(trace.answer_text(), tokenizer.all_special_tokens):
         raise DataError(f"trace {trace.id}: empty answer, nothing follows {trace.think_end}")
     answer = "boxed" if answer == "bare" else answer
     marks = [Step(trace.reasoning_end, trace.answer_start)]

@@ -88,7 +88,7 @@ def _write_trace(axes: Axes, trace: Trace) -> None:
         colour, _ = LABEL_LOOK[step.label]
         axes.barh(row, 0.009, 0.8, color=colour)
         axes.text(0.022, row, step_text(trace, row), **mono)
-    answer = " ".join(trace.response[trace.answer_start :].split())
+    answer = " ".join(trace.answer_text().split())
     box = {"boxstyle": "round,pad=0.35", "fc": "#F2F2F2", "ec": BLACK, "lw": 0.8}
     axes.plot([0.1, 1 - ROOM + 0.02], [rows + 0.1] * 2, color=BLACK, lw=1.6)  # to the arrows' foot
     axes.text(0.022, rows + 0.1, spell(f"Answer: {answer}"), bbox=box, **mono)

@@ -329,7 +329,7 @@ class _Import:
         correct = trace.correct
         if correct is None and gold is not None and self.verdict:
             said = "comparison with the reference"
-            correct = self.verdict(gold, trace.response[trace.answer_start :])
+            correct = self.verdict(gold, trace.answer_text())
         if correct is None:
             self.report.verdicts[UNKNOWN] += 1
         else:

@@ -62,7 +62,7 @@ def results(text: str) -> list[str]:
 
 def no_rules(trace: Trace) -> str | None:
     """Why the rules cannot label a trace; None where they can."""
-    answer = trace.response[trace.answer_start :]
+    answer = trace.answer_text()
     if blank_answer(answer):
         return "the answer is empty"
     return None if numbers(answer) else "the answer states no number"
@@ -84,7 +84,7 @@ def rule_labels(trace: Trace, phrases: Phrases | None = None) -> list[str | None
     texts = [trace.response[step.start : step.end] for step in trace.steps]
     kinds = [opening(trace.response, step, phrases)[0] for step in trace.steps]
     confused = [kind in ("confused", "branching") for kind in kinds]
-    answer = set(numbers(trace.response[trace.answer_start :]))
+    answer = set(numbers(trace.answer_text()))
     stated = [set(numbers(text)) for text in texts]
     later: set[str] = set()  # numbers of the later steps that are not confused
     after: list[set[str]] = []

@@ -165,9 +165,12 @@ def _redundancy(
     for question, row in zip(questions.questions, rows, strict=True):
         counts = [redundant_steps(questions, question, r.text, think_end) for r in row]
         whole = [count for count in counts if count is not None]
-        unreadable += len(row) - len(whole)
-        texts = [response.text.replace(think_end, THINK_END, 1) for response in row]
-        unread_steps += sum(not questions.task.steps_readable(question, text) for text in texts)
+        unread = [r.text for r, count in zip(row, counts, strict=True) if count is None]
+        unreadable += len(unread)
+        unread_steps += sum(
+            not questions.task.steps_readable(question, _as_tasks_read(text, think_end))
+            for text in unread
+        )
         if whole:
             steps.append([sum(whole) / len(whole)])
     mean = estimate_mean(steps) if steps else None
@@ -191,11 +194,16 @@ def shortest_tokens(questions: QuestionSet, tokenizer: Any = None) -> list[int] 
     return [len(ids) + 1 for ids in tokenizer(shortest, add_special_tokens=False)["input_ids"]]
 
 
+def _as_tasks_read(text: str, think_end: str) -> str:
+    """A response with the end of reasoning that tasks know."""
+    return text.replace(think_end, THINK_END, 1)
+
+
 def redundant_steps(
     questions: QuestionSet, question: Question, text: str, think_end: str
 ) -> int | None:
     """Redundant steps of a response by the task's labels; None where it cannot be read whole."""
-    text = text.replace(think_end, THINK_END, 1)
+    text = _as_tasks_read(text, think_end)
     if not questions.task.readable(question, text):
         return None
     return sum(step.label == "redundant" for step in questions.task.label(question, text))

@@ -205,7 +205,7 @@ class Panel:
         return Template(self.prompt).substitute(
             problem=trace.problem or trace.prompt,
             steps="\n".join(f"[{n}] {text}" for n, text in enumerate(steps, 1)),
-            answer=trace.response[trace.answer_start :].strip(),
+            answer=trace.answer_text().strip(),
             count=len(trace.steps),
         )
 

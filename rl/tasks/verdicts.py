@@ -86,7 +86,7 @@ class AnswerVerifier:
         """Whether the trace's own answer is right: as it says, else by the verifier."""
         if trace.correct is not None:
             return trace.correct
-        return self.verifies(trace.id, trace.response[trace.answer_start :])
+        return self.verifies(trace.id, trace.answer_text())
 
 
 def question_of(trace: Trace, boxed: bool = False) -> Question:

@@ -111,21 +111,33 @@ def test_training_table_is_that_of_the_kept_comparison() -> None:
         assert line in text, f"docs/results.md lacks: {line}"
 
 
-@pytest.mark.parametrize("trial", ["long", "trial"])
-def test_speed_table_is_that_of_the_kept_trial(trial: str) -> None:
-    """Every row of it in docs/results.md, as the kept files have it; and README's two figures."""
+@pytest.mark.parametrize(
+    ("trial", "page"), [("long", "results"), ("trial", "results"), ("smollm2/rl", "smollm2")]
+)
+def test_speed_table_is_that_of_the_kept_trial(trial: str, page: str) -> None:
+    """Every row of it in the page, as the kept files have it; and README's figures."""
     from kfh.findings.standings import speed_table
     from kfh.tables import markdown
 
     path = ROOT / f"data/results/{trial}/comparison.json"
     kept = json.loads(path.read_text(encoding="utf-8"))
-    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
     pairs = kept["standings"]["pairs"]
     for line in markdown(speed_table(pairs)).strip().split("\n\n")[1].splitlines():
-        assert line in text, f"docs/results.md lacks: {line}"
-    if trial == "trial":
-        return
+        assert line in text, f"docs/{page}.md lacks: {line}"
     readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("−", "-")
+    if trial == "smollm2/rl":
+        ratios = [speed["steps"] for speed in pairs[0]["speed_ups"]]
+        assert all(ratio["low"] < 1 < ratio["high"] for ratio in ratios)
+        least, most = (
+            f"{extreme(ratio['value'] for ratio in ratios):.2f}" for extreme in (min, max)
+        )
+        assert f"{least} to {most} × sooner than TLMRE" in readme
+        assert f"({ratios[-1]['low']:.2f}–{ratios[-1]['high']:.2f})" in readme
+        gap = {end: 100 * pairs[0]["gap"][end] for end in ("value", "low", "high")}
+        assert "{value:+.1f} points ({low:.1f} to {high:+.1f})".format(**gap) in readme
+    if trial != "long":
+        return
     for pair in pairs[:2]:  # attnpo and attnpo-answer against tlmre
         second = pair["speed_ups"][1]
         ratio, points = second["steps"], {k: 100 * v for k, v in second["accuracy"].items()}

@@ -30,6 +30,8 @@ from rl.runs.frontier import (
 from rl.runs.intervals import hierarchical_bootstrap, share
 
 BASELINE = "tlmre"
+# Beside the baseline: labels that are true, and the words of the answer in place of attention.
+YARDSTICKS = (("attnpo", "oracle"), ("attnpo", "overlap"))
 # Lengths that are reported, as shares of the redundant tokens before training.
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 LEVELS = (0.80, 0.85, 0.90, 0.95)  # accuracies at which lengths are compared
@@ -143,7 +145,7 @@ def stand(contenders: Sequence[Contender]) -> Standings:
     start = float(one.correct[0, 0, 0].mean()), float(one.redundant[0, 0, 0].mean())
     lengths = tuple(round(start[1] * part, 1) for part in SHARES)
     named = {contender.method: contender for contender in contenders}
-    wanted = [(m, BASELINE) for m in named if m != BASELINE] + [("attnpo", "oracle")]
+    wanted = [*((method, BASELINE) for method in named if method != BASELINE), *YARDSTICKS]
     notes: list[str] = []
     pairs = []
     for method, against in wanted:

@@ -114,6 +114,13 @@ def test_accuracy_at_equal_length_and_length_at_equal_accuracy() -> None:
     assert length_gap(cheap, dear, 0.99) is None
 
 
+def test_credit_by_attention_is_held_against_that_by_words_and_by_true_labels() -> None:
+    methods = [contender(name, {0.2: 0.6}) for name in ("tlmre", "attnpo", "oracle", "overlap")]
+    pairs = [(pair.method, pair.against) for pair in stand(methods).pairs]
+    beaten = [(name, "tlmre") for name in ("attnpo", "oracle", "overlap")]
+    assert pairs == [*beaten, ("attnpo", "oracle"), ("attnpo", "overlap")]
+
+
 def test_least_length_at_an_accuracy_counts_the_way_between_checkpoints() -> None:
     lengths = np.array([80.0, 60.0, 50.0])
 

@@ -115,6 +115,13 @@ def header_facts(header: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*facts, ("made", str(header.get("made", NONE)))]
 
 
+def few_seeds(seeds: int) -> str:
+    """What so few seeds show, whatever an interval over problems says; '' where they are enough."""
+    if seeds >= FEW_SEEDS:
+        return ""
+    return f"{seeds} seed{'s' * (seeds > 1)}, so nothing is shown: the next may go another way"
+
+
 def counted(counts: Mapping[str, Any]) -> str:
     """Counts by name in one line: `450 ranked, 50 wrong answer`."""
     return ", ".join(f"{value} {name}" for name, value in counts.items() if value) or "none"

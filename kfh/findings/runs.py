@@ -13,6 +13,7 @@ from kfh.findings.base import (
     Row,
     Section,
     ends,
+    few_seeds,
     header_facts,
     heads_text,
     pictures,
@@ -294,14 +295,15 @@ def comparison_caveats(content: Row) -> list[str]:
     for item in content["differences"]:
         pair = f"{item['method']} against {item['against']} ({item['decoding']})"
         shorter, accuracy = item["redundant"], item["accuracy"]
-        if not (exists(shorter["high"]) and shorter["high"] < 0):
+        unsure = few_seeds(len(item["seeds"]))
+        if unsure or not (exists(shorter["high"]) and shorter["high"] < 0):
             caveats.append(
                 f"{pair}: {length} {Number.of(shorter, 1, signed=True)} %; not shown to be "
                 f"fewer{': the control is not beaten' if item['against'] in CONTROLS else ''}."
             )
         if exists(accuracy["value"]) and accuracy["value"] < 0:
             points = Number.of(accuracy, 1, signed=True, scale=100)
-            words = (
+            words = unsure or (
                 "accuracy is lost"
                 if exists(accuracy["high"]) and accuracy["high"] < 0
                 else "the interval holds zero: a loss is neither shown nor ruled out"

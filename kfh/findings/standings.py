@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kfh.findings.base import FEW_SEEDS, Row
+from kfh.findings.base import FEW_SEEDS, Row, few_seeds
 from kfh.tables import Cell, Table
 from probing.numbers import Number, exists, number
 
@@ -115,10 +115,10 @@ def _verdict(pair: Row) -> str:
     slower = [up for up in ups if exists(up["steps"]["high"]) and up["steps"]["high"] < 1]
     less = [up for up in ups if exists(up["accuracy"]["high"]) and up["accuracy"]["high"] < 0]
     ratios = [up["steps"]["value"] for up in ups]
-    text = (
-        f"{min(ratios):.2f} to {max(ratios):.2f} × as fast over {len(ups)} lengths, shown faster "
-        f"at {len(faster)}, slower at {len(slower)}"
-    )
+    text = f"{min(ratios):.2f} to {max(ratios):.2f} × as fast over {len(ups)} lengths"
+    if few := few_seeds(pair["seeds"]):
+        return f"{text}; {few}"
+    text += f", shown faster at {len(faster)}, slower at {len(slower)}"
     text += f", less accurate there at {len(less)}" if less else ", no loss of accuracy shown there"
     gap = pair["gap"]
     if gap is None:
@@ -133,9 +133,6 @@ def _verdict(pair: Row) -> str:
 def standings_caveats(content: Row) -> list[str]:
     """What to hold against the trial."""
     caveats = list(content["notes"])
-    few = {pair["seeds"] for pair in content["pairs"] if pair["seeds"] < FEW_SEEDS}
-    if few:
-        caveats.append(f"Pairs with {min(few)} seed(s) in common: another seed may go another way.")
     for end in content["ends"]:
         if end["collapsed"]:
             caveats.append(
@@ -146,8 +143,10 @@ def standings_caveats(content: Row) -> list[str]:
 
 
 def pair_name(pair: Row) -> str:
-    """How a pair is called."""
-    return f"{pair['method']} against {pair['against']}"
+    """How a pair is called; with its seeds, where they are few."""
+    seeds = pair["seeds"]
+    few = f" ({seeds} seed{'s' * (seeds > 1)})" if seeds < FEW_SEEDS else ""
+    return f"{pair['method']} against {pair['against']}{few}"
 
 
 def under(pressure: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kfh.findings.base import Row, ends, excludes_zero, heads_text
+from kfh.findings.base import Row, ends, excludes_zero, few_seeds, heads_text
 from probing.choices import METRIC_NAMES
 from probing.folder import ProbeResult
 from probing.interventions.claims import DIGITS, MEASURES, Claim
@@ -170,6 +170,8 @@ def comparison_summary(differences: Iterable[Row], length: str = "redundant toke
 def _difference(item: Row, length: str) -> str:
     redundant = Number.of(item["redundant"], 1, signed=True)
     accuracy = Number.of(item["accuracy"], 1, signed=True, scale=100)
+    if few := few_seeds(len(item["seeds"])):
+        return f"{redundant} % {length}; accuracy {accuracy} points; {few}"
     return (
         f"{redundant} % {length}, {_shown(item['redundant'], 'fewer', 'more')}; accuracy "
         f"{accuracy} points, {_shown(item['accuracy'], 'lower', 'higher')}"

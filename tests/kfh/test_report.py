@@ -243,7 +243,7 @@ def figure(value: float, low: float, high: float) -> dict:
 
 def test_comparisons_say_what_is_not_shown():
     rows = [{"method": m, "seeds": [0, 1, 2], "unreadable": 0} for m in ("attnpo", "recency")]
-    pair = {"method": "attnpo", "against": "recency", "decoding": "greedy"}
+    pair = {"method": "attnpo", "against": "recency", "decoding": "greedy", "seeds": [0, 1, 2]}
     good = {**pair, "redundant": figure(-20, -30, -10), "accuracy": figure(0.01, -0.02, 0.04)}
 
     def caveats(**changes: dict) -> list[str]:
@@ -258,6 +258,8 @@ def test_comparisons_say_what_is_not_shown():
     assert "-5.0 (-9.0 to -1.0) points; accuracy is lost" in text
     (text,) = caveats(accuracy=figure(-0.05, -0.09, 0.01))
     assert "neither shown nor ruled out" in text
+    texts = caveats(accuracy=figure(-0.05, -0.09, -0.01), seeds=[0])
+    assert "not shown to be fewer" in texts[0] and "1 seed, so nothing is shown" in texts[1]
     rows[0]["seeds"] = [0, 1]
     assert caveats() == ["Few seeds (attnpo 2): a first look."]
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from kfh.findings.base import Picture, Section
 from kfh.findings.page import glossary, write_report
+from kfh.findings.standings import speed_table, standings_summary
 from kfh.findings.summary import (
     ablation_summary,
     comparison_summary,
@@ -99,8 +100,23 @@ def test_claims_against_controls_stand_with_their_strongest_dose() -> None:
     ]
 
 
+def test_a_trial_of_few_seeds_shows_nothing_whatever_its_intervals() -> None:
+    pair = {"method": "overlap", "against": "tlmre", "seeds": 3, "settings": 1, "others": 1}
+    speed = {"length": 60.0, "pressure": 0.2, "against": 0.2, "accuracy": estimate(0, -0.1, 0.1)}
+    speed |= {"steps": estimate(1.5, 1.2, 1.9), "tokens": estimate(1.5, 1.2, 1.9)}
+    pair |= {"speed_ups": [speed], "gap": estimate(0.05, 0.01, 0.09), "tokens": {}}
+    (text,) = standings_summary({"pairs": [pair]})
+    assert "1.50 to 1.50 × as fast over 1 lengths, shown faster at 1" in text
+    (text,) = standings_summary({"pairs": [{**pair, "seeds": 2}]})
+    assert text == (
+        "overlap against tlmre (2 seeds): 1.50 to 1.50 × as fast over 1 lengths; 2 seeds, so "
+        "nothing is shown: the next may go another way."
+    )
+    assert speed_table([{**pair, "seeds": 1}]).rows[0][0] == "overlap against tlmre (1 seed)"
+
+
 def test_comparisons_say_what_is_shown_and_what_is_not() -> None:
-    item = {"method": "attnpo", "against": "recency", "decoding": "greedy"}
+    item = {"method": "attnpo", "against": "recency", "decoding": "greedy", "seeds": [0, 1, 2]}
     item |= {"redundant": estimate(-20, -30, -10), "accuracy": estimate(-0.01, -0.04, 0.02)}
     assert comparison_summary([item]) == [
         "attnpo against recency, greedy: -20.0 (-30.0 to -10.0) % redundant tokens, fewer; "
@@ -111,6 +127,11 @@ def test_comparisons_say_what_is_shown_and_what_is_not() -> None:
     assert "% redundant tokens, more;" in text and text.endswith("points, lower.")
     item["redundant"] = estimate(-20, None, None)  # no interval: nothing is shown
     assert "-20.0 % redundant tokens, no difference shown" in comparison_summary([item])[0]
+    item |= {"redundant": estimate(-20, -30, -10), "seeds": [4]}  # over problems alone
+    assert comparison_summary([item]) == [
+        "attnpo against recency, greedy: -20.0 (-30.0 to -10.0) % redundant tokens; accuracy -5.0 "
+        "(-9.0 to -1.0) points; 1 seed, so nothing is shown: the next may go another way."
+    ]
     content = json.loads((ROOT / "data" / "results" / "compare" / "comparison.json").read_text())
     texts = comparison_summary(content["differences"])
     for text, row in zip(texts, content["differences"], strict=True):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FAINT, STRONG = 0.35, 1.0  # of a method's lines, from its least pressure to its greatest
+SHADE, SHADES = 0.10, 0.45  # of a band, and of all together, so that lines are seen through many
 
 
 @styled
@@ -33,13 +34,14 @@ def courses(contenders: Sequence[Contender], counted: str = "redundant tokens") 
     figure = Figure(figsize=(11.4, 4.4), layout="constrained")
     length, accuracy, plane = figure.subplots(1, 3)
     looks = looks_of([contender.method for contender in contenders])
+    shade = min(SHADE, SHADES / sum(len(contender.pressures) for contender in contenders))
     for contender in contenders:
         for index in range(len(contender.pressures)):
             long = averaged_courses(contender.redundant[index])
             right = averaged_courses(contender.correct[index], shares=True)
-            _line(length, contender, index, contender.steps, long, looks)
-            _line(accuracy, contender, index, contender.steps, right, looks)
-            _line(plane, contender, index, long.mean, right, looks, band=False)
+            _line(length, contender, index, contender.steps, long, looks, shade)
+            _line(accuracy, contender, index, contender.steps, right, looks, shade)
+            _line(plane, contender, index, long.mean, right, looks)
     plain(length, counted)
     plain(accuracy, "accuracy")
     plain(plane, f"accuracy against {counted}")
@@ -68,7 +70,7 @@ def _line(
     across: np.ndarray,
     curve: Curve,
     looks: dict[str, Look],
-    band: bool = True,
+    shade: float = 0.0,
 ) -> None:
     colour, dash, marker = looks[contender.method]
     n = len(contender.pressures)
@@ -86,5 +88,5 @@ def _line(
         label=name,
         linewidth=1.4,
     )
-    if band:
-        axes.fill_between(across, curve.low, curve.high, color=colour, alpha=0.10, linewidth=0)
+    if shade:
+        axes.fill_between(across, curve.low, curve.high, color=colour, alpha=shade, linewidth=0)

@@ -204,6 +204,7 @@ def run_study(config: StudyConfig) -> bool:
                 console.print(" ".join(command), markup=False, highlight=False, soft_wrap=True)
         return True
     deadline = None if config.minutes is None else time.monotonic() + 60 * config.minutes
+    in_time = True
     for stage in wanted:
         if study.done(stage.name):
             continue
@@ -213,12 +214,13 @@ def run_study(config: StudyConfig) -> bool:
             say(
                 f"{config.minutes:g} minutes are over, in stage {stage.name}: the same call goes on"
             )
-            return False
-    if config.keep:
+            in_time = False
+            break
+    if config.keep:  # of a piece, too: the machine may be gone before the next
         for path in study.keep(config.keep):
             say(f"kept {config.keep / path}")
     console.print(f"→ {study.out}", soft_wrap=True)
-    return True
+    return in_time
 
 
 @options

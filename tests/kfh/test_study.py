@@ -62,6 +62,10 @@ def test_stages_are_done_once_and_gone_on_with(
     times = one.stat().st_mtime_ns, two.stat().st_mtime_ns
     assert run_study(StudyConfig(**config))
     assert (one.stat().st_mtime_ns, two.stat().st_mtime_ns) == times
+    piece = {"again": "second", "minutes": 0, "keep": tmp_path / "piece"}
+    assert not run_study(StudyConfig(**config, **piece))  # out of time, what is there is kept
+    assert [p.name for p in (tmp_path / "piece").iterdir()] == ["two.jsonl"]
+    assert run_study(StudyConfig(**config))
     with pytest.raises(ConfigError, match=r"done by other commands.*--again second"):
         run_study(StudyConfig(**config, small=True))
     capsys.readouterr()

@@ -143,6 +143,10 @@ def test_speed_table_is_that_of_the_kept_trial(trial: str, page: str) -> None:
         ratio, points = second["steps"], {k: 100 * v for k, v in second["accuracy"].items()}
         assert f"{ratio['value']:.1f} × ({ratio['low']:.1f}–{ratio['high']:.1f})" in readme
         assert "{value:.1f} points, {low:.0f} to {high:+.0f}".format(**points) in readme
+    loss = {end: 100 * pairs[0]["gap"][end] for end in ("value", "low", "high")}
+    assert (
+        loss["high"] < 0 and "{value:.1f} points ({low:.1f} to {high:.1f})".format(**loss) in readme
+    )
     by_words = next(pair for pair in pairs if pair["method"] == "overlap")["speed_ups"][1]["steps"]
     assert "{value:.1f} × ({low:.1f}–{high:.1f}). See below".format(**by_words) in readme
     both = next(pair for pair in pairs if pair["against"] == "overlap")

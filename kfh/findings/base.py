@@ -115,11 +115,16 @@ def header_facts(header: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*facts, ("made", str(header.get("made", NONE)))]
 
 
+def seeds_text(seeds: int) -> str:
+    """Their number in words: `1 seed`, `2 seeds`."""
+    return f"{seeds} seed{'s' * (seeds != 1)}"
+
+
 def few_seeds(seeds: int) -> str:
     """What so few seeds show, whatever an interval over problems says; '' where they are enough."""
     if seeds >= FEW_SEEDS:
         return ""
-    return f"{seeds} seed{'s' * (seeds > 1)}, so nothing is shown: the next may go another way"
+    return f"{seeds_text(seeds)}, so nothing is shown: the next may go another way"
 
 
 def counted(counts: Mapping[str, Any]) -> str:

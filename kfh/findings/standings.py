@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kfh.findings.base import FEW_SEEDS, Row, few_seeds
+from kfh.findings.base import FEW_SEEDS, Row, few_seeds, seeds_text
 from kfh.tables import Cell, Table
 from probing.numbers import Number, exists, number
 
@@ -144,8 +144,7 @@ def standings_caveats(content: Row) -> list[str]:
 
 def pair_name(pair: Row) -> str:
     """How a pair is called; with its seeds, where they are few."""
-    seeds = pair["seeds"]
-    few = f" ({seeds} seed{'s' * (seeds > 1)})" if seeds < FEW_SEEDS else ""
+    few = f" ({seeds_text(pair['seeds'])})" if pair["seeds"] < FEW_SEEDS else ""
     return f"{pair['method']} against {pair['against']}{few}"
 
 

@@ -28,6 +28,11 @@ def number(value: Any, digits: int = 3, signed: bool = False) -> str:
     return text if text.strip("+-0.,") else text.lstrip("+-")
 
 
+def plural(count: int, noun: str) -> str:
+    """A number of things in words. Example: `plural(1, "seed")` is `1 seed`, of 2 `2 seeds`."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def interval(low: Any, high: Any, digits: int = 3, signed: bool = False) -> str:
     """The two ends of an interval; empty where one is not known.
 

@@ -111,48 +111,59 @@ def test_training_table_is_that_of_the_kept_comparison() -> None:
         assert line in text, f"docs/results.md lacks: {line}"
 
 
+def kept_pairs(trial: str) -> list[dict[str, Any]]:
+    """The methods of a kept trial, each held against another."""
+    path = ROOT / f"data/results/{trial}/comparison.json"
+    pairs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["standings"]["pairs"]
+    return pairs
+
+
+def in_points(estimate: dict[str, float]) -> dict[str, float]:
+    """A difference of accuracies, in points."""
+    return {end: 100 * estimate[end] for end in ("value", "low", "high")}
+
+
 @pytest.mark.parametrize(
     ("trial", "page"), [("long", "results"), ("trial", "results"), ("smollm2/rl", "smollm2")]
 )
 def test_speed_table_is_that_of_the_kept_trial(trial: str, page: str) -> None:
-    """Every row of it in the page, as the kept files have it; and README's figures."""
+    """Every row of it in the page, as the kept files have it."""
     from kfh.findings.standings import speed_table
     from kfh.tables import markdown
 
-    path = ROOT / f"data/results/{trial}/comparison.json"
-    kept = json.loads(path.read_text(encoding="utf-8"))
     text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
-    pairs = kept["standings"]["pairs"]
-    for line in markdown(speed_table(pairs)).strip().split("\n\n")[1].splitlines():
+    table = markdown(speed_table(kept_pairs(trial)))
+    for line in table.strip().split("\n\n")[1].splitlines():
         assert line in text, f"docs/{page}.md lacks: {line}"
+
+
+def test_readme_says_of_training_what_the_kept_trials_say() -> None:
+    """Figures and words, of the longer level and of SmolLM2."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("−", "-")
-    if trial == "smollm2/rl":
-        ratios = [speed["steps"] for speed in pairs[0]["speed_ups"]]
-        assert all(ratio["low"] < 1 < ratio["high"] for ratio in ratios)
-        least, most = (
-            f"{extreme(ratio['value'] for ratio in ratios):.2f}" for extreme in (min, max)
-        )
-        assert f"{least} to {most} × sooner than TLMRE" in readme
-        assert f"({ratios[-1]['low']:.2f}–{ratios[-1]['high']:.2f})" in readme
-        gap = {end: 100 * pairs[0]["gap"][end] for end in ("value", "low", "high")}
-        assert "{value:+.1f} points ({low:.1f} to {high:+.1f})".format(**gap) in readme
-    if trial != "long":
-        return
+    pairs = kept_pairs("long")
     for pair in pairs[:2]:  # attnpo and attnpo-answer against tlmre
         second = pair["speed_ups"][1]
-        ratio, points = second["steps"], {k: 100 * v for k, v in second["accuracy"].items()}
-        assert f"{ratio['value']:.1f} × ({ratio['low']:.1f}–{ratio['high']:.1f})" in readme
+        assert "{value:.1f} × ({low:.1f}–{high:.1f})".format(**second["steps"]) in readme
+        points = in_points(second["accuracy"])
         assert "{value:.1f} points, {low:.0f} to {high:+.0f}".format(**points) in readme
-    loss = {end: 100 * pairs[0]["gap"][end] for end in ("value", "low", "high")}
-    assert (
-        loss["high"] < 0 and "{value:.1f} points ({low:.1f} to {high:.1f})".format(**loss) in readme
-    )
+    loss, none_shown = (in_points(pair["gap"]) for pair in pairs[:2])
+    assert loss["high"] < 0 < none_shown["high"]
+    assert "{value:.1f} points ({low:.1f} to {high:.1f})".format(**loss) in readme
+    assert "({value:.1f} points, {low:.1f} to {high:+.1f})".format(**none_shown) in readme
     by_words = next(pair for pair in pairs if pair["method"] == "overlap")["speed_ups"][1]["steps"]
     assert "{value:.1f} × ({low:.1f}–{high:.1f}). See below".format(**by_words) in readme
     both = next(pair for pair in pairs if pair["against"] == "overlap")
     assert all(up["steps"]["low"] < 1 < up["steps"]["high"] for up in both["speed_ups"])
-    gap = {end: 100 * pairs[1]["gap"][end] for end in ("value", "low", "high")}
-    assert "({value:.1f} points, {low:.1f} to {high:+.1f})".format(**gap) in readme
+
+    (pair,) = kept_pairs("smollm2/rl")
+    ratios = [speed["steps"] for speed in pair["speed_ups"]]
+    assert all(ratio["low"] < 1 < ratio["high"] for ratio in ratios)
+    values = [ratio["value"] for ratio in ratios]
+    assert f"{min(values):.2f} to {max(values):.2f} × sooner than TLMRE" in readme
+    assert "({low:.2f}–{high:.2f})".format(**ratios[-1]) in readme
+    assert (
+        "{value:+.1f} points ({low:.1f} to {high:+.1f})".format(**in_points(pair["gap"])) in readme
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kfh.tables import Table
 from probing.files.headers import RESULTS, kind_of
-from probing.numbers import NONE, exists
+from probing.numbers import NONE, exists, plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,16 +115,11 @@ def header_facts(header: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*facts, ("made", str(header.get("made", NONE)))]
 
 
-def seeds_text(seeds: int) -> str:
-    """Their number in words: `1 seed`, `2 seeds`."""
-    return f"{seeds} seed{'s' * (seeds != 1)}"
-
-
 def few_seeds(seeds: int) -> str:
     """What so few seeds show, whatever an interval over problems says; '' where they are enough."""
     if seeds >= FEW_SEEDS:
         return ""
-    return f"{seeds_text(seeds)}, so nothing is shown: the next may go another way"
+    return f"{plural(seeds, 'seed')}, so nothing is shown: the next may go another way"
 
 
 def counted(counts: Mapping[str, Any]) -> str:

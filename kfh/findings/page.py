@@ -21,6 +21,7 @@ from kfh.findings.kinds import KINDS
 from kfh.tables import html_table, markdown, markdown_text
 from probing.errors import ConfigError, DataError
 from probing.files.headers import HEADER, file_header, whole_file
+from probing.numbers import plural
 
 DPI = 120
 WIDE = 8.0  # inches; a wider figure is not put beside another
@@ -109,7 +110,7 @@ def note(section: Section) -> str:
     if section.damaged:
         parts.append(f"{len(section.damaged)} could not be read")
     if section.caveats:
-        parts.append(f"{len(section.caveats)} caveat{'s' if len(section.caveats) > 1 else ''}")
+        parts.append(plural(len(section.caveats), "caveat"))
     return ", ".join(parts) or "no caveat"
 
 

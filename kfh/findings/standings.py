@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kfh.findings.base import FEW_SEEDS, Row, few_seeds, seeds_text
+from kfh.findings.base import FEW_SEEDS, Row, few_seeds
 from kfh.tables import Cell, Table
-from probing.numbers import Number, exists, number
+from probing.numbers import Number, exists, number, plural
 
 
 def standings_tables(content: Row) -> list[Table]:
@@ -111,13 +111,13 @@ def _verdict(pair: Row) -> str:
     ups = pair["speed_ups"]
     if not ups:
         return "no length is reached by both in every seed, so nothing is known"
-    faster = [up for up in ups if exists(up["steps"]["low"]) and up["steps"]["low"] > 1]
-    slower = [up for up in ups if exists(up["steps"]["high"]) and up["steps"]["high"] < 1]
-    less = [up for up in ups if exists(up["accuracy"]["high"]) and up["accuracy"]["high"] < 0]
     ratios = [up["steps"]["value"] for up in ups]
     text = f"{min(ratios):.2f} to {max(ratios):.2f} × as fast over {len(ups)} lengths"
     if few := few_seeds(pair["seeds"]):
         return f"{text}; {few}"
+    faster = [up for up in ups if exists(up["steps"]["low"]) and up["steps"]["low"] > 1]
+    slower = [up for up in ups if exists(up["steps"]["high"]) and up["steps"]["high"] < 1]
+    less = [up for up in ups if exists(up["accuracy"]["high"]) and up["accuracy"]["high"] < 0]
     text += f", shown faster at {len(faster)}, slower at {len(slower)}"
     text += f", less accurate there at {len(less)}" if less else ", no loss of accuracy shown there"
     gap = pair["gap"]
@@ -144,7 +144,7 @@ def standings_caveats(content: Row) -> list[str]:
 
 def pair_name(pair: Row) -> str:
     """How a pair is called; with its seeds, where they are few."""
-    few = f" ({seeds_text(pair['seeds'])})" if pair["seeds"] < FEW_SEEDS else ""
+    few = f" ({plural(pair['seeds'], 'seed')})" if pair["seeds"] < FEW_SEEDS else ""
     return f"{pair['method']} against {pair['against']}{few}"
 
 

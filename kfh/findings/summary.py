@@ -14,7 +14,7 @@ from probing.choices import METRIC_NAMES
 from probing.folder import ProbeResult
 from probing.interventions.claims import DIGITS, MEASURES, Claim
 from probing.interventions.outcomes import NONE as AS_IT_IS
-from probing.numbers import Number, exists, number
+from probing.numbers import Number, exists, number, plural
 from probing.ranking.caveats import RARE
 from probing.ranking.null import null_words
 from probing.ranking.select import beaten, best_control
@@ -138,7 +138,7 @@ def runs_summary(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         by_method.setdefault(run.method, []).append(run)
     return [
-        f"{method}, {len(group)} run{'s' if len(group) > 1 else ''}: "
+        f"{method}, {plural(len(group), 'run')}: "
         + ", ".join(
             _course(group, name, digits) for name, digits in (("accuracy", 3), ("tokens", 1))
         )

@@ -30,6 +30,7 @@ from probing.figures.style import (
     styled,
     wrapped,
 )
+from probing.numbers import plural
 from rl.runs.folders import INITIAL, PHRASES, Evaluation, PolicyPoint, Run, group, table
 from rl.runs.intervals import Curve, averaged, hierarchical_bootstrap, share, smoothed
 
@@ -382,8 +383,8 @@ def draw_correlation(axes: Axes, runs: Sequence[Run]) -> None:
             pd.DataFrame(run.probe).set_index("step")["correlation"].astype(float) for run in seeds
         ]
         curve = averaged(columns)
-        plural = "s" if len(seeds) > 1 else ""
-        _line(axes, curve, looks[method], number, f"{method}, {len(seeds)} seed{plural}")
+        name = f"{method}, {plural(len(seeds), 'seed')}"
+        _line(axes, curve, looks[method], number, name)
     lowest = min(float(np.min(line.get_ydata())) for line in axes.lines)
     axes.set(xlabel="training step", ylabel="Pearson of head scores with step 0")
     axes.set_ylim(min(0.8, lowest - 0.05), 1.02)

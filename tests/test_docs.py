@@ -90,27 +90,6 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert made or path.exists(), f"{page.name} links to {target}"
 
 
-def test_training_table_is_that_of_the_kept_comparison() -> None:
-    """Every estimate in the table of docs/results.md, as data/results/compare has it."""
-    kept = json.loads((ROOT / "data/results/compare/comparison.json").read_text(encoding="utf-8"))
-    columns = {
-        "greedy.accuracy": ".3f",
-        "sampled.accuracy": ".3f",
-        "sampled.tokens": ".1f",
-        "greedy.redundant_tokens": ".1f",
-        "sampled.redundant_tokens": ".1f",
-        "sampled.redundant_steps": ".2f",
-    }
-    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    for row in kept["rows"]:
-        shown = []
-        for column, form in columns.items():
-            value, low, high = (row["figures"][column][part] for part in ("value", "low", "high"))
-            shown.append(f"{value:{form}} ({low:{form}}–{high:{form}})")
-        line = f"| {row['method']} | {' | '.join(shown)} |"
-        assert line in text, f"docs/results.md lacks: {line}"
-
-
 def kept_pairs(trial: str) -> list[dict[str, Any]]:
     """The methods of a kept trial, each held against another."""
     path = ROOT / f"data/results/{trial}/comparison.json"

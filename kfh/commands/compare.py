@@ -47,7 +47,7 @@ def make_table(config: CompareConfig, failed: Mapping[Arm, str]) -> dict[str, An
         missing.append(f"{folder.name} ({why})")
     notes = [f"Missing: {'; '.join(missing)}."] if missing else []
     notes.append(f"{config.steps} steps, {config.jobs} run(s) at a time, one thread each.")
-    if not config.validation:
+    if not config.validation and any(len(values) > 1 for values in config.pressures.values()):
         notes.append("No --validation, so no pressure is chosen and no frontier drawn.")
     if not done:
         raise DataError(f"{config.out}: no run is finished yet")

@@ -13,14 +13,13 @@ from kfh.findings.base import (
     Row,
     Section,
     ends,
-    few_seeds,
     header_facts,
     heads_text,
     pictures,
     side_by_side,
 )
 from kfh.findings.standings import standings_caveats, standings_summary, standings_tables
-from kfh.findings.summary import comparison_summary, runs_summary
+from kfh.findings.summary import runs_summary
 from kfh.tables import Cell, Table, markdown
 from probing.errors import DataError
 from probing.files.headers import (
@@ -42,7 +41,6 @@ COMPARISON = "comparison.json"
 REDUNDANT = "redundant tokens"
 BEYOND = "; redundant tokens: beyond the shortest correct response"
 DIGITS = 6  # significant ones of its figures
-CONTROLS = ("random-heads", "all-heads", "recency", "overlap")  # methods that a head set must beat
 
 
 def read_runs(place: Place) -> Section:
@@ -146,7 +144,7 @@ def comparisons(parts: Sequence[Path], folders: Sequence[Path]) -> list[Place]:
 
 
 def read_comparison(place: Place) -> Section:
-    """A comparison: the tables of methods, differences with intervals, accuracy against length."""
+    """A comparison: where methods stand, their tables, accuracy against length."""
     from rl.runs.course_figures import courses
     from rl.runs.figures import tradeoff
     from rl.runs.folders import CURVE_FILE, read_course, read_evaluations
@@ -177,9 +175,8 @@ def read_comparison(place: Place) -> Section:
         content = comparison_json(readable, contenders, [])
     else:
         return section
-    section.summary = comparison_summary(content["differences"], content.get("length", REDUNDANT))
     if content.get("standings"):
-        section.summary += standings_summary(content["standings"])
+        section.summary = standings_summary(content["standings"])
     section.facts += [("note", note) for note in content["notes"]]
     section.tables = comparison_tables(content)
     section.caveats = comparison_caveats(content)
@@ -198,20 +195,19 @@ def comparison_json(
     folders: Sequence[Path], contenders: Sequence[Contender], notes: Sequence[str]
 ) -> dict[str, Any]:
     """What comparison.json holds of these folders with a result, without its header."""
-    rows, differences = read_rows(folders)
+    rows = read_rows(folders)
     results = [read_object(folder / RESULT_FILE) for folder in folders]
     floors = any(any(result.get("shortest_each", [1])) for result in results)
     return {
         "length": REDUNDANT if floors else "tokens",  # what it is that `redundant` counts
         "rows": [json_value(asdict(row), DIGITS) for row in rows],
-        "differences": [json_value(asdict(item), DIGITS) for item in differences],
         "standings": json_value(asdict(stand(contenders)), DIGITS) if contenders else None,
         "notes": list(notes),
     }
 
 
 def comparison_tables(content: Row) -> list[Table]:
-    """A table of methods for each way of decoding, and one of differences.
+    """Where methods stand, and a table of them for each way of decoding.
 
     Args:
         content: of comparison.json.
@@ -223,8 +219,6 @@ def comparison_tables(content: Row) -> list[Table]:
         _methods_table(rows, decoding, where, content.get("length", REDUNDANT))
         for decoding in DECODINGS
     ]
-    if content["differences"]:
-        tables.append(_differences_table(content["differences"]))
     if content.get("standings"):
         tables = [*standings_tables(content["standings"]), *tables]
     if content.get("length", REDUNDANT) == REDUNDANT:
@@ -265,25 +259,8 @@ def _methods_table(rows: Sequence[Row], decoding: str, where: str, length: str) 
     return Table(title, ("method", "seeds", *names, *(["seconds"] if first else [])), cells)
 
 
-def _differences_table(differences: Sequence[Row]) -> Table:
-    cells = [
-        (
-            f"{item['method']} against {item['against']}",
-            str(len(item["seeds"])),
-            item["decoding"],
-            Number.of(item["redundant"], 1, signed=True),
-            number(item.get("goal"), 0, signed=True),
-            Number.of(item["accuracy"], 1, signed=True, scale=100),
-        )
-        for item in differences
-    ]
-    columns = ("pair", "seeds", "decoding", "redundant tokens, %", "the paper's, %")
-    title = f"Differences, paired over seeds and problems{BEYOND}"
-    return Table(title, (*columns, "accuracy, points"), cells)
-
-
 def comparison_caveats(content: Row) -> list[str]:
-    """What to hold against a comparison: controls not beaten, accuracy lost, few seeds.
+    """What to hold against a comparison: of its trial, and few seeds.
 
     Args:
         content: of comparison.json.
@@ -292,23 +269,6 @@ def comparison_caveats(content: Row) -> list[str]:
     length = content.get("length", REDUNDANT)
     if length != REDUNDANT:
         caveats.append("The task knows no shortest correct response: tokens are all of a response.")
-    for item in content["differences"]:
-        pair = f"{item['method']} against {item['against']} ({item['decoding']})"
-        shorter, accuracy = item["redundant"], item["accuracy"]
-        unsure = few_seeds(len(item["seeds"]))
-        if unsure or not (exists(shorter["high"]) and shorter["high"] < 0):
-            caveats.append(
-                f"{pair}: {length} {Number.of(shorter, 1, signed=True)} %; not shown to be "
-                f"fewer{': the control is not beaten' if item['against'] in CONTROLS else ''}."
-            )
-        if exists(accuracy["value"]) and accuracy["value"] < 0:
-            points = Number.of(accuracy, 1, signed=True, scale=100)
-            words = unsure or (
-                "accuracy is lost"
-                if exists(accuracy["high"]) and accuracy["high"] < 0
-                else "the interval holds zero: a loss is neither shown nor ruled out"
-            )
-            caveats.append(f"{pair}: accuracy {points} points; {words}.")
     trained = {
         row["method"]: len(row["seeds"]) for row in content["rows"] if row["method"] != INITIAL
     }

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kfh.findings.base import FEW_SEEDS, Row, few_seeds
+from kfh.findings.base import FEW_SEEDS, Row, excludes_zero, few_seeds
 from kfh.tables import Cell, Table
 from probing.numbers import Number, exists, number, plural
+from rl.runs.standings import CONTROLS
 
 
 def standings_tables(content: Row) -> list[Table]:
@@ -54,7 +55,7 @@ def frontier_table(frontiers: Mapping[str, Sequence[Row]], lengths: Sequence[flo
         rows.append([method, *(_frontier_cell(found.get(length)) for length in lengths)])
     title = (
         "Accuracy at equal length (the frontier), reached within the budget by every seed; "
-        "@: the pressure that the validation chose"
+        "@: the pressure, chosen on the validation where there are several"
     )
     return Table(title, ("method", *(f"{number(x, 1)} redundant" for x in lengths)), rows)
 
@@ -115,7 +116,7 @@ def _verdict(pair: Row) -> str:
     text = f"{min(ratios):.2f} to {max(ratios):.2f} × as fast over {len(ups)} lengths"
     if few := few_seeds(pair["seeds"]):
         return f"{text}; {few}"
-    faster = [up for up in ups if exists(up["steps"]["low"]) and up["steps"]["low"] > 1]
+    faster = _faster(pair)
     slower = [up for up in ups if exists(up["steps"]["high"]) and up["steps"]["high"] < 1]
     less = [up for up in ups if exists(up["accuracy"]["high"]) and up["accuracy"]["high"] < 0]
     text += f", shown faster at {len(faster)}, slower at {len(slower)}"
@@ -124,15 +125,24 @@ def _verdict(pair: Row) -> str:
     if gap is None:
         return text
     shown = Number.of(gap, 1, signed=True, scale=100)
-    known = exists(gap["low"]) and (gap["low"] > 0 or gap["high"] < 0)
-    return f"{text}; accuracy at equal length {shown} points" + (
-        "" if known else ", no difference shown"
-    )
+    known = "" if excludes_zero(gap) else ", no difference shown"
+    return f"{text}; accuracy at equal length {shown} points{known}"
 
 
 def standings_caveats(content: Row) -> list[str]:
-    """What to hold against the trial."""
+    """What to hold against the trial: controls not beaten, accuracy lost, runs that collapsed."""
     caveats = list(content["notes"])
+    for pair in content["pairs"]:
+        gap, few = pair["gap"], few_seeds(pair["seeds"])
+        better = gap is not None and exists(gap["low"]) and gap["low"] > 0
+        if pair["against"] in CONTROLS and (few or not (better or _faster(pair))):
+            caveats.append(
+                f"{pair_name(pair)}: neither sooner at a length nor more accurate at equal length "
+                "is shown: the control is not beaten."
+            )
+        if gap is not None and not few and exists(gap["high"]) and gap["high"] < 0:
+            points = Number.of(gap, 1, signed=True, scale=100)
+            caveats.append(f"{pair_name(pair)}: {points} points at equal length: accuracy is lost.")
     for end in content["ends"]:
         if end["collapsed"]:
             caveats.append(
@@ -140,6 +150,12 @@ def standings_caveats(content: Row) -> list[str]:
                 "runs ended less accurate than they began."
             )
     return caveats
+
+
+def _faster(pair: Row) -> list[Row]:
+    """The lengths at which the first is shown to be sooner."""
+    lows = [(up, up["steps"]["low"]) for up in pair["speed_ups"]]
+    return [up for up, low in lows if exists(low) and low > 1]
 
 
 def pair_name(pair: Row) -> str:

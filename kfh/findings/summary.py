@@ -6,10 +6,10 @@ shown where its interval excludes zero. In: what the sections are read from. Out
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from kfh.findings.base import Row, ends, excludes_zero, few_seeds, heads_text
+from kfh.findings.base import Row, ends, heads_text
 from probing.choices import METRIC_NAMES
 from probing.folder import ProbeResult
 from probing.interventions.claims import DIGITS, MEASURES, Claim
@@ -156,33 +156,6 @@ def _course(runs: Sequence[Run], name: str, digits: int) -> str:
     )
     texts = [number(sum(side) / len(side) if side else None, digits) for side in (first, last)]
     return f"{name} {' → '.join(texts)}"
-
-
-def comparison_summary(differences: Iterable[Row], length: str = "redundant tokens") -> list[str]:
-    """Of each pair of methods what it saves, `length`, and what it costs, a line a decoding."""
-    return [
-        f"{item['method']} against {item['against']}, {item['decoding']}: "
-        f"{_difference(item, length)}."
-        for item in differences
-    ]
-
-
-def _difference(item: Row, length: str) -> str:
-    redundant = Number.of(item["redundant"], 1, signed=True)
-    accuracy = Number.of(item["accuracy"], 1, signed=True, scale=100)
-    if few := few_seeds(len(item["seeds"])):
-        return f"{redundant} % {length}; accuracy {accuracy} points; {few}"
-    return (
-        f"{redundant} % {length}, {_shown(item['redundant'], 'fewer', 'more')}; accuracy "
-        f"{accuracy} points, {_shown(item['accuracy'], 'lower', 'higher')}"
-    )
-
-
-def _shown(estimate: Mapping[str, Any], below: str, above: str) -> str:
-    """What an interval shows of a difference."""
-    if not excludes_zero(estimate):
-        return "no difference shown"
-    return below if estimate["high"] < 0 else above
 
 
 def evaluation_summary(name: str, content: Row, base: Mapping[str, Row]) -> list[str]:

@@ -1,6 +1,6 @@
 """Runs: finished training runs, compared and drawn.
 
-In: run folders. Out: tables over seeds with intervals, differences of methods, figures.
+In: run folders. Out: tables over seeds with intervals, where methods stand, figures.
 """
 
 import lazy_loader

@@ -1,4 +1,3 @@
-from .comparison import difference as difference
 from .comparison import read_rows as read_rows
 from .figures import all_figures as all_figures
 from .figures import tradeoff as tradeoff

@@ -1,4 +1,4 @@
-"""The table of the comparison: figures of each method, differences between methods, as text."""
+"""The table of the comparison: figures of each method over seeds and problems."""
 
 from __future__ import annotations
 
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 
 DECODINGS = ("greedy", "sampled")
 VALUES = ("accuracy", "tokens", "redundant_tokens", "redundant_steps")
-# Pairs whose difference is reported, and the paper's change of length where it gives one.
-PAIRS = {
-    ("attnpo", "tlmre"): -23.0,
-    ("attnpo", "grpo"): None,
-    ("attnpo", "random-heads"): None,
-    ("attnpo", "recency"): None,
-    ("attnpo", "oracle"): None,
-}
 # Columns of the printed table: decoding, value, decimals.
 COLUMNS = (
     ("greedy", "accuracy", 3),
@@ -52,35 +44,8 @@ class Row:
     unreadable: int
 
 
-@dataclass(frozen=True)
-class Difference:
-    """One method against another, paired over the seeds that both have and over problems.
-
-    `redundant` is the change of redundant tokens in per cent, `accuracy` the difference of
-    accuracies (as a share).
-    """
-
-    method: str
-    against: str
-    decoding: str
-    seeds: tuple[int, ...]
-    redundant: Estimate
-    accuracy: Estimate
-    goal: float | None
-
-
-def change(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Change in per cent. Example: 77 against 100: -23."""
-    return 100.0 * (ours / theirs - 1.0)
-
-
-def gap(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Difference. Example: 0.90 against 0.91: -0.01."""
-    return ours - theirs
-
-
-def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[Difference]]:
-    """Rows by method in the order of the folders, and the differences of `PAIRS` there are.
+def read_rows(folders: Sequence[Path]) -> list[Row]:
+    """Rows by method in the order of the folders.
 
     Raises:
         DataError: a damaged result, or results of different problems or numbers of steps.
@@ -92,14 +57,7 @@ def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[Difference]]:
         results.append(read_object(folder / RESULT_FILE))
         _same(results[0], results[-1], "problems", folders[0], folder)
     methods = list(dict.fromkeys(e.method for e in evaluations))
-    rows = [_row(method, evaluations, results) for method in methods]
-    differences = [
-        pair
-        for (method, against), goal in PAIRS.items()
-        for decoding in DECODINGS
-        if (pair := difference(evaluations, method, against, decoding, goal)) is not None
-    ]
-    return rows, differences
+    return [_row(method, evaluations, results) for method in methods]
 
 
 def _same(first: dict[str, Any], other: dict[str, Any], key: str, one: Path, two: Path) -> None:
@@ -138,34 +96,3 @@ def _over(value: str, each: NDArray[np.float64]) -> Estimate:
         return share(each)
     figure = hierarchical_bootstrap(lambda mean: mean, each)
     return figure if value == "redundant_tokens" else within(figure, np.inf)
-
-
-def difference(
-    evaluations: Sequence[Evaluation],
-    method: str,
-    against: str,
-    decoding: str,
-    goal: float | None = None,
-) -> Difference | None:
-    """One method against another; None where they have no seed in common."""
-    seeds = {
-        name: {e.seed for e in evaluations if (e.method, e.decoding) == (name, decoding)}
-        for name in (method, against)
-    }
-    common = seeds[method] & seeds[against]
-    if not common:
-        return None
-    paired = [e for e in evaluations if e.seed in common]
-
-    def tables(value: str) -> list[NDArray[np.float64]]:
-        return [table(paired, name, decoding, value) for name in (method, against)]
-
-    return Difference(
-        method,
-        against,
-        decoding,
-        tuple(sorted(common)),
-        hierarchical_bootstrap(change, *tables("redundant_tokens")),
-        hierarchical_bootstrap(gap, *tables("accuracy")),
-        goal,
-    )

@@ -30,8 +30,10 @@ from rl.runs.frontier import (
 from rl.runs.intervals import hierarchical_bootstrap, share
 
 BASELINE = "tlmre"
-# Beside the baseline: labels that are true, and the words of the answer in place of attention.
-YARDSTICKS = (("attnpo", "oracle"), ("attnpo", "overlap"))
+# What a head set must beat: other heads, position, and the words of the answer without attention.
+CONTROLS = ("random-heads", "all-heads", "recency", "overlap")
+# What `attnpo` is held against, beside the baseline: labels that are true, and these.
+YARDSTICKS = ("oracle", *CONTROLS)
 # Lengths that are reported, as shares of the redundant tokens before training.
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 LEVELS = (0.80, 0.85, 0.90, 0.95)  # accuracies at which lengths are compared
@@ -80,8 +82,8 @@ class Standings:
 def read_contenders(folders: Iterable[Path]) -> list[Contender]:
     """The courses of these runs, each with the policy before training as its first checkpoint.
 
-    Seeds that not every pressure of a method has are left out. None without a validation, on
-    which pressures would be chosen.
+    Seeds that not every pressure of a method has are left out. Without a validation there are none
+    where a method has several pressures, among which nothing can choose.
 
     Raises:
         DataError: a damaged course, none of the initial policy, or other problems or budgets in
@@ -90,6 +92,7 @@ def read_contenders(folders: Iterable[Path]) -> list[Contender]:
     found: dict[str, dict[float | None, dict[int, dict[str, Course]]]] = {}
     start: dict[str, Course] | None = None
     first: tuple[Path, Any] | None = None
+    blind = False
     for folder in folders:
         if not (folder / CURVE_FILE).exists():
             continue
@@ -97,7 +100,7 @@ def read_contenders(folders: Iterable[Path]) -> list[Contender]:
         if PARTS[1] not in course:
             if all(result["problems"]):
                 raise DataError(f"{folder / CURVE_FILE}: lacks the problems of the validation")
-            return []
+            blind, course[PARTS[1]] = True, course[PARTS[0]]
         if result["method"] == INITIAL:
             start = course
             continue
@@ -109,6 +112,8 @@ def read_contenders(folders: Iterable[Path]) -> list[Contender]:
         pressures.setdefault(result["pressure"], {})[result["seed"]] = course
     if found and start is None:
         raise DataError(f"no course of the policy before training beside {next(iter(found))}")
+    if blind and any(len(pressures) > 1 for pressures in found.values()):
+        return []
     return [
         Contender.of(method, _common(pressures, start or {}), _seeds(pressures))
         for method, pressures in found.items()
@@ -145,7 +150,8 @@ def stand(contenders: Sequence[Contender]) -> Standings:
     start = float(one.correct[0, 0, 0].mean()), float(one.redundant[0, 0, 0].mean())
     lengths = tuple(round(start[1] * part, 1) for part in SHARES)
     named = {contender.method: contender for contender in contenders}
-    wanted = [*((method, BASELINE) for method in named if method != BASELINE), *YARDSTICKS]
+    wanted = [(method, BASELINE) for method in named if method != BASELINE]
+    wanted += [("attnpo", other) for other in YARDSTICKS]
     notes: list[str] = []
     pairs = []
     for method, against in wanted:

@@ -21,7 +21,7 @@ from probing.files.headers import data_path, read_object
 from probing.intervals import Estimate
 from rl.attnpo.methods import METHODS
 from rl.runs import job
-from rl.runs.comparison import change, gap, read_rows
+from rl.runs.comparison import read_rows
 from rl.runs.folders import read_course
 from rl.runs.intervals import hierarchical_bootstrap, seed_spread
 from rl.runs.job import check_results, measure_arm, stop, train_all
@@ -85,6 +85,10 @@ def itself(mean: np.ndarray) -> np.ndarray:
     return mean
 
 
+def gap(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    return ours - theirs
+
+
 def half(figure: Estimate) -> float:
     return (figure.high - figure.low) / 2
 
@@ -133,7 +137,7 @@ def test_differences_are_paired_over_problems_and_seeds() -> None:
 
 def test_change_in_per_cent_is_of_the_means() -> None:
     theirs = np.random.default_rng(0).uniform(20, 60, (3, 50))
-    figure = hierarchical_bootstrap(change, 0.77 * theirs, theirs)
+    figure = hierarchical_bootstrap(lambda a, b: 100 * (a / b - 1), 0.77 * theirs, theirs)
     assert (figure.value, figure.low, figure.high) == pytest.approx((-23, -23, -23))
 
 
@@ -169,7 +173,7 @@ def result_file(folder: Path, method: str, seed: int, tokens: list[int], right: 
     return folder
 
 
-def test_rows_and_differences(tmp_path: Path) -> None:
+def test_rows(tmp_path: Path) -> None:
     folders = [
         result_file(tmp_path / f"{m}-{s}", m, s, [extra + floor for floor in (10, 20, 10, 20)], hit)
         for m, s, extra, hit in (
@@ -179,20 +183,25 @@ def test_rows_and_differences(tmp_path: Path) -> None:
             ("attnpo", 2, 90, [0, 0, 0, 0]),
         )
     ]
-    rows, differences = read_rows(folders)
+    rows = read_rows(folders)
     assert [row.method for row in rows] == ["tlmre", "attnpo"] and rows[0].seeds == (0, 1)
     assert rows[0].figures["greedy.redundant_tokens"].value == 50
     assert rows[0].figures["sampled.accuracy"].value == 5 / 8
     assert rows[0].seconds.value == 60.5 and rows[0].unreadable == 2
     assert "greedy.redundant_steps" not in rows[0].figures
-    first = differences[0]
-    assert (first.method, first.against, first.goal) == ("attnpo", "tlmre", -23.0)
-    assert first.seeds == (0,)  # the one that both have
-    assert first.redundant.value == pytest.approx(-25) and first.accuracy.value == 0.25
     damaged = read_object(folders[1] / "result.json") | {"problems": {"n": 5}}
     (folders[1] / "result.json").write_text(json.dumps(damaged))
     with pytest.raises(DataError, match="differ in `problems`"):
         read_rows(folders)
+
+
+def test_several_pressures_without_a_validation_are_said_not_to_be_chosen(tmp_path: Path) -> None:
+    setting = config(tmp_path, "tlmre", validation="", pressure=("tlmre=0.2,0.3",))
+    for arm in setting.arms:
+        result_file(setting.folder(arm), "tlmre", 0, [50] * 4, [1] * 4)
+    assert make_table(setting, {})["notes"][-1].startswith("No --validation")
+    one = replace(setting, pressure=("tlmre=0.2",))
+    assert not any("--validation" in note for note in make_table(one, {})["notes"])
 
 
 @pytest.mark.pocket

@@ -243,23 +243,32 @@ def figure(value: float, low: float, high: float) -> dict:
 
 def test_comparisons_say_what_is_not_shown():
     rows = [{"method": m, "seeds": [0, 1, 2], "unreadable": 0} for m in ("attnpo", "recency")]
-    pair = {"method": "attnpo", "against": "recency", "decoding": "greedy", "seeds": [0, 1, 2]}
-    good = {**pair, "redundant": figure(-20, -30, -10), "accuracy": figure(0.01, -0.02, 0.04)}
+    up = {"length": 60.0, "pressure": 0.2, "against": 0.2, "accuracy": figure(0, -0.1, 0.1)}
+    up |= {"steps": figure(1.5, 1.2, 1.9), "tokens": figure(1.5, 1.2, 1.9)}
+    good = {"method": "attnpo", "against": "recency", "seeds": 3, "settings": 1, "others": 1}
+    good |= {"speed_ups": [up], "gap": figure(0.01, -0.02, 0.04), "tokens": {}}
 
-    def caveats(**changes: dict) -> list[str]:
-        return comparison_caveats({"rows": rows, "differences": [{**good, **changes}]})
+    def caveats(steps: dict | None = None, **changes: object) -> list[str]:
+        ups = {"speed_ups": [{**up, "steps": steps}]} if steps else {}
+        standings = {"pairs": [{**good, **ups, **changes}], "notes": [], "ends": []}
+        return comparison_caveats({"rows": rows, "standings": standings})
 
     assert caveats() == []
-    (text,) = caveats(redundant=figure(-20, -40, 1))
-    assert "the control is not beaten" in text and "-20.0 (-40.0 to +1.0) %" in text
-    (text,) = caveats(redundant=figure(20, 10, 30))
-    assert "the control is not beaten" in text
-    (text,) = caveats(accuracy=figure(-0.05, -0.09, -0.01))
-    assert "-5.0 (-9.0 to -1.0) points; accuracy is lost" in text
-    (text,) = caveats(accuracy=figure(-0.05, -0.09, 0.01))
-    assert "neither shown nor ruled out" in text
-    texts = caveats(accuracy=figure(-0.05, -0.09, -0.01), seeds=[0])
-    assert "not shown to be fewer" in texts[0] and "1 seed, so nothing is shown" in texts[1]
+    level = figure(1.1, 0.9, 1.3)
+    (text,) = caveats(level)
+    assert text == (
+        "attnpo against recency: neither sooner at a length nor more accurate at equal length is "
+        "shown: the control is not beaten."
+    )
+    assert caveats(level, gap=figure(0.05, 0.01, 0.09)) == []
+    assert caveats(level, gap=None) == [text] and caveats(figure(0.7, 0.5, 0.9)) == [text]
+    assert caveats(figure(1.5, float("nan"), float("nan"))) == [text]
+    assert caveats(level, against="oracle") == []  # no control
+    (text,) = caveats(gap=figure(-0.05, -0.09, -0.01))
+    assert text.endswith(": -5.0 (-9.0 to -1.0) points at equal length: accuracy is lost.")
+    assert caveats(gap=figure(-0.05, -0.09, 0.01)) == []
+    (text,) = caveats(gap=figure(-0.05, -0.09, -0.01), seeds=2)  # few: nothing is shown
+    assert text.startswith("attnpo against recency (2 seeds)") and "not beaten" in text
     rows[0]["seeds"] = [0, 1]
     assert caveats() == ["Few seeds (attnpo 2): a first look."]
 
@@ -350,20 +359,23 @@ def test_runs_and_evaluations_are_reported(tmp_path):
 
 
 def test_shipped_results_are_reported_as_their_table_has_them(tmp_path):
-    source = Path(__file__).parents[2] / "data" / "results" / "compare" / "comparison.json"
+    source = Path(__file__).parents[2] / "data" / "results" / "trial" / "comparison.json"
     (tmp_path / "comparison.json").write_text(source.read_text())
     page, _ = report(tmp_path)
     content = json.loads(source.read_text())
-    greedy, sampled, differences = page.tables
+    speed, *_, greedy, sampled = page.tables
     for name, table in (("greedy", greedy), ("sampled", sampled)):
         for row, method in zip(table[1:], content["rows"], strict=True):
             figures = method["figures"]
             assert row[0] == method["method"]
             assert row[2] == str(Number.of(figures[f"{name}.accuracy"]))
             assert row[4] == str(Number.of(figures[f"{name}.redundant_tokens"], 1))
-    for row, pair in zip(differences[1:], content["differences"], strict=True):
-        assert row[3].startswith(f"{pair['redundant']['value']:+.1f} (")
-        assert row[5].startswith(f"{100 * pair['accuracy']['value']:+.1f} (")
+    pairs = content["standings"]["pairs"]
+    ups = [(pair, up) for pair in pairs for up in pair["speed_ups"]]
+    for row, (pair, up) in zip(speed[1:], ups, strict=True):
+        assert row[0] == f"{pair['method']} against {pair['against']}"
+        assert row[3] == str(Number.of(up["steps"], 2))
+        assert row[5] == str(Number.of(up["accuracy"], 1, signed=True, scale=100))
 
 
 def test_what_is_damaged_is_named_and_the_rest_reported(folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from kfh.findings.page import glossary, write_report
 from kfh.findings.standings import speed_table, standings_summary
 from kfh.findings.summary import (
     ablation_summary,
-    comparison_summary,
     evaluation_summary,
     probe_summary,
     runs_summary,
@@ -113,30 +111,6 @@ def test_a_trial_of_few_seeds_shows_nothing_whatever_its_intervals() -> None:
         "nothing is shown: the next may go another way."
     )
     assert speed_table([{**pair, "seeds": 1}]).rows[0][0] == "overlap against tlmre (1 seed)"
-
-
-def test_comparisons_say_what_is_shown_and_what_is_not() -> None:
-    item = {"method": "attnpo", "against": "recency", "decoding": "greedy", "seeds": [0, 1, 2]}
-    item |= {"redundant": estimate(-20, -30, -10), "accuracy": estimate(-0.01, -0.04, 0.02)}
-    assert comparison_summary([item]) == [
-        "attnpo against recency, greedy: -20.0 (-30.0 to -10.0) % redundant tokens, fewer; "
-        "accuracy -1.0 (-4.0 to +2.0) points, no difference shown."
-    ]
-    item |= {"redundant": estimate(20, 10, 30), "accuracy": estimate(-0.05, -0.09, -0.01)}
-    (text,) = comparison_summary([item])
-    assert "% redundant tokens, more;" in text and text.endswith("points, lower.")
-    item["redundant"] = estimate(-20, None, None)  # no interval: nothing is shown
-    assert "-20.0 % redundant tokens, no difference shown" in comparison_summary([item])[0]
-    item |= {"redundant": estimate(-20, -30, -10), "seeds": [4]}  # over problems alone
-    assert comparison_summary([item]) == [
-        "attnpo against recency, greedy: -20.0 (-30.0 to -10.0) % redundant tokens; accuracy -5.0 "
-        "(-9.0 to -1.0) points; 1 seed, so nothing is shown: the next may go another way."
-    ]
-    content = json.loads((ROOT / "data" / "results" / "compare" / "comparison.json").read_text())
-    texts = comparison_summary(content["differences"])
-    for text, row in zip(texts, content["differences"], strict=True):
-        assert f"{row['redundant']['value']:+.1f} (" in text
-        assert f"accuracy {100 * row['accuracy']['value']:+.1f} (" in text
 
 
 def test_evaluations_stability_and_runs_in_sentences() -> None:

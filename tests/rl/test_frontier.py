@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from probing.errors import DataError
 from probing.intervals import Estimate
-from rl.runs.folders import Course
+from rl.runs.folders import Course, course_rows, write_course
 from rl.runs.frontier import (
     Contender,
     at,
@@ -21,7 +23,7 @@ from rl.runs.frontier import (
     speed_up,
 )
 from rl.runs.intervals import averaged_courses, hierarchical_bootstrap, seedwise, within
-from rl.runs.standings import alike, stand
+from rl.runs.standings import alike, read_contenders, stand
 
 STEPS = np.arange(0, 101, 10)
 
@@ -114,11 +116,42 @@ def test_accuracy_at_equal_length_and_length_at_equal_accuracy() -> None:
     assert length_gap(cheap, dear, 0.99) is None
 
 
-def test_credit_by_attention_is_held_against_that_by_words_and_by_true_labels() -> None:
-    methods = [contender(name, {0.2: 0.6}) for name in ("tlmre", "attnpo", "oracle", "overlap")]
+def test_credit_by_attention_is_held_against_true_labels_and_every_control() -> None:
+    names = ("attnpo", "overlap", "recency", "pa", "random-heads", "oracle")
+    methods = [contender(name, {0.2: 0.6}) for name in ("tlmre", *names)]
     pairs = [(pair.method, pair.against) for pair in stand(methods).pairs]
-    beaten = [(name, "tlmre") for name in ("attnpo", "oracle", "overlap")]
-    assert pairs == [*beaten, ("attnpo", "oracle"), ("attnpo", "overlap")]
+    others = ("oracle", "random-heads", "recency", "overlap")
+    assert pairs == [(name, "tlmre") for name in names] + [("attnpo", name) for name in others]
+
+
+def kept(folder: Path, method: str, pressure: float | None, *parts: str) -> Path:
+    """A run's folder with a course of three checkpoints, of one for the policy before training."""
+    folder.mkdir()
+    problems = ["reported:4", "validation:4" if len(parts) > 1 else ""]
+    result = {"method": method, "pressure": pressure, "seed": 0, "problems": problems}
+    result |= {"made_with": {"steps": 20}, "shortest_each": [10] * 4}
+    (folder / "result.json").write_text(json.dumps(result))
+    at = [0] if method == "initial" else [10, 20]
+    rows = [
+        course_rows(step, 100.0 * step, part, np.ones(4), np.full(4, 90 - step), np.full(4, 10))
+        for part in parts
+        for step in at
+    ]
+    write_course(folder, rows)
+    return folder
+
+
+def test_without_a_validation_methods_of_one_pressure_are_held_against_each_other(
+    tmp_path: Path,
+) -> None:
+    """There is nothing to choose; of several pressures nothing could choose one."""
+    start = kept(tmp_path / "initial", "initial", None, "reported")
+    one, other = (kept(tmp_path / m, m, 0.2, "reported") for m in ("tlmre", "attnpo"))
+    found = read_contenders([start, one, other])
+    assert [each.method for each in found] == ["tlmre", "attnpo"]
+    assert stand(found).pairs[0].speed_ups[0].steps.value == pytest.approx(1)
+    more = kept(tmp_path / "more", "attnpo", 0.3, "reported")
+    assert read_contenders([start, one, other, more]) == []
 
 
 def test_least_length_at_an_accuracy_counts_the_way_between_checkpoints() -> None:

@@ -12,6 +12,7 @@ from kfh.options import options
 from probing.files.reading import BadLine
 from probing.formats.drafts import Render, plain_prompt
 from probing.formats.job import UNKNOWN, ImportConfig, ImportReport, import_traces
+from probing.numbers import plural
 
 
 @options
@@ -77,14 +78,15 @@ def print_report(config: ImportConfig, report: ImportReport) -> None:
     """What was read, what was left out and why, and who says what is right."""
     report_reading(report.reading)
     for reason, count in report.left_out.items():
-        warn(f"left out {count} traces: {reason} (--keep {config.keep})")
+        warn(f"left out {plural(count, 'trace')}: {reason} (--keep {config.keep})")
     for text in report.marks(config.think_end or "</think>"):
         warn(text)
     if report.renamed:
         warn(f"{report.renamed} traces have the id of another, and got one of their own (~2, ~3)")
     said = ", ".join(f"{count} {who}" for who, count in report.verdicts.most_common())
     console.print(
-        f"{report.records} records, {report.traces} traces ({said}) → {config.out}", soft_wrap=True
+        f"{plural(report.records, 'record')}, {plural(report.traces, 'trace')} ({said}) → {config.out}",
+        soft_wrap=True,
     )
     if report.with_steps:
         console.print(f"{report.with_steps} of them with the source's steps", soft_wrap=True)

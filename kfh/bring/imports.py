@@ -84,10 +84,8 @@ def print_report(config: ImportConfig, report: ImportReport) -> None:
     if report.renamed:
         warn(f"{report.renamed} traces have the id of another, and got one of their own (~2, ~3)")
     said = ", ".join(f"{count} {who}" for who, count in report.verdicts.most_common())
-    console.print(
-        f"{plural(report.records, 'record')}, {plural(report.traces, 'trace')} ({said}) → {config.out}",
-        soft_wrap=True,
-    )
+    read = f"{plural(report.records, 'record')}, {plural(report.traces, 'trace')} ({said})"
+    console.print(f"{read} → {config.out}", soft_wrap=True)
     if report.with_steps:
         console.print(f"{report.with_steps} of them with the source's steps", soft_wrap=True)
     if unknown := report.verdicts[UNKNOWN]:

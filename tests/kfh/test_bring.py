@@ -78,7 +78,7 @@ def test_prompts_are_those_of_the_models_template(tmp_path: Path) -> None:
     words = (*words, "--map", "prompt=asked", "--map", "reasoning=said.thought")
     done = kfh(*words, "--map", "answer=said.text", "--tokenizer", tmp_path / "model")
     assert done.exit_code == 0, said(done)
-    assert "left out 1 × chat template" in said(done) and "1 traces (1 unknown)" in said(done)
+    assert "left out 1 × chat template" in said(done) and "1 trace (1 unknown)" in said(done)
     (trace,) = read_traces(tmp_path / "out.jsonl")
     assert trace.prompt == "[user] 2 + 2?\n[assistant]<think>\n"
     done = kfh(*words, "--map", "answer=said.text")

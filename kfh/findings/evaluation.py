@@ -152,6 +152,8 @@ def benchmark_caveats(figures: Row, settings: Row, base: Row | None) -> list[str
             f"{without} responses do not state their answer where it counts (a box or the like; a "
             "letter; a block of code): they count as wrong."
         )
+    if seen := figures.get("trained_on"):
+        texts.append(f"{seen} of its {accuracy['n']} questions are among those trained on.")
     if cut > CUT_OFF:
         texts.append(
             f"{cut:.0%} of the responses hit the limit of {settings['max_tokens']} tokens: their "

@@ -27,6 +27,7 @@ from rl.sampling.base import BATCH
 from rl.sampling.job import ask_set, load_sets, open_backend, prompt_tokenizer
 from rl.sampling.responses import AS_USUAL, Asking, Response, ask
 from rl.tasks.base import QuestionSet
+from rl.tasks.questions import trained_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,20 +61,21 @@ def evaluate(config: EvalConfig, progress: Progress = no_progress) -> EvalResult
         base.check(sets)
     tokenizer = prompt_tokenizer(config)
     sampler = open_backend(config, tokenizer)  # 2
+    seen = trained_on(config.model, config.adapter)
     started, figures, sampled = time.perf_counter(), [], 0
     for questions in sets:  # 3
         folder = Path(config.out) / "responses"
         store, new = ask_set(config, sampler, tokenizer, questions, folder, progress)
         sampled += new
-        figures.append(
-            set_figures(
-                questions,
-                store.responses,
-                budgets=config.budgets,
-                think_end=config.think_end,
-                tokenizer=tokenizer,
-            )
+        found = set_figures(
+            questions,
+            store.responses,
+            budgets=config.budgets,
+            think_end=config.think_end,
+            tokenizer=tokenizer,
         )
+        known = None if seen is None else sum(mark in seen for mark in questions.problems)
+        figures.append(replace(found, trained_on=known))
     means = overall(figures) if len(figures) > 1 else None  # 4
     if base:
         *scores, mean_score = base.scores(figures)

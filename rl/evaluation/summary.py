@@ -40,7 +40,8 @@ class SetFigures:
 
     `pass_at`: by k, where there are several samples; `budgets`: accuracy where a response that
     needs more tokens counts as wrong; `phrases`: per 1000 tokens by group; `faults`: exceptions
-    of the verifier; `aes`: against a base, where one is given.
+    of the verifier; `aes`: against a base, where one is given; `trained_on`: questions that the
+    model was trained on (`rl.tasks.questions.trained_on`), None where that is not known.
     """
 
     name: str
@@ -60,6 +61,7 @@ class SetFigures:
     correct: list[list[float]]  # a row a question: for means over sets
     lengths: list[list[float]]
     aes: float | None = None
+    trained_on: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures, without the rows that they come from."""

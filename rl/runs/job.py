@@ -1,6 +1,7 @@
 """A comparison, all but its table: train every arm, and measure each along its way.
 
-1. Hold the results that are there against the settings.
+1. Hold the results that are there against the settings; what is reported on must be used for
+   nothing else.
 2. Measure the policy before training.
 3. Train: each arm is a process `kfh train`; its output goes to OUT/logs.
 4. Measure the checkpoints of an arm that has ended, on the reported problems and on those of the
@@ -40,7 +41,13 @@ from rl.runs.trial import START, Arm, CompareConfig
 from rl.sampling.responses import Asking
 from rl.tasks.base import QuestionSet
 from rl.tasks.questions import load_questions
-from rl.training.recipe import default_recipe, find_recipe, parse_settings, read_recipe
+from rl.training.recipe import (
+    default_recipe,
+    find_recipe,
+    parse_settings,
+    read_recipe,
+    train_config,
+)
 
 PACE = 10.0  # seconds between two looks at how far the runs are
 PATIENCE = 60.0  # seconds for an interrupted run to write its checkpoint
@@ -67,6 +74,7 @@ def run_arms(
         for spec in config.measured_on()
         if spec
     ]
+    check_apart(config, sets)
     if config.starts and not (config.folder(START) / RESULT_FILE).exists():
         measure_arm(config, START, sets)  # 2
     return train_all(config, lambda arm: measure_arm(config, arm, sets), show)  # 3, 4
@@ -122,10 +130,37 @@ def measure_arm(config: CompareConfig, arm: Arm, sets: Sequence[QuestionSet]) ->
         shutil.rmtree(checkpoint)
 
 
+def check_apart(config: CompareConfig, sets: Sequence[QuestionSet]) -> None:
+    """What figures are reported on chooses no pressure and is not trained on.
+
+    Args:
+        sets: the reported problems, and those of the validation.
+
+    Raises:
+        ConfigError: some of it does; the message says how many, and of which.
+    """
+    reported, *others = sets
+    given = {name: getattr(config, name) for name in ("model", "data", "task", "instruction")}
+    run = train_config(config.out, _recipe(config), given, parse_settings(config.settings))
+    seeds = sorted({arm.seed for arm in config.arms})
+    trained = (load_questions(run.data, seed=seed, **run.reading) for seed in seeds)
+    used = [(f"--validation {config.validation}", each) for each in others]
+    used += [(f"the training set {run.data}", each) for each in trained]
+    for name, questions in used:
+        if shared := len({*reported.problems} & {*questions.problems}):
+            raise ConfigError(
+                f"{name} has {shared} of the {len(reported)} questions of --reported "
+                f"{config.reported}, on which nothing else may be tried: take others"
+            )
+
+
 def run_settings(config: CompareConfig) -> dict[str, Any]:
     """The settings that all runs share: the recipe's, below those that are given."""
-    recipe = config.recipe or default_recipe(config.model)
-    return {**read_recipe(find_recipe(recipe)), **parse_settings(config.settings)}
+    return {**_recipe(config), **parse_settings(config.settings)}
+
+
+def _recipe(config: CompareConfig) -> dict[str, Any]:
+    return read_recipe(find_recipe(config.recipe or default_recipe(config.model)))
 
 
 def asking_of(settings: Mapping[str, Any]) -> Asking:

@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Literal
 
 from probing.choices import THINK_END
 from probing.errors import ConfigError
-from probing.files.headers import load_part, part_json
+from probing.files.headers import load_part, part_json, problem_hash
 from probing.settings import choice
 from probing.traces.file import Step
 from probing.traces.text import answer_part
@@ -217,6 +217,11 @@ class QuestionSet:
     def __len__(self) -> int:
         """The number of questions."""
         return len(self.questions)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The hash of each question's problem (`probing.files.headers.problem_hash`)."""
+        return tuple(problem_hash(question.question) for question in self.questions)
 
     @property
     def left_out(self) -> list[str]:

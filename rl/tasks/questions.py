@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from probing.errors import ConfigError, DataError
-from probing.files.headers import HEADER, file_hash
+from probing.files.headers import HEADER, file_hash, file_header, read_object, write_json
 from probing.files.reading import BadLine, parse_line, text_lines
 from probing.formats.records import hub_parts
 from probing.traces.reports import ReadReport
@@ -35,6 +35,7 @@ from rl.tasks.prompts import MATHS_INSTRUCTION
 
 QUESTION_FIELDS = ("question", "problem", "prompt")
 ANSWER_FIELDS = ("answer", "final_answer", "solution")
+TRAINED_ON = "trained_on.json"  # in the folder of a trained model
 Origin = Callable[[], dict[str, Any]]  # where rows are from, for headers; once they are read
 
 
@@ -286,3 +287,27 @@ def _hub_rows(spec: str) -> tuple[str, Iterator[tuple[str, dict[str, Any]]], Ori
     short = name.rstrip("/").rpartition("/")[2].lower()
     rows = ((f"{spec}, row {number}", row) for number, row in enumerate(data))
     return short, rows, lambda: {"spec": spec, "fingerprint": data._fingerprint}
+
+
+def write_trained_on(folder: Path, problems: Iterable[str], base: str) -> None:
+    """Write beside a model what it was trained on, so that an evaluation can tell; if anything.
+
+    Args:
+        folder: of the model.
+        problems: their hashes (`probing.files.headers.problem_hash`).
+        base: the model that training began with; what that one was trained on counts, too.
+    """
+    if every := sorted({*problems, *(trained_on(base) or ())}):
+        header = {HEADER: file_header("problems trained on")}
+        write_json(folder / TRAINED_ON, {**header, "problems": every})
+
+
+def trained_on(*models: str | Path | None) -> frozenset[str] | None:
+    """Hashes of the problems that a model was trained on; None where no folder says.
+
+    Args:
+        *models: its folder, that of its adapter.
+    """
+    paths = [Path(model) / TRAINED_ON for model in models if model]
+    said = [read_object(path)["problems"] for path in paths if path.is_file()]
+    return frozenset().union(*said) if said else None

@@ -26,7 +26,6 @@ from probing.errors import ConfigError, DataError
 from probing.files.headers import (
     HEADER,
     file_header,
-    problem_hash,
     read_object,
     write_json,
 )
@@ -42,7 +41,7 @@ from rl.attnpo.config import AttnPOConfig
 from rl.attnpo.trainer import AttnPOTrainer
 from rl.tasks.base import Question, QuestionSet
 from rl.tasks.prompts import render_prompt
-from rl.tasks.questions import load_questions
+from rl.tasks.questions import load_questions, write_trained_on
 from rl.training.callbacks import Interrupt, MetricsFile, Reprobe
 from rl.training.lora import lora_options, name_base
 from rl.training.recipe import TrainConfig
@@ -101,12 +100,20 @@ def train(
     content["status"] = "done" if done and not interrupt.stopped else "interrupted"
     content["final"] = metrics.last
     if content["status"] == "done":  # 5
-        if trainer.is_fsdp_enabled:  # else each process would keep its own part of the model
-            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-        trainer.save_model(str(out / "model"))
+        _save_model(trainer, config, questions)
     if main:
         write_json(out / RUN_FILE, content)
     return content
+
+
+def _save_model(trainer: AttnPOTrainer, config: TrainConfig, questions: QuestionSet) -> None:
+    """Save the model, and beside it which problems it was trained on."""
+    if trainer.is_fsdp_enabled:  # else each process would keep its own part of the model
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    folder = Path(config.out) / "model"
+    trainer.save_model(str(folder))
+    if trainer.accelerator.is_main_process:
+        write_trained_on(folder, questions.problems, config.model)
 
 
 def former_run(out: Path, resume: bool) -> dict[str, Any] | None:
@@ -271,8 +278,8 @@ def _chosen_on(heads: HeadSet, questions: QuestionSet) -> str:
     """On how many of the questions that are trained on the heads were chosen, in words."""
     if heads.chosen_on is None:
         return "unknown: the head set does not say on which problems its heads were chosen"
-    asked = [problem_hash(question.question) for question in questions.questions]
-    return f"{sum(mark in heads.chosen_on for mark in asked)} of the {len(asked)} questions"
+    seen = sum(mark in heads.chosen_on for mark in questions.problems)
+    return f"{seen} of the {len(questions)} questions"
 
 
 def _run_content(

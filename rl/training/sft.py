@@ -20,7 +20,7 @@ from typing import Any
 
 from probing.choices import Dtype
 from probing.errors import ConfigError, DataError
-from probing.files.headers import HEADER, file_hash, file_header, write_json
+from probing.files.headers import HEADER, file_hash, file_header, problem_hash, write_json
 from probing.models.load import MODEL, ModelSource, choose_device, fast_bfloat16
 from probing.settings import check, choice, to_json
 
@@ -94,6 +94,7 @@ def teach(config: SftConfig, *, resume: bool = False, watch: Sequence[Any] = ())
     model, tokenizer = config.load()
     check_trainable(model, tokenizer, config.model)
     rows = [*examples(config, model, tokenizer)]  # 2
+    problems = [problem_hash(row.pop("problem")) for row in rows]
     steps = config.max_steps or max(1, ceil(len(rows) * config.epochs / config.batch))
     frozen = freeze_lower(model, config.freeze)  # 3
     trainer = SFTTrainer(
@@ -116,12 +117,21 @@ def teach(config: SftConfig, *, resume: bool = False, watch: Sequence[Any] = ())
     content["loss"] = [[line["step"], line["loss"]] for line in history if "loss" in line]
     content["status"] = "interrupted" if interrupt.stopped else "done"
     if not interrupt.stopped:  # 5
-        sharpen(trainer.accelerator.unwrap_model(trainer.model), config.sharpen)
-        trainer.save_model(str(out / "model"))
-        for checkpoint in out.glob("checkpoint-*"):  # weights and moments, now of no use
-            shutil.rmtree(checkpoint)
+        _save_model(trainer, config, problems)
     write_json(out / RUN_FILE, content)
     return content
+
+
+def _save_model(trainer: Any, config: SftConfig, problems: Sequence[str]) -> None:
+    """Save the model with which problems it was taught; checkpoints are of no more use."""
+    from rl.tasks.questions import write_trained_on
+
+    out = Path(config.out)
+    sharpen(trainer.accelerator.unwrap_model(trainer.model), config.sharpen)
+    trainer.save_model(str(out / "model"))
+    write_trained_on(out / "model", problems, config.model)
+    for checkpoint in out.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
 
 
 def _check_same(config: SftConfig, former: dict[str, Any]) -> None:
@@ -176,8 +186,8 @@ def _arguments(config: SftConfig, steps: int) -> Any:
     )
 
 
-def examples(config: SftConfig, model: Any, tokenizer: Any) -> Iterator[dict[str, list[int]]]:
-    """`input_ids` and `labels` of each trace: those of the prompt are `IGNORED`.
+def examples(config: SftConfig, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    """`input_ids`, `labels` and `problem` of each trace: labels of the prompt are `IGNORED`.
 
     Raises:
         DataError: a trace without a prompt, or too long for the model; a tokenizer without an
@@ -191,14 +201,15 @@ def examples(config: SftConfig, model: Any, tokenizer: Any) -> Iterator[dict[str
     if end is None:
         raise DataError(f"{config.model}: its tokenizer names no token that ends a response")
     traces = taught(config.data, tokenizer, config.template, limit=config.limit, seed=config.seed)
-    for name, prompt, response in traces:
+    for name, prompt, response, problem in traces:
         if not prompt:
             raise DataError(f"{config.data}, {name}: no prompt, so nothing to answer")
         before = encode_prompt(tokenizer, prompt)
         after = [*tokenizer(response, add_special_tokens=False)["input_ids"], end]
         if limit is not None and len(before) + len(after) > limit:
             raise DataError(f"{config.data}, {name}: longer than the {limit} tokens of the model")
-        yield {"input_ids": before + after, "labels": [IGNORED] * len(before) + after}
+        labels = [IGNORED] * len(before) + after
+        yield {"input_ids": before + after, "labels": labels, "problem": problem}
 
 
 def in_order(rows: Sequence[Any], batch: int, steps: int, seed: int) -> list[Any]:
@@ -217,8 +228,8 @@ def in_order(rows: Sequence[Any], batch: int, steps: int, seed: int) -> list[Any
 
 def taught(
     data: str, tokenizer: Any, template: str, *, limit: int | None = None, seed: int = 0
-) -> Iterator[tuple[str, str, str]]:
-    """Name, rendered prompt and response of each trace of a file, or that a task writes.
+) -> Iterator[tuple[str, str, str, str]]:
+    """Name, rendered prompt, response and problem of each trace of a file, or that a task writes.
 
     Args:
         data: FILE.jsonl, or questions of a task.
@@ -234,14 +245,14 @@ def taught(
 
     if _is_file(data):
         for trace in islice(read_traces(data), limit):
-            yield trace.id, trace.prompt, trace.response
+            yield trace.id, trace.prompt, trace.response, trace.problem or trace.prompt
         return
     asked = load_questions(data, limit=limit, seed=seed)
     for question in asked.questions:
         prompt = render_prompt(
             tokenizer, question.question, template, instruction=asked.instruction
         )
-        yield question.id, prompt, asked.task.trace(question, seed)
+        yield question.id, prompt, asked.task.trace(question, seed), question.question
 
 
 def freeze_lower(model: Any, layers: int) -> int:

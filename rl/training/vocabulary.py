@@ -66,6 +66,8 @@ def shrink(config: ShrinkConfig) -> dict[str, Any]:
         ConfigError: the folder holds something else, or no byte-pair merges make the tokens.
         DataError, ModelError: no text; a model that is not the same afterwards.
     """
+    from rl.tasks.questions import write_trained_on
+
     out, settings = Path(config.out), to_json(config)
     if (out / RECORD).exists():
         former = read_object(out / RECORD)
@@ -78,7 +80,7 @@ def shrink(config: ShrinkConfig) -> dict[str, Any]:
     texts = [
         text
         for source in config.data.split(",")
-        for _, *pair in taught(source.strip(), tokenizer, config.template, seed=config.seed)
+        for _, *pair, _ in taught(source.strip(), tokenizer, config.template, seed=config.seed)
         for text in pair
     ]
     cut: list[list[int]] = [
@@ -100,6 +102,7 @@ def shrink(config: ShrinkConfig) -> dict[str, Any]:
     if not old.equal(_logits(model, [place[one] for one in trial])):
         raise ModelError(f"{config.model}: without the other tokens, its logits are not the same")
     model.save_pretrained(out / "model")
+    write_trained_on(out / "model", (), config.model)
     content = {
         HEADER: file_header("cut vocabulary"),
         "settings": settings,

@@ -35,7 +35,9 @@ class Bare(Task):
     instruction = "Name it."
 
     def questions(self, spec, limit, seed):
-        asked = tuple(Question(f"n/{n}", f"{n}?", "19") for n in range(limit or 4))
+        parts = {"checked": (4, 5), "reported": (6, 7)}
+        numbers = parts.get(spec, range(limit or 4))
+        asked = tuple(Question(f"n/{n}", f"{n}?", "19") for n in numbers)
         return QuestionSet("naming", asked, self, {"spec": spec})
 
     def correct(self, question, answer):
@@ -86,7 +88,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, tokenizer = ModelSource(str(folder), device="cpu").load()
     rows = [
         tokenizer(f"{n}?\nName it.\n<think>\n{RESPONSE}</s>", return_tensors="pt")["input_ids"]
-        for n in range(4)
+        for n in range(8)
     ]
     ids = torch.cat(rows)
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
@@ -120,9 +122,12 @@ def test_an_own_task_and_model_go_through_every_command(
     full, made = name == "Full", ("--model", base, "--task", f"own_task:{name}")
     monkeypatch.setattr(rl.runs.job, "start", at_once)
     out = tmp_path / "compare"
-    pressed = ("--validation", f"own_task:{name}") if full else ()
-    where = ("--reported", f"own_task:{name}", *pressed, "--max-tokens", 24, "--out", out)
+    pressed = ("--validation", "checked") if full else ()
+    where = ("--reported", "reported", *pressed, "--max-tokens", 24, "--out", out)
     steps = ("--steps", 1, "--every", 1, "--seeds", 1, "--methods", method)
+    for option, used in (("--validation", "--validation"), ("--data", "the training set")):
+        refused = kfh("compare", *made, *where, *steps, *SETS, option, "reported")
+        assert f"{used} reported has 2 of the 2 questions of --reported" in said(refused)
     done("compare", *made, *where, *steps, *SETS)
     table = (out / "table.md").read_text()
     counted = "redundant tokens" if full else "tokens are all of a response"
@@ -142,6 +147,7 @@ def test_an_own_task_and_model_go_through_every_command(
     shown = done("eval", *made, *lora, *ASKED, "--samples", 2, "--out", tmp_path / "eval")
     found = json.loads((tmp_path / "eval" / "eval.json").read_text())["benchmarks"]["naming"]
     assert found["accuracy"]["value"] > 0.2 and bool(found["pocket"]) == full
+    assert found["trained_on"] == 4 and "4 of its 4 questions are among those trained on" in shown
     assert ("redundant steps" in shown) == ("redundant tokens" in shown) == full
 
     traces = tmp_path / "traces.jsonl"

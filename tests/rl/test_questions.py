@@ -23,7 +23,7 @@ from rl.pocket.traces import held_out_problems
 from rl.tasks.gym import gym_answer
 from rl.tasks.maths import maths_correct, maths_readable
 from rl.tasks.prompts import MATHS_INSTRUCTION, render_prompt
-from rl.tasks.questions import load_questions
+from rl.tasks.questions import load_questions, trained_on, write_trained_on
 
 SUMS = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(5)]
 
@@ -312,6 +312,15 @@ def test_prompts_that_cannot_be_right_are_refused() -> None:
     for mark in ("<|channel|>", "[THINK]"):
         with pytest.raises(ConfigError, match="chat-no-think"):
             render_prompt(chat_tokenizer(BARE + mark), "2?")
+
+
+def test_a_model_is_trained_on_what_its_base_was_trained_on_too(tmp_path: Path) -> None:
+    base, model = tmp_path / "base", tmp_path / "model"
+    write_trained_on(base, load_questions("pocket:3@1").problems, "pocket")
+    write_trained_on(model, load_questions("pocket:2@2").problems, str(base))
+    both = {*load_questions("pocket:3@1").problems, *load_questions("pocket:2@2").problems}
+    assert trained_on(model) == both and len(both) == 5
+    assert trained_on("pocket", None) is None and trained_on("pocket", base) < both
 
 
 def test_exactly_one_bos_and_no_eos() -> None:

@@ -18,7 +18,7 @@ from probing.models.load import load_model, load_tokenizer
 from probing.traces.file import read_traces
 from probing.traces.segmenters import Segmenter
 from rl.tasks.base import Question
-from rl.tasks.questions import find_task, load_questions
+from rl.tasks.questions import find_task, load_questions, trained_on
 from rl.training.sft import IGNORED, SftConfig, examples, freeze_lower, sharpen, taught, teach
 from rl.words.parse import parse_problem, read
 from rl.words.task import Problem, Sentence, WordsConfig, make_problem, make_trace, shortest_trace
@@ -206,10 +206,11 @@ def test_the_response_alone_has_a_loss_and_its_end_is_taught(tiny: str, tmp_path
     assert run["loss"][0][1] == pytest.approx(total / count, rel=1e-4)
     assert run["taught_tokens"] == count and run["status"] == "done"
     asked = load_questions("words:2@1")
-    for question, (name, prompt, response) in zip(
+    for question, (name, prompt, response, problem) in zip(
         asked.questions, taught("words:2@1", tokenizer, "auto"), strict=True
     ):
         assert name == question.id and response == asked.task.trace(question, 0)
+        assert problem == question.question
         assert prompt == f"{question.question}\n{asked.instruction}\n<think>\n"
 
 
@@ -254,6 +255,7 @@ def test_the_command_freezes_layers_and_takes_a_trace_file(tiny: str, tmp_path: 
     assert same == {n: not p.requires_grad for n, p in before.named_parameters()}
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert run["frozen_parameters"] == frozen > 0 and run["traces"] == len([*read_traces(data)])
+    assert trained_on(out / "model") == {trace.problem_key for trace in read_traces(data)}
     ids = torch.arange(9)[None]
     at_half = (after(ids).logits / 0.5).softmax(-1)
     sharpen(after, 2.0)

@@ -130,8 +130,9 @@ def run_compare(config: CompareConfig, *, table: bool = False) -> bool:
     print_tables(comparison_tables(content), comparison_caveats(content))
     for note in content["notes"]:
         console.print(note, soft_wrap=True, highlight=False)
-    drawn = ", courses.png" if (config.out / "courses.png").exists() else ""
-    console.print(f"→ {config.out}: table.md, {COMPARISON}{drawn}", soft_wrap=True)
+    drawn = [name for name in ("courses.png", "gains.png") if (config.out / name).exists()]
+    names = ", ".join(("table.md", COMPARISON, *drawn))
+    console.print(f"→ {config.out}: {names}", soft_wrap=True)
     _warn_of(failed)
     return not failed
 

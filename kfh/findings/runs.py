@@ -145,7 +145,7 @@ def comparisons(parts: Sequence[Path], folders: Sequence[Path]) -> list[Place]:
 
 def read_comparison(place: Place) -> Section:
     """A comparison: where methods stand, their tables, accuracy against length."""
-    from rl.runs.course_figures import courses
+    from rl.runs.course_figures import courses, gains
     from rl.runs.figures import tradeoff
     from rl.runs.folders import CURVE_FILE, read_course, read_evaluations
 
@@ -182,11 +182,16 @@ def read_comparison(place: Place) -> Section:
     section.caveats = comparison_caveats(content)
     if evaluations:
         captions = {
+            "gains": "each pair: how much sooner the first is, and its accuracy at equal length",
             "tradeoff": "accuracy against tokens; arrows from the policy before training",
             "courses": "accuracy and length at each checkpoint, and the plane of both",
         }
-        along = courses(contenders, content.get("length", REDUNDANT))
-        drawn = {"tradeoff": tradeoff(evaluations), "courses": along}
+        counted, trial = content.get("length", REDUNDANT), content.get("standings")
+        drawn = {
+            "gains": gains(trial["pairs"], counted) if trial else None,
+            "tradeoff": tradeoff(evaluations),
+            "courses": courses(contenders, counted),
+        }
         section.pictures = pictures(captions, drawn)
     return section
 
@@ -287,7 +292,7 @@ def comparison_caveats(content: Row) -> list[str]:
 
 
 def write_comparison(out: Path, folders: Sequence[Path], notes: Sequence[str]) -> dict[str, Any]:
-    """Write `comparison.json`, `table.md` with its tables and caveats, and the courses as a figure.
+    """Write `comparison.json`, `table.md` with its tables and caveats, and two figures.
 
     Args:
         out: the folder to write to.
@@ -297,7 +302,7 @@ def write_comparison(out: Path, folders: Sequence[Path], notes: Sequence[str]) -
         The content of comparison.json.
     """
     from probing.figures.style import save_figure
-    from rl.runs.course_figures import courses
+    from rl.runs.course_figures import courses, gains
 
     contenders = read_contenders(folders)
     content = comparison_json(folders, contenders, notes)
@@ -307,6 +312,10 @@ def write_comparison(out: Path, folders: Sequence[Path], notes: Sequence[str]) -
     text = "\n\n".join([*map(markdown, comparison_tables(content)), "\n".join(lines)])
     with whole_file(out / "table.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-    if (figure := courses(contenders, content["length"])) is not None:
-        save_figure(figure, out / "courses.png")
+    pairs = content["standings"]["pairs"] if content["standings"] else []
+    drawn = {"courses": courses(contenders, content["length"])}
+    drawn["gains"] = gains(pairs, content["length"])
+    for name, figure in drawn.items():
+        if figure is not None:
+            save_figure(figure, out / f"{name}.png")
     return content

@@ -1,15 +1,16 @@
-"""The courses of a comparison drawn: length and accuracy over the steps, and the plane of both."""
+"""A comparison drawn: length and accuracy over the steps, and what each method gains on another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from probing.figures.style import plain, styled
+from probing.numbers import exists
 from rl.runs.figures import Look, looks_of, titled
 from rl.runs.folders import labelled
 from rl.runs.frontier import Contender
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 FAINT, STRONG = 0.35, 1.0  # of a method's lines, from its least pressure to its greatest
 SHADE, SHADES = 0.10, 0.45  # of a band, and of all together, so that lines are seen through many
+
+SPACE = 0.15  # inches between two intervals
+TIMES = (0.125, 0.25, 0.5, 1, 2, 4, 8)  # ratios that have a tick; intervals are drawn up to there
 
 
 @styled
@@ -90,3 +94,66 @@ def _line(
     )
     if shade:
         axes.fill_between(across, curve.low, curve.high, color=colour, alpha=shade, linewidth=0)
+
+
+@styled
+def gains(pairs: Sequence[Mapping[str, Any]], counted: str = "redundant tokens") -> Figure | None:
+    """How much sooner the first of each pair is, and how accurate at equal length, with intervals.
+
+    Args:
+        pairs: as comparison.json has them; from top to bottom, each with its lengths from the
+            longest on. Where an interval goes on beyond the axis, it ends there.
+        counted: what lengths are of.
+
+    Returns:
+        None where no pair reaches a length.
+    """
+    rows = [(pair, up) for pair in pairs for up in pair["speed_ups"]]
+    if not rows:
+        return None
+    figure = Figure(figsize=(11.4, 1.4 + SPACE * (len(rows) + len(pairs))), layout="constrained")
+    sooner, accurate = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    looks = looks_of([pair["method"] for pair in pairs])
+    places: list[float] = []
+    at = 0
+    for pair in pairs:
+        colour, _, marker = looks[pair["method"]]
+        look = {"color": colour, "marker": marker, "markersize": 4}
+        for up in pair["speed_ups"]:
+            _interval(sooner, up["steps"], at, look)
+            sooner.annotate(
+                f"{up['length']:.0f}",
+                (0, at),
+                (4, 0),
+                sooner.get_yaxis_transform(),
+                "offset points",
+                va="center",
+                fontsize=7,
+                color="0.45",
+            )
+            at += 1
+        places.append(at - (len(pair["speed_ups"]) + 1) / 2)
+        if pair["gap"] is not None:
+            _interval(accurate, pair["gap"], places[-1], look, 100)
+        at += 1
+    plain(sooner, f"times sooner in steps, at the {counted} named")
+    plain(accurate, "points more accurate at equal length")
+    sooner.set(xscale="log", xlim=(TIMES[0], TIMES[-1]), ylim=(at - 1, -1))
+    sooner.xaxis.set(major_locator=FixedLocator(TIMES), minor_locator=NullLocator())
+    sooner.xaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
+    names = [f"{pair['method']}\nagainst {pair['against']}" for pair in pairs]
+    sooner.set_yticks(places, names)
+    for axes, none in ((sooner, 1), (accurate, 0)):
+        axes.axvline(none, color="0.6", linewidth=0.8, zorder=0)
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _interval(
+    axes: Axes, figure: Mapping[str, Any], at: float, look: Mapping[str, Any], scale: float = 1
+) -> None:
+    """A point and the line of its interval, where that is known."""
+    axes.plot([scale * figure["value"]], [at], linestyle="none", **look)
+    if exists(figure["low"]):
+        ends = scale * figure["low"], scale * figure["high"]
+        axes.plot(ends, (at, at), color=look["color"], linewidth=1.4)

@@ -16,15 +16,17 @@ import numpy as np
 import pytest
 
 from kfh.commands.compare import make_table, run_compare, run_comparison
+from kfh.findings.runs import write_comparison
 from probing.errors import ConfigError, DataError
 from probing.files.headers import data_path, read_object
 from probing.intervals import Estimate
 from rl.attnpo.methods import METHODS
 from rl.runs import job
 from rl.runs.comparison import read_rows
-from rl.runs.folders import read_course
+from rl.runs.folders import course_rows, read_course, write_course
 from rl.runs.intervals import hierarchical_bootstrap, seed_spread
 from rl.runs.job import check_results, measure_arm, stop, train_all
+from rl.runs.standings import read_contenders
 from rl.runs.trial import START, Arm, CompareConfig
 from rl.tasks.questions import load_questions
 
@@ -193,6 +195,36 @@ def test_rows(tmp_path: Path) -> None:
     (folders[1] / "result.json").write_text(json.dumps(damaged))
     with pytest.raises(DataError, match="differ in `problems`"):
         read_rows(folders)
+
+
+def measured(folder: Path, method: str, pressure: float | None) -> Path:
+    """A run's folder with a course on the reported problems alone."""
+    result_file(folder, method, 0, [80] * 4, [1] * 4)
+    content = read_object(folder / "result.json")
+    content |= {"pressure": pressure, "problems": ["reported:4", ""], "made_with": {}}
+    (folder / "result.json").write_text(json.dumps(content))
+    steps = [0] if method == "initial" else [10, 20]
+    numbers = (np.ones(4), np.full(4, 90), np.full(4, 10))
+    rows = [
+        course_rows(step, 100.0 * step, "reported", numbers[0], numbers[1] - step, numbers[2])
+        for step in steps
+    ]
+    write_course(folder, rows)
+    return folder
+
+
+def test_without_a_validation_methods_of_one_pressure_are_held_against_each_other(
+    tmp_path: Path,
+) -> None:
+    """There is nothing to choose; of several pressures nothing could choose one."""
+    start = measured(tmp_path / "initial", "initial", None)
+    one, other = (measured(tmp_path / method, method, 0.2) for method in ("tlmre", "attnpo"))
+    content = write_comparison(tmp_path, [start, one, other], [])
+    (pair,) = content["standings"]["pairs"]
+    assert pair["speed_ups"][0]["steps"]["value"] == pytest.approx(1)
+    assert (tmp_path / "gains.png").exists() and (tmp_path / "courses.png").exists()
+    more = measured(tmp_path / "more", "attnpo", 0.3)
+    assert read_contenders([start, one, other, more]) == []
 
 
 def test_several_pressures_without_a_validation_are_said_not_to_be_chosen(tmp_path: Path) -> None:

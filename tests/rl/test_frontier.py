@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from probing.errors import DataError
 from probing.intervals import Estimate
-from rl.runs.folders import Course, course_rows, write_course
+from rl.runs.course_figures import gains
+from rl.runs.folders import Course
 from rl.runs.frontier import (
     Contender,
     at,
@@ -23,7 +22,7 @@ from rl.runs.frontier import (
     speed_up,
 )
 from rl.runs.intervals import averaged_courses, hierarchical_bootstrap, seedwise, within
-from rl.runs.standings import alike, read_contenders, stand
+from rl.runs.standings import alike, stand
 
 STEPS = np.arange(0, 101, 10)
 
@@ -124,34 +123,32 @@ def test_credit_by_attention_is_held_against_true_labels_and_every_control() -> 
     assert pairs == [(name, "tlmre") for name in names] + [("attnpo", name) for name in others]
 
 
-def kept(folder: Path, method: str, pressure: float | None, *parts: str) -> Path:
-    """A run's folder with a course of three checkpoints, of one for the policy before training."""
-    folder.mkdir()
-    problems = ["reported:4", "validation:4" if len(parts) > 1 else ""]
-    result = {"method": method, "pressure": pressure, "seed": 0, "problems": problems}
-    result |= {"made_with": {"steps": 20}, "shortest_each": [10] * 4}
-    (folder / "result.json").write_text(json.dumps(result))
-    at = [0] if method == "initial" else [10, 20]
-    rows = [
-        course_rows(step, 100.0 * step, part, np.ones(4), np.full(4, 90 - step), np.full(4, 10))
-        for part in parts
-        for step in at
+def test_gains_are_drawn_where_they_are() -> None:
+    """Every ratio with its ends; no line where there is no interval, nothing where no figure."""
+
+    def estimate(value: float, low: float | None, high: float | None) -> dict[str, float | None]:
+        return {"value": value, "low": low, "high": high}
+
+    ups = [
+        {"length": 60.0, "steps": estimate(2.0, 1.5, 3.0)},
+        {"length": 50.0, "steps": estimate(1.2, None, None)},
     ]
-    write_course(folder, rows)
-    return folder
-
-
-def test_without_a_validation_methods_of_one_pressure_are_held_against_each_other(
-    tmp_path: Path,
-) -> None:
-    """There is nothing to choose; of several pressures nothing could choose one."""
-    start = kept(tmp_path / "initial", "initial", None, "reported")
-    one, other = (kept(tmp_path / m, m, 0.2, "reported") for m in ("tlmre", "attnpo"))
-    found = read_contenders([start, one, other])
-    assert [each.method for each in found] == ["tlmre", "attnpo"]
-    assert stand(found).pairs[0].speed_ups[0].steps.value == pytest.approx(1)
-    more = kept(tmp_path / "more", "attnpo", 0.3, "reported")
-    assert read_contenders([start, one, other, more]) == []
+    pair = {"method": "attnpo", "against": "tlmre", "speed_ups": ups}
+    pair |= {"gap": estimate(-0.02, -0.05, 0.01)}
+    other = {**pair, "method": "mine", "gap": None, "speed_ups": ups[:1]}
+    figure = gains([pair, other])
+    assert figure is not None and gains([{**pair, "speed_ups": []}]) is None
+    sooner, accurate = (
+        [line for line in axes.lines if line.get_color() != "0.6"] for axes in figure.axes
+    )
+    assert [list(line.get_xdata()) for line in sooner] == [[2], [1.5, 3], [1.2], [2], [1.5, 3]]
+    assert [line.get_ydata()[0] for line in sooner] == [0, 0, 1, 3, 3]
+    assert [list(line.get_xdata()) for line in accurate] == [[-2], [-5, 1]]
+    assert [label.get_text() for label in figure.axes[0].texts] == ["60", "50", "60"]
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == [
+        "attnpo\nagainst tlmre",
+        "mine\nagainst tlmre",
+    ]
 
 
 def test_least_length_at_an_accuracy_counts_the_way_between_checkpoints() -> None:

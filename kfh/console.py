@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from kfh.tables import Table, terminal
+from probing.numbers import plural
 from probing.traces.reports import CutReport, ReadReport
 
 console = Console()
@@ -134,6 +135,12 @@ def report_counts(counts: Mapping[str, Any]) -> None:
     _report_lines(counts["bad_lines"], counts["first_bad_lines"], counts.get("remarks", ()))
     if cut := counts.get("cut"):
         report_cut(CutReport.from_json(cut))
+
+
+def report_left_out(left_out: Mapping[str, int], hint: str = "") -> None:
+    """Warn of traces that were left out, by reason."""
+    for reason, count in left_out.items():
+        warn(f"left out {plural(count, 'trace')}: {reason}{hint}")
 
 
 def _report_lines(bad: Mapping[str, int], first: Mapping[str, str], remarks: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kfh.bring.chain import CAUSE, imported, with_steps
-from kfh.console import console, report_cut, warn
+from kfh.console import console, report_cut, report_left_out, warn
 from kfh.options import options
 from probing.config import ProbeConfig
 from probing.labelling.cause import CauseConfig
@@ -68,8 +68,7 @@ def print_cost(cost: Cost) -> None:
         f"({cost.device})",
     ]
     console.print("\n".join(lines), soft_wrap=True, highlight=False)
-    for reason, count in cost.left_out.items():
-        warn(f"left out {count} traces: {reason}")
+    report_left_out(cost.left_out)
     if not cost.fits:
         warn("That is more than is free: --batch-tokens auto, --dtype bfloat16, --device-map auto")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from kfh.console import console, report_counts, warn
+from kfh.console import console, report_counts, report_left_out, warn
 from kfh.options import options
 from probing.formats.export import ExportConfig, export
+from probing.numbers import plural
 
 
 @options
@@ -13,8 +14,8 @@ def bring_back(config: ExportConfig) -> None:
     report = export(config)
     if report.source:
         report_counts(report.source.to_json())
-        for reason, count in report.source.left_out.items():
-            warn(f"left out {count} traces: {reason}")
+        report_left_out(report.source.left_out)
     for reason, count in report.left_out.items():
         warn(f"left out {count}: {reason}")
-    console.print(f"{report.traces} traces, {report.rows} rows → {config.out}", soft_wrap=True)
+    counts = f"{plural(report.traces, 'trace')}, {plural(report.rows, 'row')}"
+    console.print(f"{counts} → {config.out}", soft_wrap=True)

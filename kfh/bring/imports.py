@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kfh.console import console, progress_bar, report_reading, say, warn
+from kfh.console import console, progress_bar, report_left_out, report_reading, say, warn
 from kfh.options import options
 from probing.files.reading import BadLine
 from probing.formats.drafts import Render, plain_prompt
@@ -77,8 +77,7 @@ def rendered(tokenizer: Any) -> Render:
 def print_report(config: ImportConfig, report: ImportReport) -> None:
     """What was read, what was left out and why, and who says what is right."""
     report_reading(report.reading)
-    for reason, count in report.left_out.items():
-        warn(f"left out {plural(count, 'trace')}: {reason} (--keep {config.keep})")
+    report_left_out(report.left_out, f" (--keep {config.keep})")
     for text in report.marks(config.think_end or "</think>"):
         warn(text)
     if report.renamed:

@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kfh.console import console, print_tables, progress_bar, report_reading, warn
+from kfh.console import (
+    console,
+    print_tables,
+    progress_bar,
+    report_left_out,
+    report_reading,
+    warn,
+)
 from kfh.options import options
 from kfh.tables import Table
 from probing.errors import ConfigError
 from probing.files.headers import file_hash, refuse_overwriting
 from probing.labelling.cause import CauseConfig
 from probing.models.load import ModelSource
-from probing.numbers import NONE, number
+from probing.numbers import NONE, number, plural
 from probing.settings import like
 from probing.traces.reports import ReadReport
 from probing.traces.source import StepSource, step_counts
@@ -75,8 +82,7 @@ def print_report(report: JudgingReport, consensus: str) -> None:
         f"{report.labelled} of {report.traces} traces, {sum(report.labels.values())} steps "
         f"({labels}), by {consensus} consensus"
     )
-    for reason, count in report.left_out.items():
-        warn(f"left out {count} traces: {reason}")
+    report_left_out(report.left_out)
     if report.failed:
         warn(
             f"{report.failed} answers are missing, in {report.incomplete} traces some of the "
@@ -136,7 +142,7 @@ def run_cause(
     report_reading(report.reading)
     if report.left_out:
         first = next(iter(report.left_out.values()))
-        warn(f"left out {len(report.left_out)} traces, first {first}")
+        warn(f"left out {plural(len(report.left_out), 'trace')}, first {first}")
     _print_counts(out, report.traces, report.labels, report.resumed)
 
 
@@ -175,9 +181,8 @@ def _print_counts(out: Path, traces: int, labels: Counter[str | None], resumed: 
     named = sorted((label or "unlabelled", count) for label, count in labels.items())
     said = ", ".join(f"{count} {label}" for label, count in named)
     already = f"; {resumed} traces were there already" if resumed else ""
-    console.print(
-        f"{traces} traces, {labels.total()} steps ({said}) → {out}{already}", soft_wrap=True
-    )
+    counts = f"{plural(traces, 'trace')}, {plural(labels.total(), 'step')}"
+    console.print(f"{counts} ({said}) → {out}{already}", soft_wrap=True)
 
 
 def run_compare(names: list[str], source: StepSource | None, show: int) -> None:

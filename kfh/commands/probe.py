@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kfh.console import console, print_tables, progress_bar, report_counts, report_reading, warn
+from kfh.console import (
+    console,
+    print_tables,
+    progress_bar,
+    report_counts,
+    report_left_out,
+    report_reading,
+    warn,
+)
 from kfh.options import declared, options
 from probing.config import ProbeConfig
 from probing.errors import ConfigError
 from probing.labelling.cause import CauseConfig
+from probing.numbers import plural
 from probing.traces.reports import ReadReport
 from probing.traces.source import StepSource
 from probing.types.config import CHEAP, NULL_ANSWER, Calibrate, TypesConfig
@@ -58,7 +67,8 @@ def segment(
             hash=file_hash(source.path),
         )
     labels = ", ".join(f"{number} {label}" for label, number in sorted(steps.items()))
-    console.print(f"{count} traces, {sum(steps.values())} steps ({labels}) → {out}")
+    cut = f"{plural(count, 'trace')}, {plural(sum(steps.values()), 'step')}"
+    console.print(f"{cut} ({labels}) → {out}")
     report_reading(report)
 
 
@@ -218,16 +228,15 @@ def _report_shard(config: ProbeConfig) -> None:
     record = read_record(shard, folder)
     console.print(f"shard {shard}: {_speed_text(record.speed)}")
     if record.lost:
-        warn(f"left out {len(record.lost)} traces: attention that is not finite")
+        report_left_out({"attention that is not finite": len(record.lost)})
     console.print(f"→ {folder}; when all {shard.count} are there: the same command with --merge")
 
 
 def _report_left_out(counts: dict[str, Any]) -> None:
     report_counts(counts)
-    for reason, number in counts["left_out"].items():
-        warn(f"left out {number} traces: {reason}")
+    report_left_out(counts["left_out"])
     if number := counts["steps"].get("without a token"):
-        warn(f"left out {number} steps without a token of their own")
+        warn(f"left out {plural(number, 'step')} without a token of their own")
     if number := counts["other_tokenizer"]:
         warn(
             f"{number} traces bring token ids of another tokenizer: their text was tokenised with "

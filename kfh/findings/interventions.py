@@ -19,7 +19,7 @@ from kfh.findings.summary import ablation_summary
 from kfh.tables import Cell, Table
 from probing.interventions.claims import DIGITS, MEASURES, Claim
 from probing.interventions.outcomes import NONE as AS_IT_IS
-from probing.numbers import NONE, Number
+from probing.numbers import NONE, Number, plural
 from probing.traces.reports import CutReport
 
 if TYPE_CHECKING:
@@ -176,7 +176,8 @@ def left_out(counts: Row) -> list[str]:
     Args:
         counts: of ablation.json.
     """
-    lines = [f"left out {count} traces: {reason}" for reason, count in counts["left_out"].items()]
+    left_out = counts["left_out"].items()
+    lines = [f"left out {plural(count, 'trace')}: {reason}" for reason, count in left_out]
     for kind, count in counts["bad_lines"].items():
         lines.append(f"left out {count} × {kind}, first {counts['first_bad_lines'][kind]}")
     lines += counts.get("remarks", ())

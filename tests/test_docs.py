@@ -134,6 +134,16 @@ def test_readme_says_of_training_what_the_kept_trials_say() -> None:
     both = next(pair for pair in pairs if pair["against"] == "overlap")
     assert all(up["steps"]["low"] < 1 < up["steps"]["high"] for up in both["speed_ups"])
 
+    short = {pair["method"]: pair for pair in kept_pairs("trial") if pair["against"] == "tlmre"}
+    ratios = [speed["steps"] for speed in short["attnpo"]["speed_ups"]]
+    assert all(ratio["low"] < 1 < ratio["high"] for ratio in ratios)
+    values = [ratio["value"] for ratio in ratios]
+    assert f"({min(values):.2f} to {max(values):.2f} ×, every interval holds 1)" in readme
+    shown = [speed["steps"]["low"] > 1 for speed in short["oracle"]["speed_ups"]]
+    assert shown == [True] * 3 + [False] * 3 and "at three lengths of six" in " ".join(
+        readme.split()
+    )
+
     (pair,) = kept_pairs("smollm2/rl")
     ratios = [speed["steps"] for speed in pair["speed_ups"]]
     assert all(ratio["low"] < 1 < ratio["high"] for ratio in ratios)

@@ -134,6 +134,18 @@ def test_readme_says_of_training_what_the_kept_trials_say() -> None:
     both = next(pair for pair in pairs if pair["against"] == "overlap")
     assert all(up["steps"]["low"] < 1 < up["steps"]["high"] for up in both["speed_ups"])
 
+    fewer = {
+        pair["against"]: pair["tokens"]["0.80"] for pair in pairs if pair["method"] == "attnpo"
+    }
+    said = [
+        {end: -fewer[control][end] for end in ("value", "low", "high")}
+        for control in ("recency", "random-heads")
+    ]
+    assert (
+        "{value:.0f} and {1[value]:.0f} more are left, {high:.0f}–{low:.0f} and "
+        "{1[high]:.0f}–{1[low]:.0f}, three seeds"
+    ).format(None, said[1], **said[0]) in readme
+
     short = {pair["method"]: pair for pair in kept_pairs("trial") if pair["against"] == "tlmre"}
     ratios = [speed["steps"] for speed in short["attnpo"]["speed_ups"]]
     assert all(ratio["low"] < 1 < ratio["high"] for ratio in ratios)

@@ -111,7 +111,11 @@ def standings_summary(content: Row) -> list[str]:
 def _verdict(pair: Row) -> str:
     ups = pair["speed_ups"]
     if not ups:
-        return "no length is reached by both in every seed, so nothing is known"
+        text = "no length is reached by both in every seed"
+        if few := few_seeds(pair["seeds"]):
+            return f"{text}; {few}"
+        n, shorter = len(pair["tokens"]), len(_shorter(pair))
+        return f"{text}; fewer redundant tokens at equal accuracy shown at {shorter} of {n} levels"
     ratios = [up["steps"]["value"] for up in ups]
     text = f"{min(ratios):.2f} to {max(ratios):.2f} × as fast over {len(ups)} lengths"
     if few := few_seeds(pair["seeds"]):
@@ -135,10 +139,11 @@ def standings_caveats(content: Row) -> list[str]:
     for pair in content["pairs"]:
         gap, few = pair["gap"], few_seeds(pair["seeds"])
         better = gap is not None and exists(gap["low"]) and gap["low"] > 0
-        if pair["against"] in CONTROLS and (few or not (better or _faster(pair))):
+        beaten = better or _faster(pair) or _shorter(pair)
+        if pair["against"] in CONTROLS and (few or not beaten):
             caveats.append(
-                f"{pair_name(pair)}: neither sooner at a length nor more accurate at equal length "
-                "is shown: the control is not beaten."
+                f"{pair_name(pair)}: neither sooner at a length, nor more accurate at one, nor "
+                "shorter at an accuracy is shown: the control is not beaten."
             )
         if gap is not None and not few and exists(gap["high"]) and gap["high"] < 0:
             points = Number.of(gap, 1, signed=True, scale=100)
@@ -156,6 +161,11 @@ def _faster(pair: Row) -> list[Row]:
     """The lengths at which the first is shown to be sooner."""
     lows = [(up, up["steps"]["low"]) for up in pair["speed_ups"]]
     return [up for up, low in lows if exists(low) and low > 1]
+
+
+def _shorter(pair: Row) -> list[Row]:
+    """The accuracies at which the first is shown to have fewer redundant tokens."""
+    return [gap for gap in pair["tokens"].values() if exists(gap["high"]) and gap["high"] < 0]
 
 
 def pair_name(pair: Row) -> str:

@@ -257,12 +257,14 @@ def test_comparisons_say_what_is_not_shown():
     level = figure(1.1, 0.9, 1.3)
     (text,) = caveats(level)
     assert text == (
-        "attnpo against recency: neither sooner at a length nor more accurate at equal length is "
-        "shown: the control is not beaten."
+        "attnpo against recency: neither sooner at a length, nor more accurate at one, nor shorter "
+        "at an accuracy is shown: the control is not beaten."
     )
     assert caveats(level, gap=figure(0.05, 0.01, 0.09)) == []
     assert caveats(level, gap=None) == [text] and caveats(figure(0.7, 0.5, 0.9)) == [text]
     assert caveats(figure(1.5, float("nan"), float("nan"))) == [text]
+    assert caveats(level, tokens={"0.80": figure(-9, -20, -1)}) == []
+    assert caveats(level, tokens={"0.80": figure(-9, -20, 1)}) == [text]
     assert caveats(level, against="oracle") == []  # no control
     (text,) = caveats(gap=figure(-0.05, -0.09, -0.01))
     assert text.endswith(": -5.0 (-9.0 to -1.0) points at equal length: accuracy is lost.")

@@ -110,6 +110,13 @@ def test_a_trial_of_few_seeds_shows_nothing_whatever_its_intervals() -> None:
         "overlap against tlmre (2 seeds): 1.50 to 1.50 × as fast over 1 lengths; 2 seeds, so "
         "nothing is shown: the next may go another way."
     )
+    apart = {**pair, "speed_ups": [], "tokens": {"0.80": estimate(-9, -20, -1)}}
+    (text,) = standings_summary({"pairs": [apart]})
+    assert text.endswith(
+        "in every seed; fewer redundant tokens at equal accuracy shown at 1 of 1 levels."
+    )
+    (text,) = standings_summary({"pairs": [{**apart, "seeds": 2}]})
+    assert "shown at" not in text
     assert speed_table([{**pair, "seeds": 1}]).rows[0][0] == "overlap against tlmre (1 seed)"
 
 

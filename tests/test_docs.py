@@ -137,14 +137,12 @@ def test_readme_says_of_training_what_the_kept_trials_say() -> None:
     fewer = {
         pair["against"]: pair["tokens"]["0.80"] for pair in pairs if pair["method"] == "attnpo"
     }
-    said = [
-        {end: -fewer[control][end] for end in ("value", "low", "high")}
-        for control in ("recency", "random-heads")
-    ]
-    assert (
-        "{value:.0f} and {1[value]:.0f} more are left, {high:.0f}–{low:.0f} and "
-        "{1[high]:.0f}–{1[low]:.0f}, three seeds"
-    ).format(None, said[1], **said[0]) in readme
+    less, least, most = (
+        " and ".join(f"{-fewer[control][end]:.0f}" for control in ("recency", "random-heads"))
+        for end in ("value", "high", "low")
+    )
+    ends = " and ".join(map("–".join, zip(least.split(" and "), most.split(" and "), strict=True)))
+    assert f"{less} more are left, {ends}, three seeds" in readme
 
     short = {pair["method"]: pair for pair in kept_pairs("trial") if pair["against"] == "tlmre"}
     ratios = [speed["steps"] for speed in short["attnpo"]["speed_ups"]]

@@ -311,7 +311,7 @@ def test_a_comparison_runs_resumes_and_names_what_failed(
     assert "1 of 1 runs of shard 2/2" in capsys.readouterr().out
     assert (out / "attnpo-0" / "result.json").stat().st_mtime_ns == changed
     assert run_compare(pair, table=True)
-    assert "| attnpo against oracle |" in (out / "table.md").read_text()
+    assert "| attnpo against oracle (1 seed) |" in (out / "table.md").read_text()
     with pytest.raises(ConfigError, match=r"attnpo-0.*was made with"):
         run_comparison(replace(setting, methods=("attnpo",), steps=4))
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from probing.choices import Dtype
 from probing.errors import ConfigError, DataError
-from probing.files.headers import HEADER, file_hash, file_header, problem_hash, write_json
+from probing.files.headers import HEADER, file_hash, file_header, write_json
 from probing.models.load import MODEL, ModelSource, choose_device, fast_bfloat16
 from probing.settings import check, choice, to_json
 
@@ -94,7 +94,7 @@ def teach(config: SftConfig, *, resume: bool = False, watch: Sequence[Any] = ())
     model, tokenizer = config.load()
     check_trainable(model, tokenizer, config.model)
     rows = [*examples(config, model, tokenizer)]  # 2
-    problems = [problem_hash(row.pop("problem")) for row in rows]
+    problems = [row.pop("problem") for row in rows]
     steps = config.max_steps or max(1, ceil(len(rows) * config.epochs / config.batch))
     frozen = freeze_lower(model, config.freeze)  # 3
     trainer = SFTTrainer(
@@ -229,7 +229,7 @@ def in_order(rows: Sequence[Any], batch: int, steps: int, seed: int) -> list[Any
 def taught(
     data: str, tokenizer: Any, template: str, *, limit: int | None = None, seed: int = 0
 ) -> Iterator[tuple[str, str, str, str]]:
-    """Name, rendered prompt, response and problem of each trace of a file, or that a task writes.
+    """Name, rendered prompt, response and problem's hash of each trace: a file's, or a task's own.
 
     Args:
         data: FILE.jsonl, or questions of a task.
@@ -245,14 +245,14 @@ def taught(
 
     if _is_file(data):
         for trace in islice(read_traces(data), limit):
-            yield trace.id, trace.prompt, trace.response, trace.problem or trace.prompt
+            yield trace.id, trace.prompt, trace.response, trace.problem_key
         return
     asked = load_questions(data, limit=limit, seed=seed)
-    for question in asked.questions:
+    for question, problem in zip(asked.questions, asked.problems, strict=True):
         prompt = render_prompt(
             tokenizer, question.question, template, instruction=asked.instruction
         )
-        yield question.id, prompt, asked.task.trace(question, seed), question.question
+        yield question.id, prompt, asked.task.trace(question, seed), problem
 
 
 def freeze_lower(model: Any, layers: int) -> int:

@@ -14,6 +14,7 @@ import torch
 from helpers import kfh, model_folder, said, trace_file
 
 from probing.errors import ConfigError, DataError
+from probing.files.headers import problem_hash
 from probing.models.load import load_model, load_tokenizer
 from probing.traces.file import read_traces
 from probing.traces.segmenters import Segmenter
@@ -210,7 +211,7 @@ def test_the_response_alone_has_a_loss_and_its_end_is_taught(tiny: str, tmp_path
         asked.questions, taught("words:2@1", tokenizer, "auto"), strict=True
     ):
         assert name == question.id and response == asked.task.trace(question, 0)
-        assert problem == question.question
+        assert problem == problem_hash(question.question)
         assert prompt == f"{question.question}\n{asked.instruction}\n<think>\n"
 
 

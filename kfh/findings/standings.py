@@ -20,6 +20,7 @@ def standings_tables(content: Row) -> list[Table]:
         speed_table(content["pairs"]),
         frontier_table(content["frontiers"], content["lengths"]),
         equal_table(content["pairs"]),
+        course_table(content["ends"], content["lengths"]),
         ends_table(content["ends"], content["steps"]),
     ]
 
@@ -86,11 +87,26 @@ def equal_table(pairs: Sequence[Row]) -> Table:
     return Table(title, (*columns, *(f"tokens at {level}" for level in levels)), cells)
 
 
+def course_table(ends: Sequence[Row], lengths: Sequence[float]) -> Table:
+    """A row a method and pressure: steps until each length, or how many seeds come to it."""
+    rows = [
+        (arm_name(end), *(_until(point, end["seeds"]) for point in end["until"])) for end in ends
+    ]
+    title = "Steps until a length is reached, whatever the accuracy; a mean over seeds"
+    return Table(title, ("method", *(f"{number(x, 1)} redundant" for x in lengths)), rows)
+
+
+def _until(point: Row, seeds: int) -> Cell:
+    if point["reaching"] == seeds:
+        return Number.of(point["steps"], 0)
+    return f"{point['reaching']} of {plural(seeds, 'seed')}"
+
+
 def ends_table(ends: Sequence[Row], steps: int) -> Table:
     """A row a method and pressure, when the budget is spent."""
     rows = [
         (
-            f"{end['method']} @{under(end['pressure'])}",
+            arm_name(end),
             str(end["seeds"]),
             Number.of(end["accuracy"]),
             Number.of(end["redundant"], 1),
@@ -117,7 +133,7 @@ def _verdict(pair: Row) -> str:
         n, shorter = len(pair["tokens"]), len(_shorter(pair))
         return f"{text}; fewer redundant tokens at equal accuracy shown at {shorter} of {n} levels"
     ratios = [up["steps"]["value"] for up in ups]
-    text = f"{min(ratios):.2f} to {max(ratios):.2f} × as fast over {len(ups)} lengths"
+    text = f"{min(ratios):.2f} to {max(ratios):.2f} × as fast over {plural(len(ups), 'length')}"
     if few := few_seeds(pair["seeds"]):
         return f"{text}; {few}"
     faster = _faster(pair)
@@ -151,8 +167,8 @@ def standings_caveats(content: Row) -> list[str]:
     for end in content["ends"]:
         if end["collapsed"]:
             caveats.append(
-                f"{end['method']} @{under(end['pressure'])}: {end['collapsed']} of {end['seeds']} "
-                "runs ended less accurate than they began."
+                f"{arm_name(end)}: {end['collapsed']} of {end['seeds']} runs ended less accurate "
+                "than they began."
             )
     return caveats
 
@@ -172,6 +188,11 @@ def pair_name(pair: Row) -> str:
     """How a pair is called; with its seeds, where they are few."""
     few = f" ({plural(pair['seeds'], 'seed')})" if pair["seeds"] < FEW_SEEDS else ""
     return f"{pair['method']} against {pair['against']}{few}"
+
+
+def arm_name(arm: Row) -> str:
+    """A method under one pressure."""
+    return f"{arm['method']} @{under(arm['pressure'])}"
 
 
 def under(pressure: Any) -> str:

@@ -176,10 +176,24 @@ class Contender:
     def reaches(self, chosen: int | None, bound: float) -> bool:
         """Whether there is a chosen pressure, and every seed reaches this length under it, too, on
         the reported problems."""
-        if chosen is None:
-            return False
+        return chosen is not None and self.reaching(chosen, bound) == len(self.seeds)
+
+    def reaching(self, chosen: int, bound: float) -> int:
+        """How many seeds reach this length under a pressure on the reported problems."""
         place = reach(self.redundant[chosen].mean(axis=-1), bound)
-        return bool(np.isfinite(place).all())
+        return int(np.isfinite(place).sum())
+
+
+def steps_until(contender: Contender, chosen: int, length: float) -> Estimate:
+    """Steps until the reported problems have this length under a pressure, a mean over seeds.
+
+    Not a number where a seed does not reach it.
+    """
+
+    def until(long: NDArray[np.float64]) -> NDArray[np.float64]:
+        return at(np.broadcast_to(contender.steps, long.shape), reach(long, length))
+
+    return within(seedwise(until, contender.redundant[chosen]), np.inf)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from rl.runs.frontier import (
     frontier_gap,
     length_gap,
     speed_up,
+    steps_until,
 )
 from rl.runs.intervals import hierarchical_bootstrap, share
 
@@ -40,8 +41,17 @@ LEVELS = (0.80, 0.85, 0.90, 0.95)  # accuracies at which lengths are compared
 
 
 @dataclass(frozen=True)
+class Until:
+    """Steps until one length is reached, where each of the seeds does; and how many of them do."""
+
+    length: float
+    reaching: int
+    steps: Estimate
+
+
+@dataclass(frozen=True)
 class Standing:
-    """One method under one pressure when its budget is spent."""
+    """One method under one pressure: until each length, and when its budget is spent."""
 
     method: str
     pressure: float | None
@@ -49,6 +59,7 @@ class Standing:
     accuracy: Estimate
     redundant: Estimate
     collapsed: int  # runs less accurate at their end than before training
+    until: tuple[Until, ...]
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,7 @@ def stand(contenders: Sequence[Contender]) -> Standings:
         int(one.steps[-1]),
         int(one.steps[1] - one.steps[0]),
         {c.method: frontier(c, lengths) for c in contenders},
-        [_end(c, i) for c in contenders for i in range(len(c.pressures))],
+        [_end(c, i, lengths) for c in contenders for i in range(len(c.pressures))],
         pairs,
         notes,
     )
@@ -207,7 +218,7 @@ def _against(ours: Contender, theirs: Contender, lengths: Sequence[float]) -> Ag
     )
 
 
-def _end(contender: Contender, index: int) -> Standing:
+def _end(contender: Contender, index: int, lengths: Sequence[float]) -> Standing:
     right, long = contender.correct[index], contender.redundant[index]
     fallen = right[:, -1].mean(axis=1) < right[:, 0].mean(axis=1)
     return Standing(
@@ -217,4 +228,8 @@ def _end(contender: Contender, index: int) -> Standing:
         share(right[:, -1]),
         hierarchical_bootstrap(lambda mean: mean, long[:, -1]),
         int(np.sum(fallen)),
+        tuple(
+            Until(x, contender.reaching(index, x), steps_until(contender, index, x))
+            for x in lengths
+        ),
     )

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from kfh.findings.base import Picture, Section
 from kfh.findings.page import glossary, write_report
-from kfh.findings.standings import speed_table, standings_summary
+from kfh.findings.standings import course_table, speed_table, standings_summary
 from kfh.findings.summary import (
     ablation_summary,
     evaluation_summary,
@@ -104,10 +104,10 @@ def test_a_trial_of_few_seeds_shows_nothing_whatever_its_intervals() -> None:
     speed |= {"steps": estimate(1.5, 1.2, 1.9), "tokens": estimate(1.5, 1.2, 1.9)}
     pair |= {"speed_ups": [speed], "gap": estimate(0.05, 0.01, 0.09), "tokens": {}}
     (text,) = standings_summary({"pairs": [pair]})
-    assert "1.50 to 1.50 × as fast over 1 lengths, shown faster at 1" in text
+    assert "1.50 to 1.50 × as fast over 1 length, shown faster at 1" in text
     (text,) = standings_summary({"pairs": [{**pair, "seeds": 2}]})
     assert text == (
-        "overlap against tlmre (2 seeds): 1.50 to 1.50 × as fast over 1 lengths; 2 seeds, so "
+        "overlap against tlmre (2 seeds): 1.50 to 1.50 × as fast over 1 length; 2 seeds, so "
         "nothing is shown: the next may go another way."
     )
     apart = {**pair, "speed_ups": [], "tokens": {"0.80": estimate(-9, -20, -1)}}
@@ -118,6 +118,17 @@ def test_a_trial_of_few_seeds_shows_nothing_whatever_its_intervals() -> None:
     (text,) = standings_summary({"pairs": [{**apart, "seeds": 2}]})
     assert "shown at" not in text
     assert speed_table([{**pair, "seeds": 1}]).rows[0][0] == "overlap against tlmre (1 seed)"
+
+
+def test_steps_until_a_length_or_how_many_seeds_come_to_it() -> None:
+    unknown = {"value": None, "low": None, "high": None, "n": 500}
+    until = [
+        {"length": 60.0, "reaching": 2, "steps": estimate(42, 15, 86)},
+        {"length": 50.0, "reaching": 1, "steps": unknown},
+    ]
+    end = {"method": "tlmre", "pressure": 0.2, "seeds": 2, "until": until}
+    table = course_table([end], [60.0, 50.0])
+    assert [str(cell) for cell in table.rows[0]] == ["tlmre @0.2", "42 (15–86)", "1 of 2 seeds"]
 
 
 def test_evaluations_stability_and_runs_in_sentences() -> None:

@@ -115,6 +115,24 @@ def test_accuracy_at_equal_length_and_length_at_equal_accuracy() -> None:
     assert length_gap(cheap, dear, 0.99) is None
 
 
+def test_steps_until_a_length_are_of_runs_that_all_come_to_it() -> None:
+    """80 tokens, 0.6 and 1.2 fewer a step."""
+    slow, fast = stand([contender("tlmre", {0.2: 0.6, 0.3: 1.2})]).ends
+    for end, a_step in ((slow, 0.6), (fast, 1.2)):
+        for point in end.until:
+            reached = (80 - point.length) / a_step <= 100
+            assert point.reaching == (3 if reached else 0)
+            if reached:
+                assert point.steps.value == pytest.approx((80 - point.length) / a_step)
+            else:
+                assert np.isnan(point.steps.value)
+    one = contender("attnpo", {0.2: 1.2})
+    longer = one.redundant.copy()
+    longer[:, 1] = np.maximum(longer[:, 1], 45.0)
+    *_, last = stand([replace(one, redundant=longer)]).ends[0].until
+    assert last.reaching == 2 and np.isnan(last.steps.value)
+
+
 def test_credit_by_attention_is_held_against_true_labels_and_every_control() -> None:
     names = ("attnpo", "overlap", "recency", "pa", "random-heads", "oracle")
     methods = [contender(name, {0.2: 0.6}) for name in ("tlmre", *names)]

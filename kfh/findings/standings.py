@@ -163,7 +163,12 @@ def standings_caveats(content: Row) -> list[str]:
             )
         if gap is not None and not few and exists(gap["high"]) and gap["high"] < 0:
             points = Number.of(gap, 1, signed=True, scale=100)
-            caveats.append(f"{pair_name(pair)}: {points} points at equal length: accuracy is lost.")
+            # Accuracy rises along a run: who comes to a length later has learned for longer.
+            sooner = pair["speed_ups"] and all(up["steps"]["value"] > 1 for up in pair["speed_ups"])
+            early = ", after fewer steps" if sooner else ""
+            caveats.append(
+                f"{pair_name(pair)}: {points} points at equal length{early}: accuracy is lost."
+            )
     for end in content["ends"]:
         if end["collapsed"]:
             caveats.append(

@@ -33,8 +33,8 @@ from rl.runs.intervals import hierarchical_bootstrap, share
 BASELINE = "tlmre"
 # What a head set must beat: other heads, position, and the words of the answer without attention.
 CONTROLS = ("random-heads", "all-heads", "recency", "overlap")
-# What `attnpo` is held against, beside the baseline: labels that are true, and these.
-YARDSTICKS = ("oracle", *CONTROLS)
+# What `attnpo` is held against, beside the baseline: true labels, its two halves, and these.
+YARDSTICKS = ("oracle", "pa", "na", *CONTROLS)
 # Lengths that are reported, as shares of the redundant tokens before training.
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 LEVELS = (0.80, 0.85, 0.90, 0.95)  # accuracies at which lengths are compared

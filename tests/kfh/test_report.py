@@ -266,8 +266,11 @@ def test_comparisons_say_what_is_not_shown():
     assert caveats(level, tokens={"0.80": figure(-9, -20, -1)}) == []
     assert caveats(level, tokens={"0.80": figure(-9, -20, 1)}) == [text]
     assert caveats(level, against="oracle") == []  # no control
+    lost = "-5.0 (-9.0 to -1.0) points at equal length"
     (text,) = caveats(gap=figure(-0.05, -0.09, -0.01))
-    assert text.endswith(": -5.0 (-9.0 to -1.0) points at equal length: accuracy is lost.")
+    assert text.endswith(f": {lost}, after fewer steps: accuracy is lost.")
+    (text,) = caveats(figure(0.7, 0.5, 0.9), gap=figure(-0.05, -0.09, -0.01), against="oracle")
+    assert text.endswith(f": {lost}: accuracy is lost.")
     assert caveats(gap=figure(-0.05, -0.09, 0.01)) == []
     (text,) = caveats(gap=figure(-0.05, -0.09, -0.01), seeds=2)  # few: nothing is shown
     assert text.startswith("attnpo against recency (2 seeds)") and "not beaten" in text

@@ -137,7 +137,7 @@ def test_credit_by_attention_is_held_against_true_labels_and_every_control() -> 
     names = ("attnpo", "overlap", "recency", "pa", "random-heads", "oracle")
     methods = [contender(name, {0.2: 0.6}) for name in ("tlmre", *names)]
     pairs = [(pair.method, pair.against) for pair in stand(methods).pairs]
-    others = ("oracle", "random-heads", "recency", "overlap")
+    others = ("oracle", "pa", "random-heads", "recency", "overlap")
     assert pairs == [(name, "tlmre") for name in names] + [("attnpo", name) for name in others]
 
 

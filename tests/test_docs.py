@@ -90,10 +90,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert made or path.exists(), f"{page.name} links to {target}"
 
 
+def kept_standings(trial: str) -> dict[str, Any]:
+    """Where the methods of a kept trial stand."""
+    path = ROOT / f"data/results/{trial}/comparison.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["standings"]
+    return found
+
+
 def kept_pairs(trial: str) -> list[dict[str, Any]]:
     """The methods of a kept trial, each held against another."""
-    path = ROOT / f"data/results/{trial}/comparison.json"
-    pairs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["standings"]["pairs"]
+    pairs: list[dict[str, Any]] = kept_standings(trial)["pairs"]
     return pairs
 
 
@@ -105,15 +111,18 @@ def in_points(estimate: dict[str, float]) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("trial", "page"), [("long", "results"), ("trial", "results"), ("smollm2/rl", "smollm2")]
 )
-def test_speed_table_is_that_of_the_kept_trial(trial: str, page: str) -> None:
-    """Every row of it in the page, as the kept files have it."""
-    from kfh.findings.standings import speed_table
+def test_tables_are_those_of_the_kept_trial(trial: str, page: str) -> None:
+    """Every row of both in the page, as the kept files have it."""
+    from kfh.findings.standings import course_table, speed_table
     from kfh.tables import markdown
 
-    text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
-    table = markdown(speed_table(kept_pairs(trial)))
-    for line in table.strip().split("\n\n")[1].splitlines():
-        assert line in text, f"docs/{page}.md lacks: {line}"
+    text, kept = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8"), kept_standings(trial)
+    tables = [speed_table(kept["pairs"])]
+    if page == "results":
+        tables.append(course_table(kept["ends"], kept["lengths"]))
+    for table in tables:
+        for line in markdown(table).strip().split("\n\n")[1].splitlines():
+            assert line in text, f"docs/{page}.md lacks: {line}"
 
 
 def test_readme_says_of_training_what_the_kept_trials_say() -> None:
@@ -151,7 +160,18 @@ def test_readme_says_of_training_what_the_kept_trials_say() -> None:
     assert f"({min(values):.2f} to {max(values):.2f} ×, every interval holds 1)" in readme
     shown = [speed["steps"]["low"] > 1 for speed in short["oracle"]["speed_ups"]]
     assert shown == [True] * 3 + [False] * 3
-    assert "at three lengths of six" in " ".join(readme.split())
+    assert "at three lengths of six" in (words := " ".join(readme.split()))
+
+    said = []
+    for control in ("random-heads", "recency"):
+        (pair,) = (pair for pair in kept_pairs("trial") if pair["against"] == control)
+        ratios = [speed["steps"] for speed in pair["speed_ups"]]
+        values = [ratio["value"] for ratio in ratios]
+        said.append((min(values), max(values), sum(ratio["low"] > 1 for ratio in ratios)))
+    (least, most, shown), (low, high, few) = said
+    assert f"{least:.1f} to {most:.1f} × sooner than by a random head" in words
+    assert f"{low:.1f} to {high:.1f} × than by recency (shown at five and four of six)" in words
+    assert (shown, few, len(ratios)) == (5, 4, 6)
 
     (pair,) = kept_pairs("smollm2/rl")
     ratios = [speed["steps"] for speed in pair["speed_ups"]]

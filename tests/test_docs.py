@@ -141,7 +141,8 @@ def test_readme_says_of_training_what_the_kept_trials_say() -> None:
     by_words = next(pair for pair in pairs if pair["method"] == "overlap")["speed_ups"][1]["steps"]
     assert "{value:.1f} × ({low:.1f}–{high:.1f}). See below".format(**by_words) in readme
     both = next(pair for pair in pairs if pair["against"] == "overlap")
-    assert all(up["steps"]["low"] < 1 < up["steps"]["high"] for up in both["speed_ups"])
+    assert [up["steps"]["low"] > 1 for up in both["speed_ups"]] == [False, False, True]
+    assert "the heads are shown sooner than it at one length of three" in readme
 
     fewer = {
         pair["against"]: pair["tokens"]["0.80"] for pair in pairs if pair["method"] == "attnpo"

@@ -11,6 +11,7 @@ from typing import Any
 from kfh.findings.base import FEW_SEEDS, Row, excludes_zero, few_seeds
 from kfh.tables import Cell, Table
 from probing.numbers import Number, exists, number, plural
+from rl.runs.folders import labelled
 from rl.runs.standings import CONTROLS
 
 
@@ -90,7 +91,7 @@ def equal_table(pairs: Sequence[Row]) -> Table:
 def course_table(ends: Sequence[Row], lengths: Sequence[float]) -> Table:
     """A row a method and pressure: steps until each length, or how many seeds come to it."""
     rows = [
-        (arm_name(end), *(_until(point, end["seeds"]) for point in end["until"])) for end in ends
+        (labelled(end), *(_until(point, end["seeds"]) for point in end["until"])) for end in ends
     ]
     title = "Steps until a length is reached, whatever the accuracy; a mean over seeds"
     return Table(title, ("method", *(f"{number(x, 1)} redundant" for x in lengths)), rows)
@@ -106,7 +107,7 @@ def ends_table(ends: Sequence[Row], steps: int) -> Table:
     """A row a method and pressure, when the budget is spent."""
     rows = [
         (
-            arm_name(end),
+            labelled(end),
             str(end["seeds"]),
             Number.of(end["accuracy"]),
             Number.of(end["redundant"], 1),
@@ -172,7 +173,7 @@ def standings_caveats(content: Row) -> list[str]:
     for end in content["ends"]:
         if end["collapsed"]:
             caveats.append(
-                f"{arm_name(end)}: {end['collapsed']} of {end['seeds']} runs ended less accurate "
+                f"{labelled(end)}: {end['collapsed']} of {end['seeds']} runs ended less accurate "
                 "than they began."
             )
     return caveats
@@ -193,11 +194,6 @@ def pair_name(pair: Row) -> str:
     """How a pair is called; with its seeds, where they are few."""
     few = f" ({plural(pair['seeds'], 'seed')})" if pair["seeds"] < FEW_SEEDS else ""
     return f"{pair['method']} against {pair['against']}{few}"
-
-
-def arm_name(arm: Row) -> str:
-    """A method under one pressure."""
-    return f"{arm['method']} @{under(arm['pressure'])}"
 
 
 def under(pressure: Any) -> str:

@@ -128,7 +128,7 @@ def test_steps_until_a_length_or_how_many_seeds_come_to_it() -> None:
     ]
     end = {"method": "tlmre", "pressure": 0.2, "seeds": 2, "until": until}
     table = course_table([end], [60.0, 50.0])
-    assert [str(cell) for cell in table.rows[0]] == ["tlmre @0.2", "42 (15–86)", "1 of 2 seeds"]
+    assert [str(cell) for cell in table.rows[0]] == ["tlmre@0.2", "42 (15–86)", "1 of 2 seeds"]
 
 
 def test_evaluations_stability_and_runs_in_sentences() -> None:

@@ -35,6 +35,8 @@ BASELINE = "tlmre"
 CONTROLS = ("random-heads", "all-heads", "recency", "overlap")
 # What `attnpo` is held against, beside the baseline: true labels, its two halves, and these.
 YARDSTICKS = ("oracle", "pa", "na", *CONTROLS)
+# Its rule changed in one thing: each must beat it, and come up to true labels.
+VARIANTS = ("attnpo-hard", "attnpo-checks", "attnpo-answer")
 # Lengths that are reported, as shares of the redundant tokens before training.
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 LEVELS = (0.80, 0.85, 0.90, 0.95)  # accuracies at which lengths are compared
@@ -163,6 +165,7 @@ def stand(contenders: Sequence[Contender]) -> Standings:
     named = {contender.method: contender for contender in contenders}
     wanted = [(method, BASELINE) for method in named if method != BASELINE]
     wanted += [("attnpo", other) for other in YARDSTICKS]
+    wanted += [(variant, other) for variant in VARIANTS for other in ("attnpo", "oracle")]
     notes: list[str] = []
     pairs = []
     for method, against in wanted:

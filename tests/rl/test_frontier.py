@@ -141,6 +141,14 @@ def test_credit_by_attention_is_held_against_true_labels_and_every_control() -> 
     assert pairs == [(name, "tlmre") for name in names] + [("attnpo", name) for name in others]
 
 
+def test_a_changed_rule_is_held_against_the_rule_and_true_labels() -> None:
+    names = ("attnpo", "attnpo-answer", "oracle", "attnpo-checks")
+    methods = [contender(name, {0.2: 0.6}) for name in names]
+    pairs = [(pair.method, pair.against) for pair in stand(methods).pairs]
+    changed = ("attnpo-checks", "attnpo-answer")
+    assert pairs == [("attnpo", "oracle")] + [(n, o) for n in changed for o in ("attnpo", "oracle")]
+
+
 def test_gains_are_drawn_where_they_are() -> None:
     """Every ratio with its ends; no line where there is no interval, nothing where no figure."""
 

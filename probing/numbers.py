@@ -53,10 +53,14 @@ class Number:
     Args:
         digits: decimals. A difference (`signed`) whose interval excludes zero has as many as it
             takes to show that.
+        bound: `≥` or `≤` where the value is the least or the most that it can be, as is then
+            the end of its interval on that side, the only one that is known.
 
     Example:
         >>> str(Number(0.714, 0.591, 0.816)), str(Number(-5, -9, 1, digits=1, signed=True))
         ('0.714 (0.591–0.816)', '-5.0 (-9.0 to +1.0)')
+        >>> str(Number(4.53, 3.17, None, digits=1, bound="≥"))
+        '≥ 4.5 (≥ 3.2)'
     """
 
     value: float | None
@@ -64,9 +68,17 @@ class Number:
     high: float | None = None
     digits: int = 3
     signed: bool = False
+    bound: str = ""
 
     @classmethod
-    def of(cls, estimate: Any, digits: int = 3, signed: bool = False, scale: float = 1) -> Number:
+    def of(
+        cls,
+        estimate: Any,
+        digits: int = 3,
+        signed: bool = False,
+        scale: float = 1,
+        bound: str = "",
+    ) -> Number:
         """Of an `Estimate`, of a mapping with `value`, `low`, `high`, or of None.
 
         Args:
@@ -79,7 +91,7 @@ class Number:
             scale * fields[key] if exists(fields.get(key)) else None
             for key in ("value", "low", "high")
         )
-        return cls(value, low, high, digits, signed)
+        return cls(value, low, high, digits, signed, bound)
 
     @classmethod
     def column(cls, row: Any, name: str, digits: int = 3, signed: bool = False) -> Number:
@@ -100,13 +112,20 @@ class Number:
     @property
     def text(self) -> str:
         """The value alone."""
-        return number(self.value, self.decimals, self.signed)
+        return self._as_bound(number(self.value, self.decimals, self.signed))
 
     @property
     def interval(self) -> str:
         """The interval in brackets; empty where there is none."""
-        ends = interval(self.low, self.high, self.decimals, self.signed)
+        if self.bound:
+            end = self.low if self.bound == "≥" else self.high
+            ends = self._as_bound(number(end, self.decimals, self.signed)) if exists(end) else ""
+        else:
+            ends = interval(self.low, self.high, self.decimals, self.signed)
         return f"({ends})" if ends and exists(self.value) else ""
+
+    def _as_bound(self, text: str) -> str:
+        return f"{self.bound} {text}".lstrip()
 
     def __str__(self) -> str:
         return f"{self.text} {self.interval}".rstrip()

@@ -33,8 +33,8 @@ def speed_table(pairs: Sequence[Row]) -> Table:
             pair_name(pair),
             number(up["length"], 1),
             f"{under(up['pressure'])}, {under(up['against'])}",
-            Number.of(up["steps"], 2),
-            Number.of(up["tokens"], 2),
+            Number.of(up["steps"], 2, bound=up.get("bound", "")),
+            Number.of(up["tokens"], 2, bound=up.get("bound", "")),
             Number.of(up["accuracy"], 1, signed=True, scale=100),
         ]
         for pair in pairs
@@ -42,8 +42,8 @@ def speed_table(pairs: Sequence[Row]) -> Table:
     ]
     title = (
         "Speed-up until a length is reached: the second's steps and sampled tokens over the "
-        "first's (above 1: the first is faster), and the difference of accuracy there; 95 % over "
-        "seeds and problems"
+        "first's (above 1: the first is faster; a bound where one of the two does not come to it "
+        "within the budget), and the difference of accuracy there; 95 % over seeds and problems"
     )
     columns = ("pair", "redundant tokens", "pressures", "steps, ×", "tokens sampled, ×")
     return Table(title, (*columns, "accuracy, points"), cells)
@@ -126,22 +126,24 @@ def standings_summary(content: Row) -> list[str]:
 
 
 def _verdict(pair: Row) -> str:
-    ups = pair["speed_ups"]
+    ups = [up for up in pair["speed_ups"] if not up.get("bound")]
+    few = few_seeds(pair["seeds"])
     if not ups:
         text = "no length is reached by both in every seed"
-        if few := few_seeds(pair["seeds"]):
+        if few:
             return f"{text}; {few}"
         n, shorter = len(pair["tokens"]), len(_shorter(pair))
+        text += _alone(pair)
         return f"{text}; fewer redundant tokens at equal accuracy shown at {shorter} of {n} levels"
-    ratios = [up["steps"]["value"] for up in ups]
-    text = f"{min(ratios):.2f} to {max(ratios):.2f} × as fast over {plural(len(ups), 'length')}"
-    if few := few_seeds(pair["seeds"]):
+    ratios = sorted({f"{up['steps']['value']:.2f}" for up in ups}, key=float)
+    text = " to ".join(dict.fromkeys((ratios[0], ratios[-1])))
+    text += f" × as fast over {plural(len(ups), 'length')}"
+    if few:
         return f"{text}; {few}"
-    faster = _faster(pair)
-    slower = [up for up in ups if exists(up["steps"]["high"]) and up["steps"]["high"] < 1]
     less = [up for up in ups if exists(up["accuracy"]["high"]) and up["accuracy"]["high"] < 0]
-    text += f", shown faster at {len(faster)}, slower at {len(slower)}"
+    text += f", shown faster at {len(_faster(ups))}, slower at {len(_slower(ups))}"
     text += f", less accurate there at {len(less)}" if less else ", no loss of accuracy shown there"
+    text += _alone(pair)
     gap = pair["gap"]
     if gap is None:
         return text
@@ -150,13 +152,26 @@ def _verdict(pair: Row) -> str:
     return f"{text}; accuracy at equal length {shown} points{known}"
 
 
+def _alone(pair: Row) -> str:
+    """The lengths that one of the two alone comes to within the budget."""
+    text = ""
+    for bound, who, how, shown in (
+        ("≥", "first", "faster", _faster),
+        ("≤", "second", "slower", _slower),
+    ):
+        if ups := [up for up in pair["speed_ups"] if up.get("bound") == bound]:
+            text += f"; {plural(len(ups), 'length')} reached by the {who} alone, "
+            text += f"shown {how} at {len(shown(ups))}"
+    return text
+
+
 def standings_caveats(content: Row) -> list[str]:
     """What to hold against the trial: controls not beaten, accuracy lost, runs that collapsed."""
     caveats = list(content["notes"])
     for pair in content["pairs"]:
         gap, few = pair["gap"], few_seeds(pair["seeds"])
         better = gap is not None and exists(gap["low"]) and gap["low"] > 0
-        beaten = better or _faster(pair) or _shorter(pair)
+        beaten = better or _faster(pair["speed_ups"]) or _shorter(pair)
         if pair["against"] in CONTROLS and (few or not beaten):
             caveats.append(
                 f"{pair_name(pair)}: neither sooner at a length, nor more accurate at one, nor "
@@ -179,10 +194,14 @@ def standings_caveats(content: Row) -> list[str]:
     return caveats
 
 
-def _faster(pair: Row) -> list[Row]:
+def _faster(ups: Sequence[Row]) -> list[Row]:
     """The lengths at which the first is shown to be sooner."""
-    lows = [(up, up["steps"]["low"]) for up in pair["speed_ups"]]
-    return [up for up, low in lows if exists(low) and low > 1]
+    return [up for up in ups if exists(low := up["steps"]["low"]) and low > 1]
+
+
+def _slower(ups: Sequence[Row]) -> list[Row]:
+    """The lengths at which the first is shown to be later."""
+    return [up for up in ups if exists(high := up["steps"]["high"]) and high < 1]
 
 
 def _shorter(pair: Row) -> list[Row]:

@@ -102,7 +102,8 @@ def gains(pairs: Sequence[Mapping[str, Any]], counted: str = "redundant tokens")
 
     Args:
         pairs: as comparison.json has them; from top to bottom, each with its lengths from the
-            longest on. Where an interval goes on beyond the axis, it ends there.
+            longest on. Where an interval goes on beyond the axis, it ends there; a bound has an
+            arrow instead of the end that is not known.
         counted: what lengths are of.
 
     Returns:
@@ -120,7 +121,7 @@ def gains(pairs: Sequence[Mapping[str, Any]], counted: str = "redundant tokens")
         colour, _, marker = looks[pair["method"]]
         look = {"color": colour, "marker": marker, "markersize": 4}
         for up in pair["speed_ups"]:
-            _interval(sooner, up["steps"], at, look)
+            _interval(sooner, up["steps"], at, look, bound=up.get("bound", ""))
             sooner.annotate(
                 f"{up['length']:.0f}",
                 (0, at),
@@ -150,10 +151,17 @@ def gains(pairs: Sequence[Mapping[str, Any]], counted: str = "redundant tokens")
 
 
 def _interval(
-    axes: Axes, figure: Mapping[str, Any], at: float, look: Mapping[str, Any], scale: float = 1
+    axes: Axes,
+    figure: Mapping[str, Any],
+    at: float,
+    look: Mapping[str, Any],
+    scale: float = 1,
+    bound: str = "",
 ) -> None:
-    """A point and the line of its interval, where that is known."""
-    axes.plot([scale * figure["value"]], [at], linestyle="none", **look)
-    if exists(figure["low"]):
-        ends = scale * figure["low"], scale * figure["high"]
+    """A point and the line of its interval, where that is known; of a bound, where it points."""
+    arrow = {"≥": ">", "≤": "<"}.get(bound, look["marker"])
+    axes.plot([scale * figure["value"]], [at], linestyle="none", **{**look, "marker": arrow})
+    known = [figure[end] if exists(figure[end]) else figure["value"] for end in ("low", "high")]
+    if known[0] < known[1]:
+        ends = scale * known[0], scale * known[1]
         axes.plot(ends, (at, at), color=look["color"], linewidth=1.4)

@@ -173,6 +173,12 @@ class Contender:
             least = np.nanmax(accuracy) - SLACK
         return int(np.nanargmin(np.where(accuracy >= least, steps, np.nan)))
 
+    def nearest(self, bound: float) -> int:
+        """Index of the pressure that comes soonest to this length on the validation, where runs
+        that end before count as being there at their end; among equals the shortest there."""
+        steps = np.nan_to_num(reach(self.length, bound), nan=self.length.shape[-1]).mean(axis=1)
+        return int(np.lexsort((self.length[..., -1].mean(axis=1), steps))[0])
+
     def reaches(self, chosen: int | None, bound: float) -> bool:
         """Whether there is a chosen pressure, and every seed reaches this length under it, too, on
         the reported problems."""
@@ -202,6 +208,11 @@ class SpeedUp:
 
     `steps` and `tokens` are ratios, the baseline's over the method's: above 1 the method is faster;
     `accuracy` is the difference of accuracies there, as a share.
+
+    Where one of the two alone comes to the length in every seed, the other's runs count as being
+    there when their budget ends, and the ratio is a bound (`bound`): at least (≥) where the
+    baseline falls short, at most (≤) where the method does. The end of the interval beyond it is
+    not known, nor is a difference of accuracies.
     """
 
     length: float
@@ -210,50 +221,60 @@ class SpeedUp:
     steps: Estimate
     tokens: Estimate
     accuracy: Estimate
+    bound: str = ""
 
 
 def speed_up(ours: Contender, theirs: Contender, length: float) -> SpeedUp | None:
-    """The speed-up at one length; None where a method has no pressure that reaches it."""
-    base = theirs.fastest(length)
-    if base is None or not theirs.reaches(base, length):
-        return None
-    least = float(at(theirs.accuracy[base], reach(theirs.length[base], length)).mean())
+    """The speed-up at one length; None where no method has a pressure that reaches it."""
+    base, least = theirs.fastest(length), None
+    if there := theirs.reaches(base, length):
+        least = float(at(theirs.accuracy[base], reach(theirs.length[base], length)).mean())
     mine = ours.fastest(length, least)
-    if mine is None or not ours.reaches(mine, length):
+    here = ours.reaches(mine, length)
+    if not (here or there):
         return None
-    axes = {
-        "steps": (ours.steps, theirs.steps),
-        "tokens": (ours.sampled[mine], theirs.sampled[base]),
-    }
-
-    def log_ratio(
-        taken: tuple[NDArray[np.float64], ...], *means: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        mine, theirs = (
-            at(np.broadcast_to(axis, lengths.shape), reach(lengths, length))
-            for axis, lengths in zip(taken, means, strict=True)
-        )
-        return np.log(theirs / mine)
+    mine = ours.nearest(length) if mine is None or not here else mine
+    base = theirs.nearest(length) if base is None or not there else base
+    bound = "" if here and there else "≥" if here else "≤"
+    long = ours.redundant[mine], theirs.redundant[base]
+    axes = (ours.steps, theirs.steps), (ours.sampled[mine], theirs.sampled[base])
+    steps, tokens = (_ratio(axis, long, length, bound) for axis in axes)
 
     def gap(*means: NDArray[np.float64]) -> NDArray[np.float64]:
         return _accuracy_at(length, *means[:2]) - _accuracy_at(length, *means[2:])
 
-    long = ours.redundant[mine], theirs.redundant[base]
-    steps, tokens = (_exp(seedwise(partial(log_ratio, axes[kind]), *long)) for kind in axes)
-    both = (ours.correct[mine], long[0], theirs.correct[base], long[1])
-    return SpeedUp(
-        length,
-        ours.pressures[mine],
-        theirs.pressures[base],
-        steps,
-        tokens,
-        seedwise(gap, *both),
-    )
+    accuracy = seedwise(gap, ours.correct[mine], long[0], theirs.correct[base], long[1])
+    pressures = ours.pressures[mine], theirs.pressures[base]
+    return SpeedUp(length, *pressures, steps, tokens, accuracy, bound)
 
 
-def _exp(figure: Estimate) -> Estimate:
+def _ratio(
+    axes: tuple[NDArray[np.float64], ...],
+    long: tuple[NDArray[np.float64], ...],
+    length: float,
+    bound: str,
+) -> Estimate:
+    """Of two methods, theirs over ours: what was spent until a length, or until the budget's end
+    by the one that the bound is for."""
+    ends = bound == "≤", bound == "≥"
+
+    def log_ratio(*means: NDArray[np.float64]) -> NDArray[np.float64]:
+        ours, theirs = (
+            at(np.broadcast_to(axis, mean.shape), _place(mean, length, end))
+            for axis, mean, end in zip(axes, means, ends, strict=True)
+        )
+        return np.log(theirs / ours)
+
+    figure = seedwise(log_ratio, *long)
     value, low, high = (math.exp(end) for end in (figure.value, figure.low, figure.high))
+    low, high = math.nan if bound == "≤" else low, math.nan if bound == "≥" else high
     return Estimate(value, low, high, figure.n)
+
+
+def _place(lengths: NDArray[np.float64], bound: float, end: bool) -> NDArray[np.float64]:
+    """As `reach`; with `end` the last checkpoint where a course does not come to the length."""
+    place = reach(lengths, bound)
+    return np.where(np.isnan(place), lengths.shape[-1] - 1, place) if end else place
 
 
 @dataclass(frozen=True)

@@ -379,7 +379,7 @@ def test_shipped_results_are_reported_as_their_table_has_them(tmp_path):
     ups = [(pair, up) for pair in pairs for up in pair["speed_ups"]]
     for row, (pair, up) in zip(speed[1:], ups, strict=True):
         assert row[0] == f"{pair['method']} against {pair['against']}"
-        assert row[3] == str(Number.of(up["steps"], 2))
+        assert row[3] == str(Number.of(up["steps"], 2, bound=up["bound"]))
         assert row[5] == str(Number.of(up["accuracy"], 1, signed=True, scale=100))
 
 

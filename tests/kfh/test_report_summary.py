@@ -28,7 +28,9 @@ from probing.numbers import Number
 ROOT = Path(__file__).parents[2]
 
 
-def estimate(value: float, low: float, high: float, n: int = 200) -> dict[str, Any]:
+def estimate(
+    value: float | None, low: float | None, high: float | None, n: int = 200
+) -> dict[str, Any]:
     return {"value": value, "low": low, "high": high, "n": n}
 
 
@@ -104,12 +106,19 @@ def test_a_trial_of_few_seeds_shows_nothing_whatever_its_intervals() -> None:
     speed |= {"steps": estimate(1.5, 1.2, 1.9), "tokens": estimate(1.5, 1.2, 1.9)}
     pair |= {"speed_ups": [speed], "gap": estimate(0.05, 0.01, 0.09), "tokens": {}}
     (text,) = standings_summary({"pairs": [pair]})
-    assert "1.50 to 1.50 × as fast over 1 length, shown faster at 1" in text
+    assert ": 1.50 × as fast over 1 length, shown faster at 1" in text
     (text,) = standings_summary({"pairs": [{**pair, "seeds": 2}]})
     assert text == (
-        "overlap against tlmre (2 seeds): 1.50 to 1.50 × as fast over 1 length; 2 seeds, so "
+        "overlap against tlmre (2 seeds): 1.50 × as fast over 1 length; 2 seeds, so "
         "nothing is shown: the next may go another way."
     )
+    alone = {**speed, "bound": "≥", "steps": estimate(1.4, 1.1, None)}
+    alone |= {"tokens": estimate(1.3, None, None), "accuracy": estimate(None, None, None)}
+    (text,) = standings_summary({"pairs": [{**pair, "speed_ups": [speed, alone]}]})
+    assert "over 1 length, shown faster at 1, slower at 0" in text
+    assert "; 1 length reached by the first alone, shown faster at 1; accuracy" in text
+    row = [str(cell) for cell in speed_table([{**pair, "speed_ups": [alone]}]).rows[0]]
+    assert row[3:] == ["≥ 1.40 (≥ 1.10)", "≥ 1.30", "–"]
     apart = {**pair, "speed_ups": [], "tokens": {"0.80": estimate(-9, -20, -1)}}
     (text,) = standings_summary({"pairs": [apart]})
     assert text.endswith(

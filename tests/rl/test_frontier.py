@@ -62,7 +62,21 @@ def test_a_method_twice_as_fast_is_said_to_be() -> None:
     assert found.steps.value == pytest.approx(2) and found.tokens.value == pytest.approx(2)
     assert found.accuracy.value == pytest.approx(0)
     assert speed_up(fast, slow, 10.0) is None  # nobody gets there
-    assert speed_up(fast, contender("tlmre", {0.2: 0.1}), 50.0) is None
+
+
+def test_who_does_not_come_to_a_length_bounds_the_ratio_by_the_budget() -> None:
+    """50 tokens after 25 steps, and not within 100: at least four times as fast (in truth 12)."""
+    fast, never = contender("attnpo", {0.2: 1.2}), contender("tlmre", {0.2: 0.1})
+    least, most = speed_up(fast, never, 50.0), speed_up(never, fast, 50.0)
+    assert least is not None and most is not None
+    assert (least.bound, most.bound) == ("≥", "≤")
+    assert least.steps.value == least.tokens.value == pytest.approx(4)
+    assert least.steps.low == pytest.approx(4) and np.isnan(least.steps.high)
+    assert most.steps.value == pytest.approx(1 / 4)
+    assert most.steps.high == pytest.approx(1 / 4) and np.isnan(most.steps.low)
+    assert np.isnan(least.accuracy.value) and np.isnan(most.accuracy.value)
+    some = contender("tlmre", {0.2: 0.1, 0.3: 0.2})  # to 60: held against its nearest
+    assert (found := speed_up(fast, some, 50.0)) and found.against == 0.3
 
 
 def test_what_one_seed_misses_on_the_reported_problems_is_not_reached() -> None:
@@ -71,8 +85,16 @@ def test_what_one_seed_misses_on_the_reported_problems_is_not_reached() -> None:
     longer = fast.redundant.copy()
     longer[:, 1] = np.maximum(longer[:, 1], 45.0)
     missed = replace(fast, redundant=longer)
-    assert speed_up(fast, slow, 30.0) and speed_up(missed, slow, 30.0) is None
-    assert speed_up(slow, missed, 30.0) is None and speed_up(missed, slow, 50.0)
+    whole, most, least = (
+        speed_up(*pair, 30.0) for pair in ((fast, slow), (missed, slow), (slow, missed))
+    )
+    assert whole and most and least
+    assert [found.bound for found in (whole, most, least)] == ["", "≤", "≥"]
+    # Two seeds are there after 50 / 1.2 steps, one is taken to be after 100; theirs after 50 / 0.6.
+    ratio = np.exp(np.log([2, 2, 50 / 0.6 / 100]).mean())
+    assert most.steps.value == pytest.approx(ratio)
+    assert least.steps.value == pytest.approx(1 / ratio)
+    assert (found := speed_up(missed, slow, 50.0)) and not found.bound
     assert [point.length for point in frontier(missed, (50.0, 30.0))] == [50.0]
     whole, part = frontier_gap(missed, slow, (50.0, 30.0)), frontier_gap(missed, slow, (50.0,))
     assert whole == part and whole is not None and frontier_gap(missed, slow, (30.0,)) is None
@@ -158,6 +180,7 @@ def test_gains_are_drawn_where_they_are() -> None:
     ups = [
         {"length": 60.0, "steps": estimate(2.0, 1.5, 3.0)},
         {"length": 50.0, "steps": estimate(1.2, None, None)},
+        {"length": 40.0, "steps": estimate(1.4, 1.1, None), "bound": "≥"},
     ]
     pair = {"method": "attnpo", "against": "tlmre", "speed_ups": ups}
     pair |= {"gap": estimate(-0.02, -0.05, 0.01)}
@@ -167,10 +190,19 @@ def test_gains_are_drawn_where_they_are() -> None:
     sooner, accurate = (
         [line for line in axes.lines if line.get_color() != "0.6"] for axes in figure.axes
     )
-    assert [list(line.get_xdata()) for line in sooner] == [[2], [1.5, 3], [1.2], [2], [1.5, 3]]
-    assert [line.get_ydata()[0] for line in sooner] == [0, 0, 1, 3, 3]
+    assert [list(line.get_xdata()) for line in sooner] == [
+        [2],
+        [1.5, 3],
+        [1.2],
+        [1.4],
+        [1.1, 1.4],
+        [2],
+        [1.5, 3],
+    ]
+    assert [line.get_ydata()[0] for line in sooner] == [0, 0, 1, 2, 2, 4, 4]
+    assert [line.get_marker() for line in sooner[3:4]] == [">"]
     assert [list(line.get_xdata()) for line in accurate] == [[-2], [-5, 1]]
-    assert [label.get_text() for label in figure.axes[0].texts] == ["60", "50", "60"]
+    assert [label.get_text() for label in figure.axes[0].texts] == ["60", "50", "40", "60"]
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == [
         "attnpo\nagainst tlmre",
         "mine\nagainst tlmre",

@@ -103,12 +103,13 @@ def gains(pairs: Sequence[Mapping[str, Any]], counted: str = "redundant tokens")
     Args:
         pairs: as comparison.json has them; from top to bottom, each with its lengths from the
             longest on. Where an interval goes on beyond the axis, it ends there; a bound has an
-            arrow instead of the end that is not known.
+            arrow instead of the end that is not known. Pairs without a length are left out.
         counted: what lengths are of.
 
     Returns:
         None where no pair reaches a length.
     """
+    pairs = [pair for pair in pairs if pair["speed_ups"]]
     rows = [(pair, up) for pair in pairs for up in pair["speed_ups"]]
     if not rows:
         return None
@@ -159,8 +160,20 @@ def _interval(
     bound: str = "",
 ) -> None:
     """A point and the line of its interval, where that is known; of a bound, where it points."""
-    arrow = {"≥": ">", "≤": "<"}.get(bound, look["marker"])
-    axes.plot([scale * figure["value"]], [at], linestyle="none", **{**look, "marker": arrow})
+    point = scale * figure["value"]
+    axes.plot([point], [at], linestyle="none", **look)
+    if bound:
+        arrow, side, align = ("→", 5, "left") if bound == "≥" else ("←", -5, "right")
+        axes.annotate(
+            arrow,
+            (point, at),
+            (side, 0),
+            "data",
+            "offset points",
+            color=look["color"],
+            va="center",
+            ha=align,
+        )
     known = [figure[end] if exists(figure[end]) else figure["value"] for end in ("low", "high")]
     if known[0] < known[1]:
         ends = scale * known[0], scale * known[1]

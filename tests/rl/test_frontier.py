@@ -200,9 +200,8 @@ def test_gains_are_drawn_where_they_are() -> None:
         [1.5, 3],
     ]
     assert [line.get_ydata()[0] for line in sooner] == [0, 0, 1, 2, 2, 4, 4]
-    assert [line.get_marker() for line in sooner[3:4]] == [">"]
     assert [list(line.get_xdata()) for line in accurate] == [[-2], [-5, 1]]
-    assert [label.get_text() for label in figure.axes[0].texts] == ["60", "50", "40", "60"]
+    assert [label.get_text() for label in figure.axes[0].texts] == ["60", "50", "→", "40", "60"]
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == [
         "attnpo\nagainst tlmre",
         "mine\nagainst tlmre",

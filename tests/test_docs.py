@@ -150,8 +150,17 @@ def test_readme_says_of_training_what_the_kept_trials_say() -> None:
     assert f"at two more, where not every run of TLMRE comes (at least {least:.1f} ×)" in readme
     direct = in_points(named["attnpo-answer", "attnpo"]["gap"])
     assert direct["low"] < 0 < direct["high"]
-    said = "itself neither is better ({value:+.1f}, {low:.1f} to {high:+.1f})"
-    assert said.format(**direct) in readme
+    checks, of_checks = (
+        in_points(named["attnpo-checks", other]["gap"]) for other in ("tlmre", "attnpo")
+    )
+    assert checks["low"] < 0 < checks["high"] and of_checks["low"] < 0 < of_checks["high"]
+    said = "{value:+.1f}, {low:.1f} to {high:+.1f}"
+    both = "; ".join(said.format(**gap) for gap in (direct, of_checks))
+    assert f"itself neither is better ({both})" in readme
+    ratios = [up["steps"] for up in exact(named["attnpo-checks", "tlmre"])]
+    assert len(ratios) == 3 and all(ratio["low"] > 1 for ratio in ratios)
+    least, most = (end(ratio["value"] for ratio in ratios) for end in (min, max))
+    assert f"({least:.1f} to {most:.1f} ×; {said.format(**checks)})" in readme
     by_words = next(pair for pair in pairs if pair["method"] == "overlap")["speed_ups"][1]["steps"]
     assert "{value:.1f} × ({low:.1f}–{high:.1f}). See below".format(**by_words) in readme
     both = next(pair for pair in pairs if pair["against"] == "overlap")

@@ -130,6 +130,18 @@ def test_tables_are_those_of_the_kept_trial(trial: str, page: str) -> None:
             assert line in text, f"docs/{page}.md lacks: {line}"
 
 
+def test_a_target_is_met_by_as_many_first_responses_as_results_say() -> None:
+    text = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
+    shares = []
+    for trial, target in (("long", 400), ("trial", 100), ("long", 350)):
+        course = pd.read_parquet(ROOT / f"data/results/{trial}/initial/curve.parquet")
+        tokens = course.loc[course["part"] == "validation", "tokens"]
+        shares.append(f"{100 * (tokens <= target).mean():.0f} %")
+    wide, short, tight = shares
+    assert f"within 400 tokens, which {wide} of the first responses" in text
+    assert f"within 100, {short})" in text and f"Within 350 tokens are {tight}:" in text
+
+
 def test_readme_says_of_training_what_the_kept_trials_say() -> None:
     """Figures and words, of the longer level and of SmolLM2."""
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").replace("−", "-").split())

@@ -131,6 +131,8 @@ def test_tables_are_those_of_the_kept_trial(trial: str, page: str) -> None:
 
 
 def test_a_target_is_met_by_as_many_first_responses_as_results_say() -> None:
+    import pandas as pd
+
     text = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
     shares = []
     for trial, target in (("long", 400), ("trial", 100), ("long", 350)):

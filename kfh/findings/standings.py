@@ -126,7 +126,7 @@ def standings_summary(content: Row) -> list[str]:
 
 
 def _verdict(pair: Row) -> str:
-    ups = [up for up in pair["speed_ups"] if not up.get("bound")]
+    ups = _met(pair)
     few = few_seeds(pair["seeds"])
     if not ups:
         text = "no length is reached by both in every seed"
@@ -150,6 +150,11 @@ def _verdict(pair: Row) -> str:
     shown = Number.of(gap, 1, signed=True, scale=100)
     known = "" if excludes_zero(gap) else ", no difference shown"
     return f"{text}; accuracy at equal length {shown} points{known}"
+
+
+def _met(pair: Row) -> list[Row]:
+    """The lengths that both come to."""
+    return [up for up in pair["speed_ups"] if not up.get("bound")]
 
 
 def _alone(pair: Row) -> str:
@@ -180,7 +185,7 @@ def standings_caveats(content: Row) -> list[str]:
         if gap is not None and not few and exists(gap["high"]) and gap["high"] < 0:
             points = Number.of(gap, 1, signed=True, scale=100)
             # Accuracy rises along a run: who comes to a length later has learned for longer.
-            sooner = pair["speed_ups"] and all(up["steps"]["value"] > 1 for up in pair["speed_ups"])
+            sooner = (ups := _met(pair)) and all(up["steps"]["value"] > 1 for up in ups)
             early = ", after fewer steps" if sooner else ""
             caveats.append(
                 f"{pair_name(pair)}: {points} points at equal length{early}: accuracy is lost."

@@ -271,6 +271,9 @@ def test_comparisons_say_what_is_not_shown():
     assert text.endswith(f": {lost}, after fewer steps: accuracy is lost.")
     (text,) = caveats(figure(0.7, 0.5, 0.9), gap=figure(-0.05, -0.09, -0.01), against="oracle")
     assert text.endswith(f": {lost}: accuracy is lost.")
+    alone = {**up, "bound": "≤", "steps": figure(1.5, 1.2, 1.9)}  # no more than 1.5: perhaps later
+    (text,) = caveats(gap=figure(-0.05, -0.09, -0.01), against="oracle", speed_ups=[alone])
+    assert text.endswith(f": {lost}: accuracy is lost.")
     assert caveats(gap=figure(-0.05, -0.09, 0.01)) == []
     (text,) = caveats(gap=figure(-0.05, -0.09, -0.01), seeds=2)  # few: nothing is shown
     assert text.startswith("attnpo against recency (2 seeds)") and "not beaten" in text

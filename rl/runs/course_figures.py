@@ -103,7 +103,8 @@ def gains(pairs: Sequence[Mapping[str, Any]], counted: str = "redundant tokens")
     Args:
         pairs: as comparison.json has them; from top to bottom, each with its lengths from the
             longest on. Where an interval goes on beyond the axis, it ends there; a bound has an
-            arrow instead of the end that is not known. Pairs without a length are left out.
+            arrow instead of the end that is not known. Pairs without a length are left out, and
+            those of which neither was tuned say so.
         counted: what lengths are of.
 
     Returns:
@@ -143,12 +144,17 @@ def gains(pairs: Sequence[Mapping[str, Any]], counted: str = "redundant tokens")
     sooner.set(xscale="log", xlim=(TIMES[0], TIMES[-1]), ylim=(at - 1, -1))
     sooner.xaxis.set(major_locator=FixedLocator(TIMES), minor_locator=NullLocator())
     sooner.xaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
-    names = [f"{pair['method']}\nagainst {pair['against']}" for pair in pairs]
+    names = [f"{pair['method']}\nagainst {pair['against']}{_tries(pair)}" for pair in pairs]
     sooner.set_yticks(places, names)
     for axes, none in ((sooner, 1), (accurate, 0)):
         axes.axvline(none, color="0.6", linewidth=0.8, zorder=0)
         axes.tick_params(axis="y", length=0)
     return figure
+
+
+def _tries(pair: Mapping[str, Any]) -> str:
+    """Says of a pair that neither was tuned: of both one pressure was taken, the same."""
+    return " (one pressure)" if pair.get("settings") == pair.get("others") == 1 else ""
 
 
 def _interval(

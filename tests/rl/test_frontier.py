@@ -185,6 +185,7 @@ def test_gains_are_drawn_where_they_are() -> None:
     pair = {"method": "attnpo", "against": "tlmre", "speed_ups": ups}
     pair |= {"gap": estimate(-0.02, -0.05, 0.01)}
     other = {**pair, "method": "mine", "gap": None, "speed_ups": ups[:1]}
+    other |= {"settings": 1, "others": 1}
     figure = gains([pair, other])
     assert figure is not None and gains([{**pair, "speed_ups": []}]) is None
     sooner, accurate = (
@@ -204,7 +205,7 @@ def test_gains_are_drawn_where_they_are() -> None:
     assert [label.get_text() for label in figure.axes[0].texts] == ["60", "50", "→", "40", "60"]
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == [
         "attnpo\nagainst tlmre",
-        "mine\nagainst tlmre",
+        "mine\nagainst tlmre (one pressure)",
     ]
 
 

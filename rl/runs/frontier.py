@@ -51,6 +51,18 @@ def reach(lengths: Float[np.ndarray, "*row checkpoint"], bound: float) -> Float[
     return np.where(below.any(axis=-1), place, np.nan)
 
 
+def reach_or_end(
+    lengths: Float[np.ndarray, "*row checkpoint"], bound: float
+) -> Float[np.ndarray, "*row"]:
+    """As `reach`; the last checkpoint where a course does not come to the length.
+
+    Example:
+        >>> float(reach_or_end(np.array([80.0, 60.0, 40.0]), 30.0))
+        2.0
+    """
+    return np.nan_to_num(reach(lengths, bound), nan=lengths.shape[-1] - 1)
+
+
 def at(
     values: Float[np.ndarray, "*row checkpoint"], place: Float[np.ndarray, "*row"]
 ) -> Float[np.ndarray, "*row"]:
@@ -176,13 +188,15 @@ class Contender:
     def nearest(self, bound: float) -> int:
         """Index of the pressure that comes soonest to this length on the validation, where runs
         that end before count as being there at their end; among equals the shortest there."""
-        steps = np.nan_to_num(reach(self.length, bound), nan=self.length.shape[-1]).mean(axis=1)
+        steps = reach_or_end(self.length, bound).mean(axis=1)
         return int(np.lexsort((self.length[..., -1].mean(axis=1), steps))[0])
 
-    def reaches(self, chosen: int | None, bound: float) -> bool:
-        """Whether there is a chosen pressure, and every seed reaches this length under it, too, on
-        the reported problems."""
-        return chosen is not None and self.reaching(chosen, bound) == len(self.seeds)
+    def reached(self, chosen: int | None, bound: float) -> int | None:
+        """The chosen pressure, if there is one under which every seed reaches this length on the
+        reported problems, too."""
+        if chosen is None or self.reaching(chosen, bound) < len(self.seeds):
+            return None
+        return chosen
 
     def reaching(self, chosen: int, bound: float) -> int:
         """How many seeds reach this length under a pressure on the reported problems."""
@@ -226,16 +240,15 @@ class SpeedUp:
 
 def speed_up(ours: Contender, theirs: Contender, length: float) -> SpeedUp | None:
     """The speed-up at one length; None where no method has a pressure that reaches it."""
-    base, least = theirs.fastest(length), None
-    if there := theirs.reaches(base, length):
+    least = None
+    if (base := theirs.reached(theirs.fastest(length), length)) is not None:
         least = float(at(theirs.accuracy[base], reach(theirs.length[base], length)).mean())
-    mine = ours.fastest(length, least)
-    here = ours.reaches(mine, length)
-    if not (here or there):
+    mine = ours.reached(ours.fastest(length, least), length)
+    if mine is None and base is None:
         return None
-    mine = ours.nearest(length) if mine is None or not here else mine
-    base = theirs.nearest(length) if base is None or not there else base
-    bound = "" if here and there else "≥" if here else "≤"
+    bound = "≥" if base is None else "≤" if mine is None else ""
+    mine = ours.nearest(length) if mine is None else mine
+    base = theirs.nearest(length) if base is None else base
     long = ours.redundant[mine], theirs.redundant[base]
     axes = (ours.steps, theirs.steps), (ours.sampled[mine], theirs.sampled[base])
     steps, tokens = (_ratio(axis, long, length, bound) for axis in axes)
@@ -256,12 +269,12 @@ def _ratio(
 ) -> Estimate:
     """Of two methods, theirs over ours: what was spent until a length, or until the budget's end
     by the one that the bound is for."""
-    ends = bound == "≤", bound == "≥"
+    places = reach_or_end if bound == "≤" else reach, reach_or_end if bound == "≥" else reach
 
     def log_ratio(*means: NDArray[np.float64]) -> NDArray[np.float64]:
         ours, theirs = (
-            at(np.broadcast_to(axis, mean.shape), _place(mean, length, end))
-            for axis, mean, end in zip(axes, means, ends, strict=True)
+            at(np.broadcast_to(axis, mean.shape), place(mean, length))
+            for axis, mean, place in zip(axes, means, places, strict=True)
         )
         return np.log(theirs / ours)
 
@@ -269,12 +282,6 @@ def _ratio(
     value, low, high = (math.exp(end) for end in (figure.value, figure.low, figure.high))
     low, high = math.nan if bound == "≤" else low, math.nan if bound == "≥" else high
     return Estimate(value, low, high, figure.n)
-
-
-def _place(lengths: NDArray[np.float64], bound: float, end: bool) -> NDArray[np.float64]:
-    """As `reach`; with `end` the last checkpoint where a course does not come to the length."""
-    place = reach(lengths, bound)
-    return np.where(np.isnan(place), lengths.shape[-1] - 1, place) if end else place
 
 
 @dataclass(frozen=True)
@@ -296,8 +303,8 @@ def frontier(contender: Contender, lengths: Sequence[float]) -> list[FrontierPoi
     """Accuracy at each length that the method reaches in every seed."""
     points = []
     for length in lengths:
-        chosen = contender.most_accurate(length)
-        if chosen is None or not contender.reaches(chosen, length):
+        chosen = contender.reached(contender.most_accurate(length), length)
+        if chosen is None:
             continue
         tables = contender.correct[chosen], contender.redundant[chosen]
         figure = seedwise(partial(_accuracy_at, length), *tables)
@@ -310,11 +317,11 @@ def frontier_gap(ours: Contender, theirs: Contender, lengths: Sequence[float]) -
 
     None where no length is reached by both.
     """
-    chosen = [(ours.most_accurate(x), theirs.most_accurate(x), x) for x in lengths]
     pairs = [
         (mine, base, x)
-        for mine, base, x in chosen
-        if ours.reaches(mine, x) and theirs.reaches(base, x)
+        for x in lengths
+        if (mine := ours.reached(ours.most_accurate(x), x)) is not None
+        and (base := theirs.reached(theirs.most_accurate(x), x)) is not None
     ]
     if not pairs:
         return None
